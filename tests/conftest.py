@@ -1,0 +1,36 @@
+"""Two CPU devices, strict dtypes and ranks, checked shapes, and a `getkey` fixture."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from jaxtyping import install_import_hook
+
+# Every annotated shape in the package is checked while the tests run.
+_hook = install_import_hook("jnode", "beartype.beartype")
+
+import itertools
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def getkey():
+    """A function that gives a new random key at each call, the same in every run."""
+    counter = itertools.count()
+    return lambda: jax.random.key(next(counter))
+
+
+@pytest.fixture
+def x64():
+    """Double precision for the length of a test."""
+    with jax.enable_x64(True):
+        yield
