@@ -1,0 +1,84 @@
+"""Dense maps: a plain matrix, and an orthogonal one by the Cayley transform."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jnode.linear._rounding import gram_norm_bound
+from jnode.linear.base import AbstractLinear, check_positive
+from jnode.linear.cayley import cayley
+
+
+class Dense(AbstractLinear):
+    """An unconstrained matrix, or one that another map was baked to."""
+
+    matrix: Float[Array, "out in"]
+    bound: Float[Array, ""] | None
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:** the sizes, and the key of the initial weights (He 2015)."""
+        check_positive(in_size=in_size, out_size=out_size)
+        self.matrix = jr.normal(key, (out_size, in_size)) / in_size**0.5
+        self.bound = None
+
+    def __call__(self, x: Float[Array, "in"]) -> Float[Array, "out"]:
+        return jnp.matmul(self.matrix, x, precision="highest")
+
+    def transpose(self, x: Float[Array, "out"]) -> Float[Array, "in"]:
+        return jnp.matmul(self.matrix.T, x, precision="highest")
+
+    def norm(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf) if self.bound is None else self.bound
+
+    def bake(self) -> "Dense":
+        return self
+
+
+class CayleyDense(AbstractLinear):
+    r"""An orthogonal matrix $Q$; of its rows or columns a part, if the sizes differ.
+
+    $Q = (I + A)^{-1}(I - A)$, $A = V - V^\top$ (Cayley 1846; Trockman & Kolter,
+    ICLR 2021), for $V$ of the larger of both sizes.
+    """
+
+    weight: Float[Array, "size size"]
+    in_size: int = eqx.field(static=True)
+    out_size: int = eqx.field(static=True)
+
+    def __init__(self, in_size: int, out_size: int, *, key: PRNGKeyArray):
+        """**Arguments:** the sizes, and the key of the initial weights."""
+        check_positive(in_size=in_size, out_size=out_size)
+        size = max(in_size, out_size)
+        self.weight = jr.normal(key, (size, size)) / size**0.5
+        self.in_size = in_size
+        self.out_size = out_size
+
+    def __call__(self, x: Float[Array, "in"]) -> Float[Array, "out"]:
+        return self.bake()(x)
+
+    def transpose(self, x: Float[Array, "out"]) -> Float[Array, "in"]:
+        return self.bake().transpose(x)
+
+    def norm(self) -> Float[Array, ""]:
+        return self.bake().norm()
+
+    def bake(self) -> Dense:
+        column = jnp.concatenate([self.weight, jnp.zeros_like(self.weight)])
+        size = self.weight.shape[0]
+        q = cayley(column[None])[0, :size]
+        return baked_dense(q[: self.out_size, : self.in_size], gram_norm_bound(q[None]))
+
+
+def baked_dense(matrix: Float[Array, "out in"], bound: Float[Array, ""]) -> Dense:
+    """A `Dense` of this matrix, whose norm is known to be at most `bound`."""
+    dense = object.__new__(Dense)
+    object.__setattr__(dense, "matrix", matrix)
+    object.__setattr__(dense, "bound", bound)
+    return dense

@@ -1,0 +1,61 @@
+"""The two-dimensional real Fourier transform of small grids, as one matrix product.
+
+At grids of 6x6 to 16x16 this beats the FFT several times over, and it needs no complex
+numbers. Frequencies come in conjugate pairs, of which one is kept. Rows are ordered
+(frequency, real or imaginary part), so that the transform of [grid, channels] reshapes
+without a copy to [frequencies, 2 channels]: the column form of one vector a frequency.
+"""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float
+
+
+def _half_plane(height: int, width: int) -> list[tuple[int, int, bool]]:
+    """One frequency of each conjugate pair, and whether it is its own conjugate."""
+    kept = []
+    for k in range(height):
+        for m in range(width):
+            mirror = ((-k) % height, (-m) % width)
+            if (k, m) <= mirror:
+                kept.append((k, m, (k, m) == mirror))
+    return kept
+
+
+@functools.cache
+def transform(height: int, width: int) -> Float[np.ndarray, "twice_frequencies grid"]:
+    """The matrix $F$ of the transform of a flattened grid, with $F^T F = I$.
+
+    The imaginary rows of frequencies that are their own conjugates are zero.
+    """
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    parts = []
+    for k, m, alone in _half_plane(height, width):
+        angle = 2 * np.pi * (k * rows / height + m * columns / width).ravel()
+        scale = np.sqrt((1 if alone else 2) / (height * width))
+        parts.append(scale * np.cos(angle))
+        parts.append(np.zeros_like(angle) if alone else -scale * np.sin(angle))
+    return np.asarray(parts)
+
+
+@functools.cache
+def kernel_transform(
+    height: int, width: int, size: int
+) -> tuple[
+    Float[np.ndarray, "frequencies taps"], Float[np.ndarray, "frequencies taps"]
+]:
+    r"""Real and imaginary part of $e^{i\langle k, u\rangle}$ for centred taps $u$.
+
+    Applied to a kernel's taps it gives the matrices by which a circular
+    cross-correlation (the convolution of deep learning) acts on each frequency.
+    """
+    taps = np.arange(size) - size // 2
+    u, v = (g.ravel() for g in np.meshgrid(taps, taps, indexing="ij"))
+    angles = np.asarray(
+        [
+            2 * np.pi * (k * u / height + m * v / width)
+            for k, m, _ in _half_plane(height, width)
+        ]
+    )
+    return np.cos(angles), np.sin(angles)

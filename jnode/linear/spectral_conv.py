@@ -1,0 +1,144 @@
+"""Circular convolutions that act on each frequency of a small grid by a matrix."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jnode.linear import fourier
+from jnode.linear._rounding import gram_norm_bound, unit_roundoff
+from jnode.linear.base import AbstractLinear, check_positive
+from jnode.linear.cayley import cayley, embed
+
+
+class SpectralConv(AbstractLinear):
+    r"""A circular convolution, given by one real-embedded matrix a frequency.
+
+    $x \mapsto F^\top B F x$ with the isometric transform $F$ of `fourier.transform`
+    and $B$ block-diagonal.
+    """
+
+    blocks: Float[Array, "frequencies twice_out twice_in"]
+    bound: Float[Array, ""]
+    grid: tuple[int, int] = eqx.field(static=True)
+
+    def _apply(self, blocks, x):
+        height, width = self.grid
+        f = jnp.asarray(fourier.transform(height, width), x.dtype)
+        grid = x.reshape(height * width, x.shape[-1])
+        spectrum = jnp.matmul(f, grid, precision="highest")
+        spectrum = spectrum.reshape(blocks.shape[0], -1)
+        spectrum = jnp.einsum("kij,kj->ki", blocks, spectrum, precision="highest")
+        grid = jnp.matmul(f.T, spectrum.reshape(f.shape[0], -1), precision="highest")
+        return grid.reshape(height, width, -1)
+
+    def __call__(
+        self, x: Float[Array, "height width in"]
+    ) -> Float[Array, "height width out"]:
+        return self._apply(self.blocks, x)
+
+    def transpose(
+        self, x: Float[Array, "height width out"]
+    ) -> Float[Array, "height width in"]:
+        return self._apply(self.blocks.mT, x)
+
+    def norm(self) -> Float[Array, ""]:
+        return self.bound
+
+    def bake(self) -> "SpectralConv":
+        return self
+
+
+def kernel_spectrum(
+    kernel: Float[Array, "size size out in"], grid: tuple[int, int]
+) -> Float[Array, "frequencies twice_out in"]:
+    """The matrices, in column form, by which a kernel acts on each frequency."""
+    size, _, rows, columns = kernel.shape
+    taps = kernel.reshape(size * size, rows * columns)
+    parts = (
+        jnp.matmul(jnp.asarray(part, kernel.dtype), taps, precision="highest")
+        for part in fourier.kernel_transform(*grid, size)
+    )
+    return jnp.concatenate([p.reshape(-1, rows, columns) for p in parts], axis=1)
+
+
+def transform_slack(grid: tuple[int, int], dtype) -> float:
+    r"""By how much the rounded transform $F$ and its transpose may stretch together.
+
+    Entries of $F$ err by $u$ relative to themselves, so $F$ errs by at most
+    $u\|F\|_F = u\sqrt{n}$ in norm.
+    """
+    u = unit_roundoff(dtype)
+    return (1 + u * (grid[0] * grid[1]) ** 0.5) ** 2
+
+
+class CayleyConv(AbstractLinear):
+    """An orthogonal circular convolution (Trockman & Kolter, ICLR 2021).
+
+    Each frequency of the kernel goes through the Cayley transform. Where the numbers
+    of channels differ, the smaller side is padded with zero channels: the map is then
+    isometric (more channels out) or the transpose of an isometry.
+    """
+
+    kernel: Float[Array, "size size channels channels"]
+    grid: tuple[int, int] = eqx.field(static=True)
+    in_channels: int = eqx.field(static=True)
+    out_channels: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        grid: tuple[int, int],
+        kernel_size: int = 3,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_channels`, `out_channels`: the numbers of channels.
+        - `grid`: height and width of the images it works on; the map depends on them.
+        - `kernel_size`: of the kernel that parametrises it: 1, 3 or 5.
+        - `key`: of the initial weights.
+
+        **Raises:** `ValueError` for a size that is not one of these.
+        """
+        height, width = grid
+        check_positive(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            height=height,
+            width=width,
+        )
+        if kernel_size not in (1, 3, 5):
+            raise ValueError(f"kernel_size must be 1, 3 or 5, not {kernel_size!r}.")
+        size = max(in_channels, out_channels)
+        shape = (kernel_size, kernel_size, size, size)
+        self.kernel = jr.normal(key, shape) / (kernel_size * size**0.5)
+        self.grid = (height, width)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+
+    def __call__(
+        self, x: Float[Array, "height width in"]
+    ) -> Float[Array, "height width out"]:
+        return self.bake()(x)
+
+    def transpose(
+        self, x: Float[Array, "height width out"]
+    ) -> Float[Array, "height width in"]:
+        return self.bake().transpose(x)
+
+    def norm(self) -> Float[Array, ""]:
+        return self.bake().norm()
+
+    def bake(self) -> SpectralConv:
+        q = cayley(kernel_spectrum(self.kernel, self.grid))
+        slack = transform_slack(self.grid, q.dtype)
+        # The bound hardly moves with the weights: its gradient would be noise.
+        bound = jax.lax.stop_gradient(gram_norm_bound(q)) * slack
+        re, im = jnp.split(q, 2, axis=1)
+        rows, columns = self.out_channels, self.in_channels
+        part = [re[:, :rows, :columns], im[:, :rows, :columns]]
+        return SpectralConv(embed(jnp.concatenate(part, axis=1)), bound, self.grid)
