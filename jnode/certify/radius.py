@@ -1,0 +1,49 @@
+"""The certified L2 radius of a prediction."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
+
+# Float32 arithmetic moves features by some 1e-7 of their size an operation; a logit
+# difference is taken for certain only beyond this share of |features| |w_y - w_c|.
+# The tests measure the real error against float64: it stays 10 times below.
+ROUNDING = 1e-5
+
+
+def radius(
+    model: "ODEClassifier", images: Float[Array, "batch height width channels"]
+) -> Float[Array, " batch"]:
+    r"""The certified L2 radius of each prediction.
+
+    $r = \min_{c \ne y} (z_y - z_c - \delta_c) / (L\,\|w_y - w_c\|)$ for logits
+    $z_c = \langle w_c, \phi\rangle + b_c$ of $L$-Lipschitz features $\phi$, with the
+    rounding allowance $\delta_c = 2\cdot 10^{-5}\,\|\phi\|\,\|w_y - w_c\|$: no image
+    within this distance gets another prediction (a sharper form of Tsuzuku et al.,
+    NeurIPS 2018). It says nothing of whether the prediction is right.
+
+    **Arguments:** a model, and images with pixels in [0, 1].
+
+    **Returns:** radii in pixel units, 0 where nothing is certified: everywhere, if the
+    solver is adaptive or a part of the model is unconstrained.
+    """
+    lipschitz = model.lipschitz()
+    rows = model.head.rows()
+
+    def one(image):
+        features = model.embed(image)
+        logits = model.head(features)
+        y = jnp.argmax(logits)
+        gaps = jnp.linalg.norm(rows[y][None] - rows, axis=1)
+        # The size that rounding is relative to is that of the states on the way too:
+        # a Lipschitz bound on where zero goes would be larger than |features| needs.
+        allowance = 2 * ROUNDING * (1 + jnp.linalg.norm(features)) * gaps
+        margins = (logits[y] - logits - allowance) / jnp.maximum(gaps, 1e-12)
+        margins = jnp.where(jnp.arange(len(logits)) == y, jnp.inf, margins)
+        return jnp.maximum(jnp.min(margins), 0.0) / lipschitz * (1 - 1e-5)
+
+    return jax.vmap(one)(images)

@@ -1,0 +1,106 @@
+"""What every vector field of the package can do."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jnode.linear import CayleyConv, CayleyDense
+from jnode.linear.base import AbstractLinear, check_positive
+
+Shape = tuple[int, ...]
+
+
+class AbstractVectorField(eqx.Module):
+    """The right-hand side of $dy/dt = f(t, y)$, with certified bounds on its stretch.
+
+    Called as `field(t, y, args)`, so it serves as it is in `diffrax.ODETerm`.
+    """
+
+    @abc.abstractmethod
+    def __call__(
+        self, t: Any, y: Float[Array, "*state"], args: Any = None
+    ) -> Float[Array, "*state"]:
+        """$f(t, y)$; `args` is there for Diffrax and not used."""
+
+    @abc.abstractmethod
+    def lipschitz(self) -> Float[Array, ""]:
+        r"""A certified upper bound on the L2 Lipschitz constant of $f(t, \cdot)$.
+
+        It holds at every $t$; `inf` where none is known.
+        """
+
+    @abc.abstractmethod
+    def log_norm(self) -> Float[Array, ""]:
+        r"""A certified upper bound on the L2 logarithmic norm of $f(t, \cdot)$.
+
+        $\mu_2(J) = \lambda_{\max}((J + J^\top)/2)$ for every Jacobian $J$; it may be
+        zero or negative (Söderlind, BIT 2006).
+        """
+
+    @abc.abstractmethod
+    def cocoercivity(self) -> Float[Array, ""]:
+        r"""A certified $c \ge 0$: the field is circle contractive with it.
+
+        $\langle f(y) - f(z), y - z\rangle \le -c\,\|f(y) - f(z)\|^2$ at every $t$; it is
+        what explicit Runge-Kutta steps need to be nonexpansive (Sherry et al., 2024,
+        arXiv 2306.17332). 0 where none is known.
+        """
+
+    @abc.abstractmethod
+    def bake(self) -> "AbstractVectorField":
+        """An equal field with every reparametrisation computed."""
+
+
+def check_shape(shape: Shape) -> Shape:
+    """A state's shape: `(size,)`, or `(height, width, channels)`."""
+    shape = tuple(shape)
+    if len(shape) not in (1, 3):
+        raise ValueError(
+            f"shape must be (size,) or (height, width, channels), not {shape}."
+        )
+    names = ("size",) if len(shape) == 1 else ("height", "width", "channels")
+    check_positive(**dict(zip(names, shape, strict=True)))
+    return shape
+
+
+def orthogonal(
+    shape: Shape, hidden: int, *, kernel_size: int, key: PRNGKeyArray
+) -> AbstractLinear:
+    """The orthogonal map from a state of this shape to `hidden` units or channels."""
+    if len(shape) == 1:
+        return CayleyDense(shape[0], hidden, key=key)
+    height, width, channels = shape
+    return CayleyConv(
+        channels, hidden, grid=(height, width), kernel_size=kernel_size, key=key
+    )
+
+
+class Scale(eqx.Module):
+    """A positive factor: fixed, or learnable up to a cap."""
+
+    value: float = eqx.field(static=True)
+    raw: Float[Array, ""] | None
+
+    def __init__(self, value: float, *, learnable: bool):
+        """**Arguments:** the value, or the cap below which it is learned from 0.9 on."""
+        if not 0 < value < float("inf"):
+            raise ValueError(
+                f"lipschitz must be a positive finite number, not {value!r}."
+            )
+        self.value = float(value)
+        self.raw = jnp.asarray(2.2) if learnable else None
+
+    def __call__(self) -> Float[Array, ""]:
+        if self.raw is None:
+            return jnp.asarray(self.value)
+        return self.value / (1 + jnp.exp(-self.raw))
+
+
+def add_bias(
+    x: Float[Array, "*grid channels"], bias: Float[Array, " channels"]
+) -> Float[Array, "*grid channels"]:
+    """`x + bias` with ranks and dtypes spelled out, as strict promotion wants them."""
+    return x + bias.reshape((1,) * (x.ndim - 1) + bias.shape).astype(x.dtype)

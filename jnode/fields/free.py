@@ -1,0 +1,110 @@
+"""The ODENet field, without any constraint."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jnode.activations import get_activation
+from jnode.fields.base import AbstractVectorField, Shape, add_bias, check_shape
+from jnode.linear import Conv, Dense
+from jnode.linear.base import AbstractLinear
+
+
+class FreeField(AbstractVectorField):
+    r"""Two free maps around an activation (ODENet: Chen et al., NeurIPS 2018).
+
+    $f(t, y) = W_2\,\sigma(W_1 [y, t] + b_1) + b_2$, where time and the normalisation
+    of groups of channels are optional. Nothing bounds its stretch.
+    """
+
+    first: AbstractLinear
+    second: AbstractLinear
+    first_bias: Float[Array, " hidden"]
+    second_bias: Float[Array, " channels"]
+    norms: tuple[eqx.nn.GroupNorm, eqx.nn.GroupNorm] | None
+    time: bool = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        hidden: int | None = None,
+        kernel_size: int = 3,
+        activation: str = "relu",
+        time: bool = False,
+        group_norm: bool = False,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
+            for zero-padded convolutions.
+        - `hidden`: inner units or channels; by default as many as the state has.
+        - `kernel_size`: of the convolutions: odd.
+        - `activation`: a name from `jnode.activations`.
+        - `time`: whether $t$ enters as one more channel.
+        - `group_norm`: whether groups of channels are normalised before each map.
+        - `key`: of the initial weights.
+
+        **Raises:** `ValueError` for any of these out of its range.
+        """
+        shape = check_shape(shape)
+        hidden = shape[-1] if hidden is None else hidden
+        get_activation(activation)
+        keys = jr.split(key, 2)
+
+        def linear(inputs, outputs, key):
+            if len(shape) == 1:
+                return Dense(inputs, outputs, key=key)
+            return Conv(inputs, outputs, kernel_size=kernel_size, key=key)
+
+        self.first = linear(shape[-1] + time, hidden, keys[0])
+        self.second = linear(hidden, shape[-1], keys[1])
+        self.first_bias = jnp.zeros(hidden)
+        self.second_bias = jnp.zeros(shape[-1])
+        self.norms = (_norm(shape[-1]), _norm(hidden)) if group_norm else None
+        self.time = time
+        self.activation = activation
+
+    def __call__(
+        self, t: Any, y: Float[Array, "*state"], args: Any = None
+    ) -> Float[Array, "*state"]:
+        sigma = get_activation(self.activation)
+        x = y
+        if self.norms is not None:
+            x = sigma(channels_first(self.norms[0], x))
+        if self.time:
+            clock = jnp.broadcast_to(jnp.asarray(t, x.dtype), (*x.shape[:-1], 1))
+            x = jnp.concatenate([x, clock], axis=-1)
+        x = add_bias(self.first(x), self.first_bias)
+        if self.norms is not None:
+            x = channels_first(self.norms[1], x)
+        return add_bias(self.second(sigma(x)), self.second_bias)
+
+    def lipschitz(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
+
+    def log_norm(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
+
+    def cocoercivity(self) -> Float[Array, ""]:
+        return jnp.asarray(0.0)
+
+    def bake(self) -> "FreeField":
+        return self
+
+
+def _norm(channels: int) -> eqx.nn.GroupNorm:
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
+    return eqx.nn.GroupNorm(min(groups, max(channels // 2, 1)), channels)
+
+
+def channels_first(
+    norm: eqx.nn.GroupNorm, x: Float[Array, "*grid channels"]
+) -> Float[Array, "*grid channels"]:
+    """Applies a norm that wants channels first."""
+    return jnp.moveaxis(norm(jnp.moveaxis(x, -1, 0)), 0, -1)

@@ -1,0 +1,64 @@
+"""The image classifier: encoder, ODE block, head."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jnode.certify.amplification import amplification
+from jnode.fields import AbstractVectorField
+from jnode.models.encoders import AbstractEncoder
+from jnode.models.head import Head
+from jnode.solvers import Solution, Solver, solve
+
+
+class ODEClassifier(eqx.Module):
+    """Classifies an image by where a trajectory ends.
+
+    $y(0)$ is the encoded image, $dy/dt = f(t, y)$ is solved numerically to $t = 1$, and
+    the logits are a linear function of $y(1)$.
+    """
+
+    encoder: AbstractEncoder
+    field: AbstractVectorField
+    head: Head
+    solver: Solver = eqx.field(static=True)
+    image_shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __call__(
+        self, image: Float[Array, "height width channels"]
+    ) -> Float[Array, " classes"]:
+        """The logits of one image with pixels in [0, 1]; `jax.vmap` maps a batch.
+
+        **Raises:** `ValueError` for an image of another shape; at run time, whatever
+        `jnode.solve` raises.
+        """
+        return self.head(self.embed(image))
+
+    def solution(self, image: Float[Array, "height width channels"]) -> Solution:
+        """The ODE's solution for one image, with its step statistics."""
+        if image.shape != self.image_shape:
+            raise ValueError(
+                f"image must have shape {self.image_shape} (height, width, channels), "
+                f"not {image.shape}; map batches with jax.vmap(model)."
+            )
+        return solve(self.field, self.encoder(image), self.solver)
+
+    def embed(
+        self, image: Float[Array, "height width channels"]
+    ) -> Float[Array, " features"]:
+        """The features $\\phi$ that feed the logits."""
+        return self.solution(image).y.ravel()
+
+    def lipschitz(self, solver: Solver | None = None) -> Float[Array, ""]:
+        """A certified upper bound on the L2 Lipschitz constant from image to features.
+
+        Of the numerical map that `solver` (by default the model's own) computes; `inf`
+        for adaptive solvers and unconstrained parts.
+        """
+        solver = self.solver if solver is None else solver
+        stretch = amplification(self.field, solver)
+        return self.encoder.lipschitz() * stretch * (1 + 4 * jnp.finfo(stretch.dtype).eps)
+
+    def bake(self) -> "ODEClassifier":
+        """An equal model whose field holds plain matrices: for inference, attacks."""
+        return eqx.tree_at(lambda m: m.field, self, self.field.bake())

@@ -1,0 +1,7 @@
+"""What solver, what steps, what adjoint; and the solve."""
+
+from jnode.solvers.solve import Solution as Solution
+from jnode.solvers.solve import solve as solve
+from jnode.solvers.solver import Solver as Solver
+from jnode.solvers.tableaus import SOLVERS as SOLVERS
+from jnode.solvers.tableaus import tableau as tableau

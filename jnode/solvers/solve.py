@@ -1,0 +1,156 @@
+"""Integrating a vector field: one call, whichever the solver."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jnode.fields import AbstractVectorField
+from jnode.solvers.solver import Solver
+from jnode.solvers.tableaus import tableau
+
+
+class Solution(eqx.Module):
+    """The end of a solve.
+
+    - `y`: the state at `t1`.
+    - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps` and `nfe`, the
+        number of evaluations of the vector field.
+    """
+
+    y: Float[Array, "*state"]
+    stats: dict[str, Any]
+
+
+def solve(
+    field: AbstractVectorField,
+    y0: Float[Array, "*state"],
+    solver: Solver,
+    *,
+    t0: float = 0.0,
+    t1: float = 1.0,
+) -> Solution:
+    """Integrates $dy/dt = f(t, y)$ from `t0` to `t1`.
+
+    One state at a time: an adaptive solver under `jax.vmap` chooses the steps of each
+    sample by itself, so no sample changes another's result.
+
+    **Arguments:** the vector field, the state $y(t_0)$, the solver, and the times.
+
+    **Returns:** a `Solution`.
+
+    **Raises:** at run time, under jit too, where an adaptive solver takes more than
+    `max_steps` steps or the state ceases to be finite.
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
+    field = field.bake()
+    if solver.adaptive or solver.adjoint != "direct":
+        solution = _diffrax(field, y0, solver, t0, t1)
+    else:
+        solution = _scan(field, y0, solver, t0, t1)
+    y = eqx.error_if(
+        solution.y,
+        ~jnp.all(jnp.isfinite(solution.y)),
+        f"The state ceased to be finite while {solver} solved the ODE: look for NaN in "
+        "the input, or take more steps or a smaller Lipschitz constant.",
+    )
+    return Solution(y, solution.stats)
+
+
+def step(
+    field: AbstractVectorField,
+    t: Float[Array, ""],
+    h: Float[Array, ""],
+    y: Float[Array, "*state"],
+    solver: Solver,
+) -> Float[Array, "*state"]:
+    """One step of length `h` of the solver's explicit Runge-Kutta method."""
+    a, b, c = tableau(solver.name)
+    ks = []
+    for i in range(len(b)):
+        ks.append(field(t + c[i] * h, y + _combine(h, a[i, :i], ks, y), None))
+    return y + _combine(h, b, ks, y)
+
+
+def _combine(h, weights, ks, y):
+    terms = [
+        (h * w).astype(y.dtype) * k
+        for w, k in zip(weights, ks, strict=True)
+        if w != 0
+    ]
+    return sum(terms, start=jnp.zeros_like(y))
+
+
+def _scan(field, y0, solver, t0, t1):
+    # Diffrax's loop costs half as much again at a known number of steps, since it
+    # must be ready for steps that are rejected; this one is what a user would write.
+    steps = solver.steps
+    h = jnp.asarray((t1 - t0) / steps, y0.dtype)
+    times = jnp.asarray(t0 + (t1 - t0) * np.arange(steps) / steps, y0.dtype)
+
+    def body(y, t):
+        return step(field, t, h, y, solver), None
+
+    y1, _ = jax.lax.scan(body, y0, times)
+    return Solution(y1, _stats(steps, steps, 0, steps * solver.stages))
+
+
+def _diffrax(field, y0, solver, t0, t1):
+    method = solver.diffrax()
+    if solver.adaptive:
+        rtol, atol = solver.tolerances
+        controller = diffrax.PIDController(rtol=rtol, atol=atol)
+        dt0, max_steps = None, solver.max_steps
+    else:
+        controller = diffrax.StepTo(np.linspace(t0, t1, solver.steps + 1))
+        dt0, max_steps = None, solver.steps
+    adjoint = {
+        # One checkpoint a step: nothing is computed twice.
+        "direct": lambda: diffrax.RecursiveCheckpointAdjoint(checkpoints=max_steps),
+        "checkpointed": diffrax.RecursiveCheckpointAdjoint,
+        "backsolve": diffrax.BacksolveAdjoint,
+    }[solver.adjoint]()
+    sol = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        method,
+        t0,
+        t1,
+        dt0,
+        y0,
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        adjoint=adjoint,
+        throw=False,
+    )
+    failed = sol.result != diffrax.RESULTS.successful
+    y1 = eqx.error_if(
+        sol.ys[-1],
+        failed,
+        f"{solver} did not reach t1={t1:g} within max_steps={max_steps}: allow more "
+        "steps, loosen the tolerances, or look for NaN in the input.",
+    )
+    taken = sol.stats["num_steps"]
+    if solver.name == "euler":
+        nfe = taken
+    elif method.tableau.fsal:
+        nfe = taken * (method.tableau.num_stages - 1) + 1
+    else:
+        nfe = taken * method.tableau.num_stages
+    if solver.adaptive:
+        nfe = nfe + 1  # one more to choose the first step
+    accepted, rejected = (sol.stats[f"num_{k}_steps"] for k in ("accepted", "rejected"))
+    return Solution(y1, _stats(taken, accepted, rejected, nfe))
+
+
+def _stats(num_steps, accepted, rejected, nfe):
+    return {
+        "num_steps": jnp.asarray(num_steps),
+        "num_accepted_steps": jnp.asarray(accepted),
+        "num_rejected_steps": jnp.asarray(rejected),
+        "nfe": jnp.asarray(nfe),
+    }
