@@ -1,0 +1,24 @@
+"""Fast neural ODEs with certified robustness, in JAX."""
+
+from jnode import activations as activations
+from jnode import attacks as attacks
+from jnode import certify as certify
+from jnode import data as data
+from jnode import fields as fields
+from jnode import linear as linear
+from jnode import models as models
+from jnode import report as report
+from jnode import solvers as solvers
+from jnode import train as train
+from jnode.evaluate import evaluate as evaluate
+from jnode.fields import AbstractVectorField as AbstractVectorField
+from jnode.fields import FreeField as FreeField
+from jnode.fields import GradientFlowField as GradientFlowField
+from jnode.fields import OrthoField as OrthoField
+from jnode.models import ModelConfig as ModelConfig
+from jnode.models import ODEClassifier as ODEClassifier
+from jnode.models import build as build
+from jnode.solvers import Solution as Solution
+from jnode.solvers import Solver as Solver
+from jnode.solvers import solve as solve
+from jnode.train import load as load

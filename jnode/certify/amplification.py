@@ -21,8 +21,10 @@ def _stage_bounds(
     a, b, _ = tableau(name)
     stages = []
     for i in range(len(b)):
+        # Zeros are left out, since 0 * inf would be NaN.
         inner = sum(
-            (abs(a[i, j]) * stages[j] for j in range(i)), start=jnp.zeros_like(hl)
+            (abs(a[i, j]) * stages[j] for j in range(i) if a[i, j] != 0),
+            start=jnp.zeros_like(hl),
         )
         stages.append(hl * (1 + inner) * (1 + (2 * i + 8) * unit_roundoff(hl.dtype)))
     return b, stages
@@ -51,13 +53,14 @@ def step_amplification(
     """
     b, stages = _stage_bounds(name, lipschitz * h)
     u = unit_roundoff(lipschitz.dtype)
-    triangle = sum((abs(w) * s for w, s in zip(b, stages, strict=True)), start=1.0)
+    weighted = [(w, s) for w, s in zip(b, stages, strict=True) if w != 0]
+    triangle = sum((abs(w) * s for w, s in weighted), start=1.0)
     triangle = triangle * (1 + (len(b) + 4) * u)
     radius = circle_contractivity_radius(name)
     if radius == 0:
         return triangle
     excess = jnp.maximum((1 + 4 * u) / radius - (1 - 8 * u) * 2 * cocoercivity / h, 0.0)
-    energy = sum((w * s**2 for w, s in zip(b, stages, strict=True)), start=0.0)
+    energy = sum((w * s**2 for w, s in weighted), start=0.0)
     circle = jnp.sqrt(1 + excess * energy * (1 + (2 * len(b) + 8) * u)) * (1 + 4 * u)
     return jnp.minimum(triangle, jnp.where(cocoercivity > 0, circle, jnp.inf))
 

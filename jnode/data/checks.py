@@ -1,0 +1,57 @@
+"""Images and labels that users bring, checked before any long work."""
+
+import numpy as np
+
+
+def check_images(images, *, shape: tuple[int, int, int] | None = None) -> None:
+    """Checks a batch of images: float, [n, height, width, channels], within [0, 1].
+
+    **Raises:** `TypeError` for another dtype, `ValueError` for another shape, for NaN
+    and for pixels out of range.
+    """
+    if not hasattr(images, "dtype"):
+        raise TypeError(f"images must be an array, not {type(images).__name__}.")
+    if images.ndim != 4:
+        raise ValueError(
+            "images must have the shape [n, height, width, channels], "
+            f"not {tuple(images.shape)}."
+        )
+    if len(images) == 0:
+        raise ValueError("images must hold at least one image, not none.")
+    if shape is not None and tuple(images.shape[1:]) != tuple(shape):
+        raise ValueError(
+            f"images must each have the shape {tuple(shape)} (height, width, "
+            f"channels), not {tuple(images.shape[1:])}."
+        )
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(
+            f"images must be floats in [0, 1], not {images.dtype}: "
+            "convert bytes with jnode.data.to_float."
+        )
+    host = np.asarray(images)
+    if np.isnan(host).any():
+        raise ValueError("images must hold no NaN, and they do: clean the pixels.")
+    low, high = float(host.min()), float(host.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"images must lie in [0, 1], and range from {low:g} to {high:g}: "
+            "divide by 255, or leave normalisation to the model."
+        )
+
+
+def check_labels(labels, num_classes: int) -> None:
+    """Checks labels: integers, [n], within [0, num_classes).
+
+    **Raises:** `TypeError` for another dtype, `ValueError` for another shape or range.
+    """
+    if not hasattr(labels, "dtype") or not np.issubdtype(labels.dtype, np.integer):
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"labels must be an array of integers, not {kind}.")
+    if labels.ndim != 1:
+        raise ValueError(f"labels must have the shape [n], not {tuple(labels.shape)}.")
+    host = np.asarray(labels)
+    bad = host[(host < 0) | (host >= num_classes)]
+    if bad.size:
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1}, and one is {int(bad[0])}."
+        )

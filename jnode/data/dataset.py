@@ -1,0 +1,81 @@
+"""Images in memory, by name."""
+
+import dataclasses
+import os
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+CLASSES = {
+    "mnist5k": 10,
+    "mnist": 10,
+    "fashion_mnist": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+    "svhn_cropped": 10,
+}
+NAMES = tuple(CLASSES)
+"""The known data sets; `mnist5k` is embedded, the rest come through TFDS."""
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images as uint8, decoded once, and their labels."""
+
+    name: str
+    split: str
+    images: UInt8[np.ndarray, "n height width channels"]
+    labels: Int32[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return CLASSES[self.name]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)"""
+        return tuple(self.images.shape[1:])
+
+    def take(self, n: int) -> "Dataset":
+        """The first `n` examples, or all if there are fewer; `n` is at least 1."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}.")
+        return dataclasses.replace(self, images=self.images[:n], labels=self.labels[:n])
+
+
+def load(
+    name: str = "mnist5k",
+    *,
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+) -> Dataset:
+    """Loads a data set into memory.
+
+    **Arguments:**
+
+    - `name`: one of `jnode.data.NAMES`.
+    - `split`: "train" or "test".
+    - `data_dir`: the TFDS folder; by default `TFDS_DATA_DIR`, else
+        ~/tensorflow_datasets. The embedded set needs none.
+
+    **Raises:** `ValueError` for another name or split; `FileNotFoundError`, with the
+    command that prepares it, for a set that is not prepared; `ImportError` naming the
+    extra where a package is missing.
+    """
+    if name not in NAMES:
+        raise ValueError(f"data set must be one of {', '.join(NAMES)}, not {name!r}.")
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
+    if name == "mnist5k":
+        from jnode.data.embedded import load_mnist5k
+
+        images, labels = load_mnist5k(split)
+    else:
+        from jnode.data.prepared import load_prepared
+
+        images, labels = load_prepared(name, split, data_dir)
+    return Dataset(name, split, images, labels)

@@ -1,0 +1,87 @@
+"""A training run as plain data."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from jnode.models import ModelConfig
+from jnode.solvers import Solver
+from jnode.train.losses import LossConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What images to train on.
+
+    - `name`: a name from `jnode.data.NAMES`.
+    - `dir`: the TFDS folder; by default `TFDS_DATA_DIR`, else ~/tensorflow_datasets.
+    - `num_train`: how many of the training images to use; by default all.
+    - `flip`: random horizontal flips.
+    - `pad`: random crops after padding by so many pixels.
+    """
+
+    name: str = "mnist5k"
+    dir: str | None = None
+    num_train: int | None = None
+    flip: bool = False
+    pad: int = 0
+
+    def __post_init__(self):
+        if self.pad < 0:
+            raise ValueError(f"pad must be at least 0, not {self.pad}.")
+        if self.num_train is not None and self.num_train < 1:
+            raise ValueError(f"num_train must be at least 1, not {self.num_train}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run.
+
+    - `data`, `model`, `solver`, `loss`: the parts.
+    - `epochs`, `batch_size`: how long, and images a step.
+    - `learning_rate`: the peak of a cosine schedule with linear warm-up (AdamW).
+    - `weight_decay`: of AdamW.
+    - `seed`: of the weights, the order of the images and the noise.
+    """
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    solver: Solver = Solver("rk4", steps=4)
+    loss: LossConfig = LossConfig()
+    epochs: int = 15
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ValueError(
+                f"learning_rate must be positive, not {self.learning_rate}."
+            )
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """The frozen dataclass `cls` from what `dataclasses.asdict` gave.
+
+    **Raises:** `ValueError` for a name that the class does not have.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no {', '.join(sorted(unknown))}: the configuration "
+            "comes from another version."
+        )
+    parts = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if isinstance(hint, types.UnionType):
+            hint = next(h for h in typing.get_args(hint) if h is not type(None))
+        nested = dataclasses.is_dataclass(hint) and isinstance(value, dict)
+        parts[name] = from_dict(hint, value) if nested else value
+    return cls(**parts)

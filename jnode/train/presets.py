@@ -1,0 +1,55 @@
+"""Training runs that are known to work, by name."""
+
+from jnode.models import ModelConfig
+from jnode.solvers import Solver
+from jnode.train.config import DataConfig, TrainConfig
+from jnode.train.losses import LossConfig
+
+PRESETS: dict[str, TrainConfig] = {
+    # The paper's model: both maps of the field orthogonal.
+    "ortho": TrainConfig(
+        data=DataConfig(pad=1),
+        model=ModelConfig(field="ortho", lipschitz=0.5),
+        solver=Solver("rk4", steps=2),
+        loss=LossConfig("margin", rho=0.5, temperature=8.0),
+        epochs=20,
+    ),
+    # A gradient flow at the edge of circle contractivity: hL = 2, nonexpansive.
+    "contractive": TrainConfig(
+        data=DataConfig(pad=1),
+        model=ModelConfig(field="gradient_flow", lipschitz=8.0),
+        solver=Solver("euler", steps=4),
+        loss=LossConfig("margin", rho=0.5, temperature=8.0),
+        epochs=40,
+    ),
+    # The same architecture with the constraint off, trained as usual.
+    "twin": TrainConfig(
+        data=DataConfig(pad=1),
+        model=ModelConfig(field="free", unit_norm=False),
+        solver=Solver("rk4", steps=2),
+        loss=LossConfig("natural"),
+        epochs=20,
+    ),
+    # As in the neural ODE literature (Chen et al., NeurIPS 2018), adaptive.
+    "odenet": TrainConfig(
+        model=ModelConfig(
+            field="free",
+            encoder="conv",
+            features=64,
+            time=True,
+            group_norm=True,
+            unit_norm=False,
+        ),
+        solver=Solver("dopri5"),
+        loss=LossConfig("natural"),
+        epochs=10,
+        learning_rate=1e-3,
+    ),
+}
+
+
+def get_preset(name: str) -> TrainConfig:
+    """The preset of this name; `ValueError` with the known names for another."""
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}.")
+    return PRESETS[name]
