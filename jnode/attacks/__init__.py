@@ -1,0 +1,10 @@
+"""Attacks on any JAX classifier, through whatever solver it holds."""
+
+from jnode.attacks.base import AbstractAttack as AbstractAttack
+from jnode.attacks.base import Batched as Batched
+from jnode.attacks.fgsm import FGSM as FGSM
+from jnode.attacks.noise import GaussianNoise as GaussianNoise
+from jnode.attacks.pgd import PGD as PGD
+from jnode.attacks.registry import ATTACKS as ATTACKS
+from jnode.attacks.registry import make as make
+from jnode.attacks.registry import parse as parse

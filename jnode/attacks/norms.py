@@ -1,0 +1,58 @@
+"""Balls around images: their projections, steepest steps and random points."""
+
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Images = Float[Array, "batch height width channels"]
+
+# The L2 ball is taken smaller by this share, so that rounding never leaves it.
+_MARGIN = 1e-6
+
+
+def size(perturbation: Images, norm: str) -> Float[Array, " batch"]:
+    """The norm of each sample's perturbation."""
+    if norm == "linf":
+        return jnp.max(jnp.abs(perturbation), axis=(1, 2, 3))
+    return jnp.sqrt(jnp.sum(perturbation**2, axis=(1, 2, 3)))
+
+
+def project(
+    adversarial: Images, images: Images, epsilon: Float[Array, ""], norm: str
+) -> Images:
+    """The nearest image in the ball, then clipped to [0, 1].
+
+    Clipping moves every pixel towards the original, so the ball is not left.
+    """
+    delta = adversarial - images
+    if norm == "linf":
+        delta = jnp.clip(delta, -epsilon, epsilon)
+    else:
+        length = size(delta, norm)[:, None, None, None]
+        limit = epsilon * (1 - _MARGIN)
+        delta = delta * jnp.minimum(1.0, limit / jnp.maximum(length, 1e-12))
+    return jnp.clip(images + delta, 0.0, 1.0)
+
+
+def steepest(gradient: Images, norm: str) -> Images:
+    """The direction of norm 1 in which the loss grows fastest."""
+    if norm == "linf":
+        return jnp.sign(gradient)
+    # Scaled first: squares of gradients below 1e-19 would vanish in float32.
+    top = jnp.max(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
+    scaled = gradient / jnp.maximum(top, 1e-30)
+    return scaled / jnp.maximum(size(scaled, norm), 1e-12)[:, None, None, None]
+
+
+def random_start(
+    images: Images, epsilon: Float[Array, ""], norm: str, key: PRNGKeyArray
+) -> Images:
+    """A random image in the ball: uniform (Linf), or uniform in the L2 ball."""
+    if norm == "linf":
+        noise = jr.uniform(key, images.shape, minval=-1.0, maxval=1.0)
+        return project(images + epsilon * noise, images, epsilon, norm)
+    direction_key, radius_key = jr.split(key)
+    direction = steepest(jr.normal(direction_key, images.shape), norm)
+    dimension = images[0].size
+    radius = jr.uniform(radius_key, (len(images), 1, 1, 1)) ** (1 / dimension)
+    return project(images + epsilon * radius * direction, images, epsilon, norm)

@@ -1,0 +1,68 @@
+"""Attacks by name."""
+
+from jnode.attacks.base import AbstractAttack
+from jnode.attacks.fgsm import FGSM
+from jnode.attacks.noise import GaussianNoise
+from jnode.attacks.pgd import PGD
+
+ATTACKS = ("gaussian", "fgsm", "pgd")
+"""The known attacks."""
+
+
+def make(
+    name: str,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    steps: int = 40,
+    restarts: int = 1,
+) -> AbstractAttack:
+    """The attack of this name.
+
+    **Arguments:** the name; the budget in pixel units (of "gaussian" the standard
+    deviation); its norm; the number of steps and of random starts, where it has some.
+
+    **Raises:** `ValueError` for another name, with those there are, and for a budget
+    that makes no sense.
+    """
+    if name == "gaussian":
+        return GaussianNoise(epsilon)
+    if name == "fgsm":
+        return FGSM(epsilon, norm=norm)
+    if name == "pgd":
+        return PGD(epsilon, norm=norm, steps=steps, restarts=restarts)
+    raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {name!r}.")
+
+
+def parse(spec: str) -> AbstractAttack:
+    """An attack from `name:norm:epsilon[:steps[:restarts]]` or `gaussian:sigma`.
+
+    Numbers may be fractions: `pgd:linf:8/255:40`, `gaussian:50/255`.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    name, *rest = spec.split(":")
+    if name not in ATTACKS:
+        raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {name!r}.")
+    if name == "gaussian":
+        rest = ["linf", *rest]
+    if not 2 <= len(rest) <= 4:
+        raise ValueError(
+            f"attack {spec!r} must read name:norm:epsilon[:steps[:restarts]], or "
+            "gaussian:sigma, for example pgd:linf:0.1:40."
+        )
+    try:
+        epsilon = _number(rest[1])
+        counts = [int(count) for count in rest[2:]]
+    except ValueError as error:
+        raise ValueError(f"attack {spec!r} holds something not a number.") from error
+    named = dict(zip(("steps", "restarts"), counts, strict=False))
+    return make(name, epsilon=epsilon, norm=rest[0], **named)
+
+
+def _number(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    divisor = float(denominator) if denominator else 1.0
+    if divisor == 0:
+        raise ValueError("division by zero")
+    return float(numerator) / divisor
