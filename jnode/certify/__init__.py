@@ -1,5 +1,8 @@
 """Certified bounds: what no attack can exceed."""
 
+from jnode.certify.accuracy import certified_accuracy as certified_accuracy
+from jnode.certify.accuracy import certified_radii as certified_radii
+from jnode.certify.accuracy import refusal as refusal
 from jnode.certify.amplification import amplification as amplification
 from jnode.certify.amplification import (
     circle_contractivity_radius as circle_contractivity_radius,

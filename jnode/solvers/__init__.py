@@ -5,3 +5,4 @@ from jnode.solvers.solve import solve as solve
 from jnode.solvers.solver import Solver as Solver
 from jnode.solvers.tableaus import SOLVERS as SOLVERS
 from jnode.solvers.tableaus import tableau as tableau
+from jnode.solvers.trajectory import trajectory as trajectory

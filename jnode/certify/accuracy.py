@@ -1,0 +1,81 @@
+"""Certified accuracy: the share of images that are right, provably, in a whole ball."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jnode.certify.radius import radius
+from jnode.data import check_images, check_labels, padded_batches
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
+
+REFUSAL = (
+    "none: {solver} chooses its steps from its input, so its map may jump where a step "
+    "is accepted or rejected; certify the model with a fixed-step solver"
+)
+UNBOUNDED = "none: nothing bounds the stretch of an unconstrained part of the model"
+
+
+def refusal(model: "ODEClassifier") -> str | None:
+    """Why nothing can be certified of a model, or `None` where something can."""
+    if model.solver.adaptive:
+        return REFUSAL.format(solver=model.solver)
+    if not np.isfinite(float(model.lipschitz())):
+        return UNBOUNDED
+    return None
+
+
+def certified_radii(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    *,
+    batch_size: int = 250,
+) -> Float[np.ndarray, " n"]:
+    """Each image's certified L2 radius, and -1 where the prediction is wrong.
+
+    **Raises:** `TypeError` and `ValueError` for bad images or labels.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    check_images(images, shape=model.image_shape)
+    check_labels(labels, len(model.head.bias))
+    model = model.bake()
+
+    @eqx.filter_jit
+    def one_batch(model, images, labels):
+        predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
+        return jnp.where(predictions == labels, radius(model, images), -1.0)
+
+    parts = [
+        np.asarray(one_batch(model, jnp.asarray(x, jnp.float32), jnp.asarray(y)))[mask]
+        for x, y, mask in padded_batches(images, labels, batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def certified_accuracy(
+    radii: Float[np.ndarray, " n"], thresholds: Sequence[float]
+) -> list[dict]:
+    """The share of images certified right at each L2 radius, as rows for JSON.
+
+    **Arguments:** what `certified_radii` gave, and the radii to report, each >= 0.
+
+    **Raises:** `ValueError` for a negative radius.
+    """
+    for threshold in thresholds:
+        if not threshold >= 0:
+            raise ValueError(f"radius must be at least 0, not {threshold!r}.")
+    return [
+        {
+            "norm": "l2",
+            "radius": float(threshold),
+            "certified_accuracy": float(np.mean(radii >= threshold)),
+        }
+        for threshold in thresholds
+    ]
