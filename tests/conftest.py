@@ -34,3 +34,10 @@ def x64():
     """Double precision for the length of a test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def standard_promotion():
+    """For Optax, whose step counter does not know of strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

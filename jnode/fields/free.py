@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.activations import get_activation
 from jnode.fields.base import AbstractVectorField, Shape, add_bias, check_shape
-from jnode.linear import Conv, Dense
+from jnode.linear import CircularConv, Conv, Dense
 from jnode.linear.base import AbstractLinear
 
 
@@ -35,6 +35,7 @@ class FreeField(AbstractVectorField):
         hidden: int | None = None,
         kernel_size: int = 3,
         activation: str = "relu",
+        padding: str = "zero",
         time: bool = False,
         group_norm: bool = False,
         key: PRNGKeyArray,
@@ -42,10 +43,11 @@ class FreeField(AbstractVectorField):
         """**Arguments:**
 
         - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
-            for zero-padded convolutions.
+            for convolutions.
         - `hidden`: inner units or channels; by default as many as the state has.
         - `kernel_size`: of the convolutions: odd.
         - `activation`: a name from `jnode.activations`.
+        - `padding`: what stands outside a convolution's grid: "zero" or "circular".
         - `time`: whether $t$ enters as one more channel.
         - `group_norm`: whether groups of channels are normalised before each map.
         - `key`: of the initial weights.
@@ -55,12 +57,18 @@ class FreeField(AbstractVectorField):
         shape = check_shape(shape)
         hidden = shape[-1] if hidden is None else hidden
         get_activation(activation)
+        if padding not in ("zero", "circular"):
+            raise ValueError(f"padding must be 'zero' or 'circular', not {padding!r}.")
         keys = jr.split(key, 2)
 
         def linear(inputs, outputs, key):
             if len(shape) == 1:
                 return Dense(inputs, outputs, key=key)
-            return Conv(inputs, outputs, kernel_size=kernel_size, key=key)
+            if padding == "zero":
+                return Conv(inputs, outputs, kernel_size=kernel_size, key=key)
+            return CircularConv(
+                inputs, outputs, grid=shape[:2], kernel_size=kernel_size, key=key
+            )
 
         self.first = linear(shape[-1] + time, hidden, keys[0])
         self.second = linear(hidden, shape[-1], keys[1])
@@ -95,7 +103,8 @@ class FreeField(AbstractVectorField):
         return jnp.asarray(0.0)
 
     def bake(self) -> "FreeField":
-        return self
+        maps = (self.first.bake(), self.second.bake())
+        return eqx.tree_at(lambda f: (f.first, f.second), self, maps)
 
 
 def _norm(channels: int) -> eqx.nn.GroupNorm:

@@ -20,7 +20,7 @@ def gamma(n: int, dtype) -> float:
 
 
 def gram_norm_bound(
-    q: Float[Array, "frequencies rows columns"],
+    q: Float[Array, "batch rows columns"],
 ) -> Float[Array, ""]:
     r"""A certified upper bound on the largest singular value of (nearly) isometric `q`.
 
@@ -31,7 +31,7 @@ def gram_norm_bound(
     gram = jnp.matmul(q.mT, q, precision="highest")
     # One column of the gram matrix is its diagonal's, so its trace bounds the error.
     trace = jnp.trace(gram, axis1=-2, axis2=-1)
-    residual = gram - jnp.eye(m, dtype=q.dtype)
+    residual = gram - jnp.eye(m, dtype=q.dtype)[None]
     frobenius = jnp.sqrt(jnp.sum(residual**2, axis=(-2, -1)))
     slack = 2 * gamma(n + 2, q.dtype) * trace + gamma(m * m, q.dtype) * frobenius
     return jnp.max(jnp.sqrt(1 + frobenius + slack)) * (1 + 4 * unit_roundoff(q.dtype))

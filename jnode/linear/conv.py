@@ -1,7 +1,5 @@
 """The free convolution, quick inside loops on CPU as well."""
 
-from typing import Literal
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,12 +9,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jnode.linear.base import AbstractLinear, check_positive
 
 
-def _patches(x, size: int, padding: str):
+def _patches(x, size: int):
     """[height, width, taps * channels]: each position's neighbourhood."""
     height, width, channels = x.shape
     r = size // 2
-    mode = "wrap" if padding == "circular" else "constant"
-    x = jnp.pad(x, ((r, r), (r, r), (0, 0)), mode=mode)
+    x = jnp.pad(x, ((r, r), (r, r), (0, 0)))
     shifts = [x[i : i + height, j : j + width] for i in range(size) for j in range(size)]
     return jnp.concatenate(shifts, axis=-1)
 
@@ -26,22 +23,19 @@ def _patches(x, size: int, padding: str):
 # matrix product over patches, forward and gradient are BLAS calls. Elsewhere the native
 # convolution is best. Rematerialised, because patches are 9 times the input.
 @eqx.filter_checkpoint
-def _convolve(x, kernel, padding: str):
+def _convolve(x, kernel):
     size, _, channels, out = kernel.shape
 
     def matmul(x, kernel):
         weights = kernel.reshape(size * size * channels, out)
-        return jnp.matmul(_patches(x, size, padding), weights, precision="highest")
+        return jnp.matmul(_patches(x, size), weights, precision="highest")
 
     def native(x, kernel):
-        r = size // 2
-        mode = "wrap" if padding == "circular" else "constant"
-        x = jnp.pad(x, ((r, r), (r, r), (0, 0)), mode=mode)
         return jax.lax.conv_general_dilated(
             x[None],
             kernel,
             (1, 1),
-            "VALID",
+            "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision="highest",
         )[0]
@@ -50,10 +44,9 @@ def _convolve(x, kernel, padding: str):
 
 
 class Conv(AbstractLinear):
-    """An unconstrained convolution of stride 1 that keeps the grid."""
+    """An unconstrained, zero-padded convolution of stride 1 that keeps the grid."""
 
     kernel: Float[Array, "size size in out"]
-    padding: Literal["zero", "circular"] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -61,40 +54,35 @@ class Conv(AbstractLinear):
         out_channels: int,
         *,
         kernel_size: int = 3,
-        padding: Literal["zero", "circular"] = "zero",
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `in_channels`, `out_channels`: the numbers of channels.
         - `kernel_size`: odd.
-        - `padding`: what stands outside the grid.
         - `key`: of the initial weights (He 2015).
 
-        **Raises:** `ValueError` for an even kernel, or a padding that is neither.
+        **Raises:** `ValueError` for an even kernel.
         """
         check_positive(
             in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size
         )
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, not {kernel_size}.")
-        if padding not in ("zero", "circular"):
-            raise ValueError(f"padding must be 'zero' or 'circular', not {padding!r}.")
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.kernel = jr.normal(key, shape) / (kernel_size * in_channels**0.5)
-        self.padding = padding
 
     def __call__(
         self, x: Float[Array, "height width in"]
     ) -> Float[Array, "height width out"]:
-        return _convolve(x, self.kernel, self.padding)
+        return _convolve(x, self.kernel)
 
     def transpose(
         self, x: Float[Array, "height width out"]
     ) -> Float[Array, "height width in"]:
         # Mirrored in space, its channels exchanged.
         flipped = self.kernel[::-1, ::-1].swapaxes(-1, -2)
-        return _convolve(x, flipped, self.padding)
+        return _convolve(x, flipped)
 
     def norm(self) -> Float[Array, ""]:
         return jnp.asarray(jnp.inf)

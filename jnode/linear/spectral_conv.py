@@ -73,6 +73,49 @@ def transform_slack(grid: tuple[int, int], dtype) -> float:
     return (1 + u * (grid[0] * grid[1]) ** 0.5) ** 2
 
 
+class CircularConv(AbstractLinear):
+    """An unconstrained circular convolution, baked to its form on each frequency."""
+
+    kernel: Float[Array, "size size out in"]
+    grid: tuple[int, int] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        grid: tuple[int, int],
+        kernel_size: int = 3,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:** as `CayleyConv`, for any odd `kernel_size`."""
+        check_positive(
+            in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size
+        )
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, not {kernel_size}.")
+        shape = (kernel_size, kernel_size, out_channels, in_channels)
+        self.kernel = jr.normal(key, shape) / (kernel_size * in_channels**0.5)
+        self.grid = tuple(grid)
+
+    def __call__(
+        self, x: Float[Array, "height width in"]
+    ) -> Float[Array, "height width out"]:
+        return self.bake()(x)
+
+    def transpose(
+        self, x: Float[Array, "height width out"]
+    ) -> Float[Array, "height width in"]:
+        return self.bake().transpose(x)
+
+    def norm(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
+
+    def bake(self) -> SpectralConv:
+        blocks = embed(kernel_spectrum(self.kernel, self.grid))
+        return SpectralConv(blocks, self.norm(), self.grid)
+
+
 class CayleyConv(AbstractLinear):
     """An orthogonal circular convolution (Trockman & Kolter, ICLR 2021).
 

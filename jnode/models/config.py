@@ -1,7 +1,6 @@
 """A model as plain data, and the model it describes."""
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -33,12 +32,13 @@ class ModelConfig:
     - `lipschitz`: the constant $L$ of a constrained field; with `learnable`, its cap.
     - `hidden`: inner channels of the field; by default as many as `features`.
     - `kernel_size`, `activation`: of the field.
-    - `time`, `group_norm`: of the free field.
+    - `padding`, `time`, `group_norm`: of the free field. Circular padding makes it the
+        Ortho field with the constraint off.
     - `unit_norm`: whether the head's rows have norm 1.
     """
 
-    field: Literal["ortho", "gradient_flow", "free"] = "ortho"
-    encoder: Literal["isometric", "conv"] = "isometric"
+    field: str = "ortho"
+    encoder: str = "isometric"
     features: int = 32
     patch: int = 4
     lipschitz: float = 1.0
@@ -46,6 +46,7 @@ class ModelConfig:
     hidden: int | None = None
     kernel_size: int = 3
     activation: str = "relu"
+    padding: str = "zero"
     time: bool = False
     group_norm: bool = False
     unit_norm: bool = True
@@ -97,7 +98,11 @@ def _field(config: ModelConfig, shape, key) -> AbstractVectorField:
     )
     if config.field == "free":
         return FreeField(
-            shape, time=config.time, group_norm=config.group_norm, **common
+            shape,
+            padding=config.padding,
+            time=config.time,
+            group_norm=config.group_norm,
+            **common,
         )
     kind = OrthoField if config.field == "ortho" else GradientFlowField
     return kind(

@@ -133,15 +133,19 @@ def trajectories(pictures: Pictures, name: str) -> "Figure":
     axes.plot([], [], color=COLOURS[0], label="clean/attacked pairs (measured)")
     top = float(growth.max())
     if np.isfinite(pictures.gronwall).all():
+        sharper = np.minimum(pictures.gronwall, pictures.log_norm)
+        top = max(top, float(sharper.max()))
         label = "Gronwall $e^{Lt}$ (certified)"
         axes.plot(t, pictures.gronwall, color=COLOURS[1], lw=2, label=label)
         if (pictures.log_norm < pictures.gronwall).any():
             label = "log-norm $e^{\\mu t}$ (certified)"
             style = dict(color=COLOURS[2], lw=2, ls="--")
             axes.plot(t, pictures.log_norm, label=label, **style)
-        top = max(top, float(pictures.gronwall.max()))
-    if top > 5:
+    if top > 10:
         axes.set_yscale("log")
+    else:
+        # An envelope far above the sharper one leaves the frame.
+        axes.set_ylim(0, 1.4 * top)
     axes.set_xlabel("time t of the solve")
     axes.set_ylabel("‖y(t) − z(t)‖ / ‖y(0) − z(0)‖")
     axes.set_title(name, fontsize=10)

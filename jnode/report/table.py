@@ -14,16 +14,12 @@ def attack_label(row: dict) -> str:
 
 def cells(runs: Sequence[RunReport]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows: a column per attack and per certified radius."""
-    attacks, radii = [], []
-    for run in runs:
-        for row in run.evaluation["attacks"]:
-            if attack_label(row) not in attacks:
-                attacks.append(attack_label(row))
-        for row in run.evaluation["certified_accuracy"]:
-            if row["radius"] > 0 and row["radius"] not in radii:
-                radii.append(row["radius"])
+    attacks = list(
+        dict.fromkeys(attack_label(r) for run in runs for r in run.evaluation["attacks"])
+    )
+    radii = sorted(_radii(runs))
     header = ["model", "solver", "NFE", "clean", *attacks]
-    header += [f"certified L2 {r:g}" for r in sorted(radii)]
+    header += [f"certified L2 {r:g}" for r in radii]
     header += ["training s"]
     rows = []
     for run in runs:
@@ -37,11 +33,24 @@ def cells(runs: Sequence[RunReport]) -> tuple[list[str], list[list[str]]]:
                 f"{e['nfe']:.0f}",
                 percent(e["clean_accuracy"]),
                 *(percent(found.get(a)) for a in attacks),
-                *(percent(sure.get(r)) for r in sorted(radii)),
+                *(percent(sure.get(r)) for r in radii),
                 f"{run.seconds:.0f}",
             ]
         )
     return header, rows
+
+
+def _radii(runs: Sequence[RunReport]) -> set[float]:
+    """The certified radii worth a line: those that were attacked too, or all."""
+    rows = [r for run in runs for r in run.evaluation["certified_accuracy"]]
+    certified = {r["radius"] for r in rows if r["radius"] > 0}
+    attacked = {
+        r["epsilon"]
+        for run in runs
+        for r in run.evaluation["attacks"]
+        if r["norm"] == "l2"
+    }
+    return certified & attacked or certified
 
 
 def percent(value: float | None) -> str:

@@ -106,6 +106,11 @@ def _diffrax(field, y0, solver, t0, t1):
         rtol, atol = solver.tolerances
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         dt0, max_steps = None, solver.max_steps
+    elif solver.adjoint == "backsolve":
+        # The way back runs over the same steps in the other direction, which times
+        # given one by one cannot; rounding may add one step of almost no length.
+        controller = diffrax.ConstantStepSize()
+        dt0, max_steps = (t1 - t0) / solver.steps, solver.steps + 1
     else:
         controller = diffrax.StepTo(np.linspace(t0, t1, solver.steps + 1))
         dt0, max_steps = None, solver.steps

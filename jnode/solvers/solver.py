@@ -1,13 +1,11 @@
 """The description of a numerical solver: what method, what steps, what adjoint."""
 
 import dataclasses
-from typing import Literal
 
 import diffrax
 
 from jnode.solvers.tableaus import ADAPTIVE, SOLVERS, tableau
 
-Adjoint = Literal["direct", "checkpointed", "backsolve"]
 ADJOINTS = ("direct", "checkpointed", "backsolve")
 
 
@@ -35,7 +33,7 @@ class Solver:
     rtol: float | None = None
     atol: float | None = None
     max_steps: int = 256
-    adjoint: Adjoint = "direct"
+    adjoint: str = "direct"
 
     def __post_init__(self):
         if self.name not in SOLVERS:

@@ -17,7 +17,7 @@ class RK4(diffrax.AbstractERK):
         b_error=np.zeros(4),
         a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
     )
-    interpolation_cls = staticmethod(diffrax.ThirdOrderHermitePolynomialInterpolation)
+    interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
 
     def order(self, terms):
         return 4

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +27,11 @@ class LossConfig:
     - `norm`, `epsilon`, `steps`: adversarial: the PGD attack, in pixel units.
     """
 
-    name: Literal["natural", "margin", "noise", "adversarial"] = "natural"
+    name: str = "natural"
     temperature: float = 1.0
     rho: float = 0.5
     sigma: float = 0.2
-    norm: Literal["linf", "l2"] = "linf"
+    norm: str = "linf"
     epsilon: float = 0.1
     steps: int = 10
 

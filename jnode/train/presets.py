@@ -9,26 +9,26 @@ PRESETS: dict[str, TrainConfig] = {
     # The paper's model: both maps of the field orthogonal.
     "ortho": TrainConfig(
         data=DataConfig(pad=1),
-        model=ModelConfig(field="ortho", lipschitz=0.5),
+        model=ModelConfig(field="ortho", lipschitz=0.5, activation="maxmin"),
         solver=Solver("rk4", steps=2),
-        loss=LossConfig("margin", rho=0.5, temperature=8.0),
+        loss=LossConfig("margin", rho=0.6, temperature=4.0),
         epochs=20,
+        learning_rate=5e-3,
     ),
     # A gradient flow at the edge of circle contractivity: hL = 2, nonexpansive.
     "contractive": TrainConfig(
         data=DataConfig(pad=1),
-        model=ModelConfig(field="gradient_flow", lipschitz=8.0),
+        model=ModelConfig(field="gradient_flow", lipschitz=8.0, hidden=64),
         solver=Solver("euler", steps=4),
-        loss=LossConfig("margin", rho=0.5, temperature=8.0),
+        loss=LossConfig("margin", rho=0.87, temperature=8.0),
         epochs=40,
+        learning_rate=5e-3,
     ),
-    # The same architecture with the constraint off, trained as usual.
+    # The Ortho-ODE's architecture with the constraint off, trained as usual.
     "twin": TrainConfig(
-        data=DataConfig(pad=1),
-        model=ModelConfig(field="free", unit_norm=False),
+        model=ModelConfig(field="free", padding="circular"),
         solver=Solver("rk4", steps=2),
         loss=LossConfig("natural"),
-        epochs=20,
     ),
     # As in the neural ODE literature (Chen et al., NeurIPS 2018), adaptive.
     "odenet": TrainConfig(
