@@ -3,32 +3,81 @@
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 
 from jnode.data.dataset import Dataset
 
 
 def batches(
-    dataset: Dataset, batch_size: int, *, seed: int, epoch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Shuffled batches of (uint8 images, labels), their order given by seed and epoch.
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    drop_last: bool = True,
+) -> Iterator[
+    tuple[UInt8[np.ndarray, "n height width channels"], Int32[np.ndarray, " n"]]
+]:
+    """Batches of (uint8 images, labels), their order given by seed and epoch alone.
 
-    The ragged rest is dropped; the next epoch's order brings it back.
+    **Arguments:**
+
+    - `dataset`, `batch_size`: what to draw from, and how many images at a time.
+    - `seed`, `epoch`: non-negative; another of either gives another order.
+    - `shuffle`: whether to shuffle at all.
+    - `drop_last`: whether to drop the ragged rest; another epoch's order brings it
+        back. A ragged batch would compile everything once more.
+
+    **Raises:** `ValueError` at the call for sizes that give no batch.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(dataset))
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        chosen = order[start : start + batch_size]
-        yield dataset.images[chosen], dataset.labels[chosen]
+    _check_batch_size(batch_size)
+    for argument, value in (("seed", seed), ("epoch", epoch)):
+        if value < 0:
+            raise ValueError(f"{argument} must be at least 0, not {value}.")
+    n = len(dataset)
+    if n == 0:
+        raise ValueError("dataset must hold at least one image, not none.")
+    if drop_last and batch_size > n:
+        raise ValueError(
+            f"batch_size must be at most the {n} images of the data set, not "
+            f"{batch_size}, unless drop_last is False."
+        )
+    order = np.arange(n)
+    if shuffle:
+        order = np.random.default_rng((seed, epoch)).permutation(n)
+    stop = n - n % batch_size if drop_last else n
+    indices = (order[i : min(i + batch_size, n)] for i in range(0, stop, batch_size))
+    return ((dataset.images[chosen], dataset.labels[chosen]) for chosen in indices)
 
 
 def padded_batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of (images, labels, mask) in order; the last is filled by repetition.
+    images: Float[np.ndarray, "n height width channels"]
+    | UInt8[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " labels"],
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray, Bool[np.ndarray, " batch"]]]:
+    """Batches of (images, labels, mask) in order, all of one size.
 
-    `mask` is false at the fill, so that one compilation serves every batch.
+    The last is filled by repeating the first samples, and `mask` is false at the fill,
+    so that one compilation serves every batch. Fewer samples than `batch_size` make
+    one batch of their own number.
+
+    **Raises:** `ValueError` at the call for no samples, or labels of another number.
     """
+    _check_batch_size(batch_size)
     n = len(labels)
-    batch_size = min(batch_size, n)
-    for start in range(0, n, batch_size):
-        index = np.arange(start, start + batch_size)
-        yield images[index % n], labels[index % n], index < n
+    if len(images) != n:
+        raise ValueError(
+            f"images and labels must be as many, not {len(images)} and {n}."
+        )
+    if n == 0:
+        raise ValueError("images must hold at least one image, not none.")
+    size = min(batch_size, n)
+    indices = (np.arange(start, start + size) for start in range(0, n, size))
+    return ((images[i % n], labels[i % n], i < n) for i in indices)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")

@@ -1,5 +1,7 @@
 """Images and labels that users bring, checked before any long work."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -9,8 +11,7 @@ def check_images(images, *, shape: tuple[int, int, int] | None = None) -> None:
     **Raises:** `TypeError` for another dtype, `ValueError` for another shape, for NaN
     and for pixels out of range.
     """
-    if not hasattr(images, "dtype"):
-        raise TypeError(f"images must be an array, not {type(images).__name__}.")
+    _check_array("images", images)
     if images.ndim != 4:
         raise ValueError(
             "images must have the shape [n, height, width, channels], "
@@ -23,7 +24,7 @@ def check_images(images, *, shape: tuple[int, int, int] | None = None) -> None:
             f"images must each have the shape {tuple(shape)} (height, width, "
             f"channels), not {tuple(images.shape[1:])}."
         )
-    if not np.issubdtype(images.dtype, np.floating):
+    if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             f"images must be floats in [0, 1], not {images.dtype}: "
             "convert bytes with jnode.data.to_float."
@@ -44,9 +45,9 @@ def check_labels(labels, num_classes: int) -> None:
 
     **Raises:** `TypeError` for another dtype, `ValueError` for another shape or range.
     """
-    if not hasattr(labels, "dtype") or not np.issubdtype(labels.dtype, np.integer):
-        kind = getattr(labels, "dtype", type(labels).__name__)
-        raise TypeError(f"labels must be an array of integers, not {kind}.")
+    _check_array("labels", labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, not {labels.dtype}.")
     if labels.ndim != 1:
         raise ValueError(f"labels must have the shape [n], not {tuple(labels.shape)}.")
     host = np.asarray(labels)
@@ -54,4 +55,11 @@ def check_labels(labels, num_classes: int) -> None:
     if bad.size:
         raise ValueError(
             f"labels must lie in 0..{num_classes - 1}, and one is {int(bad[0])}."
+        )
+
+
+def _check_array(argument: str, value) -> None:
+    if not isinstance(value, np.ndarray | jax.Array):
+        raise TypeError(
+            f"{argument} must be a NumPy or JAX array, not {type(value).__name__}."
         )

@@ -19,21 +19,24 @@ NAMES = tuple(CLASSES)
 SPLITS = ("train", "test")
 
 
-@dataclasses.dataclass(frozen=True)
+# Not compared by value: arrays have no single truth.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images as uint8, decoded once, and their labels."""
+    """Images in memory as uint8, decoded once, and their labels.
+
+    - `name`, `split`: where they come from.
+    - `images`, `labels`: the bytes, and the classes in [0, num_classes).
+    - `num_classes`: how many classes there are.
+    """
 
     name: str
     split: str
     images: UInt8[np.ndarray, "n height width channels"]
     labels: Int32[np.ndarray, " n"]
+    num_classes: int
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def num_classes(self) -> int:
-        return CLASSES[self.name]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -62,12 +65,16 @@ def load(
     - `data_dir`: the TFDS folder; by default `TFDS_DATA_DIR`, else
         ~/tensorflow_datasets. The embedded set needs none.
 
+    **Returns:** a `Dataset`.
+
     **Raises:** `ValueError` for another name or split; `FileNotFoundError`, with the
-    command that prepares it, for a set that is not prepared; `ImportError` naming the
-    extra where a package is missing.
+    command that prepares it, for a set that is not prepared; `OSError` for a damaged
+    one; `ImportError` naming the extra where a package is missing.
     """
     if name not in NAMES:
-        raise ValueError(f"data set must be one of {', '.join(NAMES)}, not {name!r}.")
+        raise ValueError(
+            f"name of the data set must be one of {', '.join(NAMES)}, not {name!r}."
+        )
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
     if name == "mnist5k":
@@ -75,7 +82,7 @@ def load(
 
         images, labels = load_mnist5k(split)
     else:
-        from jnode.data.prepared import load_prepared
+        from jnode.data.tfds import load_tfds
 
-        images, labels = load_prepared(name, split, data_dir)
-    return Dataset(name, split, images, labels)
+        images, labels = load_tfds(name, split, data_dir)
+    return Dataset(name, split, images, labels, CLASSES[name])
