@@ -418,8 +418,8 @@ def test_crop_shifts_each_image_by_its_own_corner(getkey):
     assert counts.sum() == n and counts.min() > 0
 
 
-def test_flip_and_crop_are_independent(getkey):
-    # One key for both would tie the mirror to the corner.
+def test_flip_and_crop_combine_freely(getkey):
+    # All 18 pairs of a mirror and a corner happen, so neither decides the other.
     images = np.asarray(jax.random.uniform(getkey(), (800, 3, 4, 1), minval=0.1))
     out = np.asarray(augment(jnp.asarray(images), getkey(), flip=True, pad=1))
     flips = [images, images[:, :, ::-1]]
