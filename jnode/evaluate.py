@@ -140,7 +140,7 @@ def evaluate(
                     "name": attack.name,
                     "norm": attack.norm,
                     "epsilon": round(float(attack.epsilon), 7),
-                    "steps": attack.steps,
+                    "steps": int(attack.steps),
                     "restarts": attack.restarts,
                     "robust_accuracy": float(standing[-1].mean()),
                     "seconds": round(time.perf_counter() - start, 3),
@@ -159,7 +159,7 @@ def evaluate(
 
 def describe(attack: AbstractAttack) -> str:
     """For people: `pgd-40 linf 0.1`."""
-    steps = f"-{attack.steps}" if attack.steps > 1 else ""
+    steps = f"-{int(attack.steps)}" if attack.steps > 1 else ""
     return f"{attack.name}{steps} {attack.norm} {float(attack.epsilon):.3g}"
 
 

@@ -15,12 +15,11 @@ DEFAULT = (
     "gaussian:75/255",
     "gaussian:100/255",
     "fgsm:linf:0.1",
-    "pgd:linf:0.05:20",
+    "pgd:linf:0.05:10",
     "pgd:linf:0.1:40",
-    "pgd:linf:0.2:20",
+    "pgd:linf:0.2:10",
     "pgd:l2:0.5:20",
     "pgd:l2:1.0:20",
-    "pgd:l2:1.5:20",
 )
 
 

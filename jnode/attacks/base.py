@@ -28,13 +28,14 @@ class Batched(eqx.Module):
 class AbstractAttack(eqx.Module):
     r"""A search for an image within $\epsilon$ that is classified wrongly.
 
-    `epsilon` is an array, so that another budget compiles nothing anew.
+    `epsilon` is an array, so that another budget compiles nothing anew; `steps` is an
+    integer or an array of one.
     """
 
     name: eqx.AbstractClassVar[str]
     epsilon: eqx.AbstractVar[Float[Array, ""]]
     norm: eqx.AbstractVar[str]
-    steps: eqx.AbstractVar[int]
+    steps: eqx.AbstractVar[int | Int[Array, ""]]
     restarts: eqx.AbstractVar[int]
 
     @abc.abstractmethod

@@ -30,7 +30,7 @@ class PGD(AbstractAttack):
     name: ClassVar[str] = "pgd"
     epsilon: Float[Array, ""]
     norm: str = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
+    steps: Int[Array, ""]
     restarts: int = eqx.field(static=True)
 
     def __init__(
@@ -44,7 +44,9 @@ class PGD(AbstractAttack):
         """**Arguments:** the budget in pixel units, its norm ("linf" or "l2"), the
         number of steps, and of random starts."""
         self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
-        self.norm, self.steps, self.restarts = norm, steps, restarts
+        self.norm, self.restarts = norm, restarts
+        # An array, so that another number of steps compiles nothing anew.
+        self.steps = jnp.asarray(steps, jnp.int32)
 
     def __call__(
         self,
@@ -54,7 +56,7 @@ class PGD(AbstractAttack):
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        length = 2.5 * self.epsilon / self.steps
+        length = 2.5 * self.epsilon / self.steps.astype(jnp.float32)
 
         def score(losses, logits):
             # Any misclassified image beats any image that is not.
@@ -67,19 +69,17 @@ class PGD(AbstractAttack):
             chosen = jnp.where(better[:, None, None, None], candidate, best_images)
             return chosen, jnp.where(better, value, best_value)
 
-        def step(carry, _):
+        def step(_, carry):
             current, best = carry
             losses, logits, gradient = loss_and_gradient(model, current, labels)
             best = keep(best, current, score(losses, logits))
             current = current + length * steepest(gradient, self.norm)
             current = project(current, images, self.epsilon, self.norm)
-            return (current, best), None
+            return current, best
 
         def restart(best, key):
             start = random_start(images, self.epsilon, self.norm, key)
-            (last, best), _ = jax.lax.scan(
-                step, (start, best), None, length=self.steps
-            )
+            last, best = jax.lax.fori_loop(0, self.steps, step, (start, best))
             logits = model(last)
             best = keep(best, last, score(cross_entropy(logits, labels), logits))
             return best, None
