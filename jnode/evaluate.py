@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
@@ -58,8 +59,8 @@ def _gradient_vanishes(model, images, labels):
 
 def evaluate(
     model: Callable,
-    images: Float[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " n"],
+    images: ArrayLike,
+    labels: ArrayLike,
     attacks: Sequence[AbstractAttack],
     *,
     batch_size: int = 250,
@@ -78,7 +79,8 @@ def evaluate(
 
     - `model`: a map from a batch of images to logits; a model of single images is
         wrapped in `jnode.attacks.Batched`.
-    - `images`, `labels`: pixels in [0, 1], and the true classes.
+    - `images`: [n, height, width, channels], floats in [0, 1].
+    - `labels`: [n], the true classes as integers.
     - `attacks`: from `jnode.attacks`.
     - `batch_size`: images at a time; the last batch is filled up.
     - `seed`: of the attacks' random numbers.

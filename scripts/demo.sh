@@ -4,8 +4,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh" data,report
 out="${1:-runs/demo}"
 for preset in contractive ortho twin; do
-    echo "== $preset"
+    echo "== $preset: training"
     .venv/bin/python scripts/train.py "$preset" "$out/$preset" --overwrite
-    .venv/bin/python scripts/evaluate.py "$out/$preset" >/dev/null
+    echo "== $preset: attacks and certificate"
+    .venv/bin/python scripts/evaluate.py "$out/$preset" --quiet
 done
 .venv/bin/python scripts/report.py "$out"/{contractive,ortho,twin} --out "$out/report.html"

@@ -45,6 +45,9 @@ class Args:
     data_dir: str | None = None
     """The TFDS folder, if elsewhere than in training."""
 
+    quiet: bool = False
+    """Print no table."""
+
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
@@ -56,7 +59,8 @@ def main() -> None:
         seed=args.seed,
         data_dir=args.data_dir,
     )
-    print(table([read_run(args.run_dir)]))
+    if not args.quiet:
+        print(table([read_run(args.run_dir)]))
 
 
 if __name__ == "__main__":

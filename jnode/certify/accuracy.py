@@ -7,7 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jnode.certify.radius import radius
 from jnode.data import check_images, check_labels, padded_batches
@@ -33,12 +34,15 @@ def refusal(model: "ODEClassifier") -> str | None:
 
 def certified_radii(
     model: "ODEClassifier",
-    images: Float[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " n"],
+    images: ArrayLike,
+    labels: ArrayLike,
     *,
     batch_size: int = 250,
 ) -> Float[np.ndarray, " n"]:
     """Each image's certified L2 radius, and -1 where the prediction is wrong.
+
+    **Arguments:** a model; images [n, height, width, channels] with pixels in [0, 1];
+    their classes [n]; how many images at a time.
 
     **Raises:** `TypeError` and `ValueError` for bad images or labels.
     """

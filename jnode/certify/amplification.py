@@ -106,5 +106,6 @@ def amplification(
     h = abs(t1 - t0) / steps
     lipschitz = field.lipschitz()
     u = unit_roundoff(lipschitz.dtype)
-    factor = step_amplification(solver.name, h, lipschitz, field.cocoercivity())
+    cocoercivity = field.cocoercivity().astype(lipschitz.dtype)
+    factor = step_amplification(solver.name, h, lipschitz, cocoercivity)
     return factor**steps * (1 + (4 * steps + 4) * u)

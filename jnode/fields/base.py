@@ -93,10 +93,11 @@ class Scale(eqx.Module):
         self.value = float(value)
         self.raw = jnp.asarray(2.2) if learnable else None
 
-    def __call__(self) -> Float[Array, ""]:
+    def __call__(self, dtype) -> Float[Array, ""]:
+        """The factor, as an array of this type."""
         if self.raw is None:
-            return jnp.asarray(self.value)
-        return self.value / (1 + jnp.exp(-self.raw))
+            return jnp.asarray(self.value, dtype)
+        return (self.value / (1 + jnp.exp(-self.raw))).astype(dtype)
 
 
 def add_bias(

@@ -1,5 +1,6 @@
 """The ODENet field, without any constraint."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -113,7 +114,7 @@ def _norm(channels: int) -> eqx.nn.GroupNorm:
 
 
 def channels_first(
-    norm: eqx.nn.GroupNorm, x: Float[Array, "*grid channels"]
-) -> Float[Array, "*grid channels"]:
-    """Applies a norm that wants channels first."""
-    return jnp.moveaxis(norm(jnp.moveaxis(x, -1, 0)), 0, -1)
+    layer: Callable[[Array], Array], x: Float[Array, "*grid channels"]
+) -> Float[Array, "..."]:
+    """Applies a layer that wants channels first."""
+    return jnp.moveaxis(layer(jnp.moveaxis(x, -1, 0)), 0, -1)

@@ -74,10 +74,11 @@ class GradientFlowField(AbstractVectorField):
     ) -> Float[Array, "*state"]:
         weight = self.weight.bake()
         hidden = get_activation(self.activation)(add_bias(weight(y), self.bias))
-        return -self.scale().astype(y.dtype) * weight.transpose(hidden)
+        return -self.scale(y.dtype) * weight.transpose(hidden)
 
     def lipschitz(self) -> Float[Array, ""]:
-        return self.scale() * self.weight.norm() ** 2
+        norm = self.weight.norm()
+        return self.scale(norm.dtype) * norm**2
 
     def log_norm(self) -> Float[Array, ""]:
         return jnp.asarray(0.0)

@@ -77,11 +77,12 @@ class OrthoField(AbstractVectorField):
         field = self.bake()
         hidden = add_bias(field.first(y), self.first_bias)
         hidden = get_activation(self.activation)(hidden)
-        out = self.scale().astype(y.dtype) * field.second(hidden)
+        out = self.scale(y.dtype) * field.second(hidden)
         return add_bias(out, self.second_bias)
 
     def lipschitz(self) -> Float[Array, ""]:
-        return self.scale() * self.first.norm() * self.second.norm()
+        norm = self.first.norm() * self.second.norm()
+        return self.scale(norm.dtype) * norm
 
     def log_norm(self) -> Float[Array, ""]:
         return self.lipschitz()

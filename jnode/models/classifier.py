@@ -57,7 +57,8 @@ class ODEClassifier(eqx.Module):
         """
         solver = self.solver if solver is None else solver
         stretch = amplification(self.field, solver)
-        return self.encoder.lipschitz() * stretch * (1 + 4 * jnp.finfo(stretch.dtype).eps)
+        encoder = self.encoder.lipschitz().astype(stretch.dtype)
+        return encoder * stretch * (1 + 4 * jnp.finfo(stretch.dtype).eps)
 
     def bake(self) -> "ODEClassifier":
         """An equal model whose field holds plain matrices: for inference, attacks."""

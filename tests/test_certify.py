@@ -1,0 +1,153 @@
+"""Certificates: no search ever exceeds them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import jnode
+from jnode import certify
+from jnode.certify import (
+    amplification,
+    circle_contractivity_radius,
+    step_amplification,
+)
+from jnode.certify.radius import ROUNDING
+from jnode.solvers import SOLVERS
+from tests.helpers import small_model, strongest_stretch
+
+# Computed by hand from the criterion, and listed by Sherry et al. for the simple ones.
+RADII = {
+    "euler": 1.0,
+    "heun": 1.0,
+    "rk4": 1.0,
+    "bosh3": 0.899,
+    "midpoint": 0.0,
+    "tsit5": 0.0,
+    "dopri5": 0.0,
+    "dopri8": 0.0,
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_circle_contractivity_radius(name):
+    assert circle_contractivity_radius(name) == pytest.approx(RADII[name], abs=1e-3)
+
+
+def test_rk4_step_is_below_the_exponential():
+    for hl in (0.1, 0.5, 2.0):
+        zero = jnp.asarray(0.0)
+        bound = float(step_amplification("rk4", 1.0, jnp.asarray(hl), zero))
+        series = sum(hl**k / np.prod(range(1, k + 1)) for k in range(5))
+        assert series <= bound <= series * (1 + 1e-4)
+        assert bound <= np.exp(hl) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "rk4", "bosh3"])
+def test_contractive_up_to_the_radius_and_not_beyond(name):
+    r = circle_contractivity_radius(name)
+    bound = lambda h: float(
+        step_amplification(name, h, jnp.asarray(1.0), jnp.asarray(1.0))
+    )
+    assert bound(2 * r * 0.999) <= 1 + 1e-5
+    assert bound(2 * r * 1.2) > 1.05
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", ["euler", "midpoint", "rk4", "bosh3", "tsit5"])
+@pytest.mark.parametrize("kind", ["ortho", "flow"])
+def test_no_search_exceeds_the_certificate(getkey, x64, kind, name, steps):
+    make = jnode.OrthoField if kind == "ortho" else jnode.GradientFlowField
+    solver = jnode.Solver(name, steps=steps)
+    for lipschitz in (0.7, 2.0 * steps, 6.0):
+        field = make((2, 3, 4), lipschitz=lipschitz, key=getkey())
+        field = jax.tree.map(lambda w: w.astype(jnp.float32), field).bake()
+        bound = float(amplification(field, solver))
+        exact = jax.tree.map(lambda w: w.astype(jnp.float64), field)
+        f = lambda y: jnode.solve(exact, y, solver).y
+        found = strongest_stretch(jax.jit(f), jr.normal(getkey(), (2, 3, 4)), getkey())
+        assert 0 < found <= bound
+
+
+def test_bound_is_tight_for_a_linear_flow(getkey):
+    # Where relu never switches, the flow is linear and Euler reaches its bound.
+    field = jnode.OrthoField((4,), lipschitz=2.0, key=getkey())
+    for name, steps in (("euler", 1), ("euler", 4)):
+        solver = jnode.Solver(name, steps=steps)
+        bound = float(amplification(field, solver))
+        assert bound == pytest.approx((1 + 2.0 / steps) ** steps, rel=1e-3)
+
+
+def test_whole_model_never_exceeds_its_lipschitz_bound(getkey):
+    for field in ("ortho", "gradient_flow"):
+        model = small_model(getkey(), field, lipschitz=2.0).bake()
+        image = jr.uniform(getkey(), (8, 8, 1))
+        found = strongest_stretch(jax.jit(lambda x: model.embed(x)), image, getkey(), steps=40)
+        assert found <= float(model.lipschitz()) * (1 + 1e-4)
+
+
+def test_no_attack_inside_the_radius(getkey):
+    model = small_model(getkey(), lipschitz=2.0).bake()
+    images = jr.uniform(getkey(), (32, 8, 8, 1))
+    predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
+    radii = certify.radius(model, images)
+    assert (radii > 0).mean() > 0.9
+    attack = jnode.attacks.PGD(1.0, norm="l2", steps=30)
+    broken = 0
+    for share in (0.999, 3.0):
+        moved = []
+        for image, label, r in zip(images, predictions, radii, strict=True):
+            one = eqx.tree_at(lambda a: a.epsilon, attack, share * r)
+            moved.append(
+                eqx.filter_jit(one)(
+                    jnode.attacks.Batched(model),
+                    image[None],
+                    label[None],
+                    key=getkey(),
+                )[0]
+            )
+        broken = jnp.argmax(jax.vmap(model)(jnp.stack(moved)), axis=1) != predictions
+        if share < 1:
+            assert not broken.any()
+    assert broken.any()  # the attack is not toothless
+
+
+def test_float32_rounding_is_within_the_allowance(getkey, x64):
+    model = small_model(getkey(), lipschitz=2.0)
+    cast = lambda dtype: jax.tree.map(lambda w: w.astype(dtype), model.bake())
+    single, double = cast(jnp.float32), cast(jnp.float64)
+    images = jr.uniform(getkey(), (64, 8, 8, 1)).astype(jnp.float32)
+    features = jax.vmap(single.embed)(images).astype(jnp.float64)
+    exact = jax.vmap(double.embed)(images.astype(jnp.float64))
+    error = jnp.linalg.norm(features - exact, axis=1)
+    size = 1 + jnp.linalg.norm(exact, axis=1)
+    assert (error / size).max() < ROUNDING / 10
+
+
+def test_adaptive_and_free_models_get_no_certificate(getkey):
+    images = jr.uniform(getkey(), (3, 8, 8, 1))
+    adaptive = small_model(getkey(), solver=jnode.Solver("tsit5"))
+    free = small_model(getkey(), "free")
+    assert "chooses its steps" in certify.refusal(adaptive)
+    assert "unconstrained" in certify.refusal(free)
+    assert certify.refusal(small_model(getkey())) is None
+    for model in (adaptive, free):
+        assert model.lipschitz() == jnp.inf
+        assert (certify.radius(model, images) == 0).all()
+
+
+def test_envelopes(getkey):
+    times = jnp.linspace(0.0, 1.0, 3)
+    field = jnode.GradientFlowField((4,), lipschitz=2.0, key=getkey())
+    assert certify.gronwall(field, times)[-1] == pytest.approx(np.exp(2), rel=1e-2)
+    assert (certify.log_norm_envelope(field, times) == 1).all()
+
+
+def test_certified_accuracy_counts_right_predictions_only():
+    radii = np.asarray([-1.0, 0.0, 0.4, 0.6], np.float32)
+    rows = certify.certified_accuracy(radii, [0.0, 0.5])
+    assert [row["certified_accuracy"] for row in rows] == [0.75, 0.25]
+    with pytest.raises(ValueError, match="radius must be at least 0"):
+        certify.certified_accuracy(radii, [-0.1])

@@ -1,0 +1,73 @@
+"""Models: shapes, isometry, errors."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+import jnode
+from jnode.models import ConvEncoder, IsometricEncoder
+from jnode.train import PRESETS, get_preset
+from tests.helpers import small_model
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((28, 28, 1), 4), ((32, 32, 3), 4)])
+def test_isometric_encoder_is_isometric(getkey, shape, patch):
+    encoder = IsometricEncoder(shape, patch=patch, features=48)
+    a, b = jr.uniform(getkey(), (2, *shape))
+    before = jnp.linalg.norm((a - b).ravel())
+    after = jnp.linalg.norm((encoder(a) - encoder(b)).ravel())
+    assert float(after) == pytest.approx(float(before), rel=1e-6)
+    assert encoder.lipschitz() == 1
+
+
+def test_conv_encoder(getkey):
+    encoder = ConvEncoder((28, 28, 1), features=8, key=getkey())
+    assert encoder(jnp.zeros((28, 28, 1))).shape == (7, 7, 8)
+    assert encoder.lipschitz() == jnp.inf
+
+
+@pytest.mark.parametrize("field", ["ortho", "gradient_flow", "free"])
+def test_model_maps_one_image_and_batches(getkey, field):
+    model = small_model(getkey(), field)
+    images = jr.uniform(getkey(), (3, 8, 8, 1))
+    logits = jax.jit(jax.vmap(model))(images)
+    assert logits.shape == (3, 4)
+    assert jnp.abs(logits[1] - model.bake()(images[1])).max() < 1e-5
+    gradient = jax.grad(lambda x: model(x)[0])(images[0])
+    assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build(name):
+    config = get_preset(name)
+    model = jnode.build(
+        config.model,
+        config.solver,
+        image_shape=(28, 28, 1),
+        classes=10,
+        key=jr.key(0),
+    )
+    assert jax.eval_shape(model, jnp.zeros((28, 28, 1))).shape == (10,)
+
+
+def test_unit_norm_head(getkey):
+    rows = small_model(getkey()).head.rows()
+    assert jnp.abs(jnp.linalg.norm(rows, axis=1) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda k: get_preset("resnet"), "ortho, contractive, twin"),
+        (lambda k: jnode.ModelConfig(field="magic"), "ortho, gradient_flow, free"),
+        (lambda k: jnode.ModelConfig(encoder="magic"), "isometric, conv"),
+        (lambda k: IsometricEncoder((9, 8, 1), patch=2, features=4), "patch must"),
+        (lambda k: IsometricEncoder((8, 8, 1), patch=2, features=3), "features must"),
+        (lambda k: ConvEncoder((8, 8, 1), features=3, key=k), "even"),
+        (lambda k: small_model(k)(jnp.zeros((8, 9, 1))), r"must have shape \(8, 8, 1\)"),
+    ],
+)
+def test_bad_models(getkey, act, message):
+    with pytest.raises(ValueError, match=message):
+        act(getkey())
