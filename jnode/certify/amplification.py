@@ -13,17 +13,18 @@ from jnode.solvers import Solver, tableau
 
 def _stage_bounds(
     name: str, hl: Float[Array, ""]
-) -> tuple[np.ndarray, list[Float[Array, ""]]]:
+) -> tuple[list[float], list[Float[Array, ""]]]:
     r"""$b$ and $\ell_i = hL(1 + \sum_j |a_{ij}|\,\ell_j)$, which bounds stage $h k_i$.
 
     Every term is positive, so rounding is relative: a few units for each operation.
     """
-    a, b, _ = tableau(name)
+    # Lists of Python's numbers, which take on the type of what they meet.
+    a, b = (x.tolist() for x in tableau(name)[:2])
     stages = []
     for i in range(len(b)):
         # Zeros are left out, since 0 * inf would be NaN.
         inner = sum(
-            (abs(a[i, j]) * stages[j] for j in range(i) if a[i, j] != 0),
+            (abs(a[i][j]) * stages[j] for j in range(i) if a[i][j] != 0),
             start=jnp.zeros_like(hl),
         )
         stages.append(hl * (1 + inner) * (1 + (2 * i + 8) * unit_roundoff(hl.dtype)))

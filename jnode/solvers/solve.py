@@ -70,10 +70,10 @@ def step(
     solver: Solver,
 ) -> Float[Array, "*state"]:
     """One step of length `h` of the solver's explicit Runge-Kutta method."""
-    a, b, c = tableau(solver.name)
+    a, b, c = (x.tolist() for x in tableau(solver.name))
     ks = []
     for i in range(len(b)):
-        ks.append(field(t + c[i] * h, y + _combine(h, a[i, :i], ks, y), None))
+        ks.append(field(t + c[i] * h, y + _combine(h, a[i][:i], ks, y), None))
     return y + _combine(h, b, ks, y)
 
 

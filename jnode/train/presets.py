@@ -20,8 +20,8 @@ PRESETS: dict[str, TrainConfig] = {
         data=DataConfig(pad=1),
         model=ModelConfig(field="gradient_flow", lipschitz=8.0, hidden=64),
         solver=Solver("euler", steps=4),
-        loss=LossConfig("margin", rho=0.85, temperature=8.0),
-        epochs=30,
+        loss=LossConfig("margin", rho=0.86, temperature=8.0),
+        epochs=40,
         learning_rate=5e-3,
     ),
     # The Ortho-ODE's architecture with the constraint off, trained as usual.

@@ -1,0 +1,114 @@
+"""The scripts, run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--epochs", "2", "--batch-size", "32", "--data.num-train", "64"]
+
+
+def script(name, *args, check=True):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, args)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=250
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_train_evaluate_certify_report(tmp_path):
+    run = tmp_path / "run"
+    script("train.py", "contractive", run, *TINY)
+    attacks = ["--attack", "gaussian:0.2", "pgd:linf:0.1:3", "pgd:l2:0.5:3"]
+    done = script("evaluate.py", run, *attacks, "--num-examples", "50")
+    assert "pgd-3 Linf 0.1" in done.stdout
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    wanted = {
+        "dataset",
+        "split",
+        "num_examples",
+        "seed",
+        "solver",
+        "clean_accuracy",
+        "attacks",
+        "worst_case",
+        "certified_accuracy",
+        "flags",
+        "nfe",
+        "versions",
+        "device",
+    }
+    assert wanted <= set(evaluation)
+    assert evaluation["num_examples"] == 50 and evaluation["solver"] == "eulerx4"
+    assert set(evaluation["versions"]) >= {"jax", "jaxlib", "diffrax", "equinox"}
+    row = evaluation["attacks"][1]
+    assert {k: row[k] for k in ("name", "norm", "epsilon", "steps", "restarts")} == {
+        "name": "pgd",
+        "norm": "linf",
+        "epsilon": 0.1,
+        "steps": 3,
+        "restarts": 1,
+    }
+    sure = {r["radius"]: r["certified_accuracy"] for r in evaluation["certified_accuracy"]}
+    attacked = evaluation["attacks"][2]["robust_accuracy"]
+    assert sure[0.5] <= attacked <= evaluation["clean_accuracy"]
+    done = script("certify.py", run, "--num-examples", "50", "--radii", "0.5")
+    assert f"certified accuracy at L2 0.5: {100 * sure[0.5]:.1f} %" in done.stdout
+    done = script("report.py", run)
+    assert (run / "report.html").is_file()
+    assert str((run / "report.html").resolve()) in done.stdout
+    # What is there is not overwritten unasked.
+    done = script("train.py", "contractive", run, *TINY, check=False)
+    assert done.returncode == 2 and "--overwrite" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("train.py", ("resnet", "x"), "preset must be one of ortho"),
+        ("train.py", ("ortho", "x", "--data.name", "imagenet"), "data set must be one"),
+        ("train.py", ("ortho", "x", "--data.name", "mnist", "--data.dir", "/nowhere"),
+         "mnist"),
+        ("train.py", ("ortho", "x", "--solver.steps", "0"), "steps must be"),
+        ("evaluate.py", ("/nowhere", "--attack", "magic:linf:1"), "attack must be one"),
+        ("evaluate.py", ("/nowhere",), "not a run folder"),
+        ("report.py", ("/nowhere",), "not a run folder"),
+        ("certify.py", ("/nowhere",), "not a run folder"),
+    ],
+)
+def test_errors_are_one_sentence(tmp_path, name, args, message):
+    args = [str(tmp_path / "x") if a == "x" else a for a in args]
+    done = script(name, *args, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "certify.py", "report.py"])
+def test_help(name):
+    assert name in script(name, "--help").stdout
+
+
+def test_import_is_quick_and_light():
+    code = (
+        "import sys, time; t = time.time(); import jnode; "
+        "heavy = {'tensorflow_datasets', 'matplotlib', 'torch', 'orbax', 'mlxtend'}; "
+        "print(time.time() - t, heavy & set(sys.modules))"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split(maxsplit=1)
+        for _ in range(3)
+    ]
+    assert {o[1].strip() for o in outputs} == {"set()"}
+    # The best of three: the machine may be busy with other things.
+    assert min(float(o[0]) for o in outputs) < 3
