@@ -3,81 +3,111 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float, Int
-
+from jnode.report.pictures import Pictures
 from jnode.train.run_dir import RunDir
 
-PICTURES = "pictures.npz"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Clean and attacked images, and how far their trajectories part.
-
-    `distances` is ‖y(t) − z(t)‖ of each pair at `times`; the envelopes bound its growth
-    for the exact flow (`inf` where nothing is known).
-    """
-
-    attack: str
-    clean: Float[np.ndarray, "pairs height width channels"]
-    adversarial: Float[np.ndarray, "pairs height width channels"]
-    labels: Int[np.ndarray, " pairs"]
-    clean_predictions: Int[np.ndarray, " pairs"]
-    adversarial_predictions: Int[np.ndarray, " pairs"]
-    times: Float[np.ndarray, " times"]
-    distances: Float[np.ndarray, "pairs times"]
-    gronwall: Float[np.ndarray, " times"]
-    log_norm: Float[np.ndarray, " times"]
-
-    def save(self, run_dir: str | os.PathLike) -> None:
-        """Writes `pictures.npz` into a run folder."""
-        np.savez_compressed(Path(run_dir) / PICTURES, **vars(self))
+NEEDED = (
+    "dataset",
+    "split",
+    "num_examples",
+    "seed",
+    "solver",
+    "clean_accuracy",
+    "attacks",
+    "worst_case",
+    "certified_accuracy",
+    "certificate",
+    "flags",
+    "nfe",
+    "versions",
+    "device",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunReport:
-    """One run, as a report shows it."""
+    """One run, as a report shows it.
+
+    - `name`: how tables and figures call it.
+    - `config`, `evaluation`: what `config.json` and `evaluation.json` hold.
+    - `metrics`: the rows of `metrics.jsonl`.
+    - `pictures`: attacked images and their trajectories, where there are some.
+    """
 
     name: str
     config: dict[str, Any]
     evaluation: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    pictures: Pictures | None
+    metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    pictures: Pictures | None = None
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> float | None:
         """Seconds that training took (of the last start, if it was resumed)."""
-        return self.metrics[-1]["seconds"] if self.metrics else 0.0
+        return self.metrics[-1]["seconds"] if self.metrics else None
 
 
 def read_run(run_dir: str | os.PathLike) -> RunReport:
     """Reads a run folder.
+
+    **Arguments:** a folder that `scripts/train.py` and `scripts/evaluate.py` wrote.
+
+    **Returns:** a `RunReport`, called as the folder is.
 
     **Raises:** `FileNotFoundError` for a folder that is not a run or was not evaluated,
     `ValueError` for damaged files.
     """
     run = RunDir(run_dir)
     run.read_config()
-    path = run.path / "evaluation.json"
-    if not path.is_file():
+    if not (run.path / "evaluation.json").is_file():
         raise FileNotFoundError(
             f"{run.path} has no evaluation.json: "
             f"run scripts/evaluate.py {run.path} first."
         )
+    config = _read(run.path / "config.json", json.loads)
+    evaluation = _read(run.path / "evaluation.json", json.loads)
+    missing = [
+        k for k in NEEDED if not isinstance(evaluation, dict) or k not in evaluation
+    ]
+    if missing:
+        raise ValueError(
+            f"{run.path / 'evaluation.json'} lacks {', '.join(missing)}: write it anew "
+            f"with scripts/evaluate.py {run.path}."
+        )
+    metrics = []
+    if run.metrics.is_file():
+        metrics = _read(
+            run.metrics, lambda text: [json.loads(line) for line in text.splitlines()]
+        )
+    pictures = None
+    if Pictures.path(run.path).is_file():
+        pictures = Pictures.load(run.path)
+    name = run.path.resolve().name
+    return RunReport(name, config, evaluation, metrics, pictures)
+
+
+def _read(path: Path, parse) -> Any:
     try:
-        evaluation = json.loads(path.read_text())
-        config = json.loads((run.path / "config.json").read_text())
-        lines = run.metrics.read_text().splitlines() if run.metrics.exists() else []
-        metrics = [json.loads(line) for line in lines]
-        pictures = None
-        if (run.path / PICTURES).is_file():
-            with np.load(run.path / PICTURES, allow_pickle=False) as file:
-                pictures = Pictures(**{k: file[k] for k in file if k != "attack"},
-                                    attack=str(file["attack"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{run.path} holds a damaged file: {error}") from error
-    return RunReport(run.path.name, config, evaluation, metrics, pictures)
+        return parse(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def distinct(runs: Sequence[RunReport]) -> list[RunReport]:
+    """The same runs, those of one name numbered, so that nobody mixes them up.
+
+    **Raises:** `ValueError` where there is no run.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one evaluated run, not none.")
+    names = [run.name or "run" for run in runs]
+    result = []
+    for i, run in enumerate(runs):
+        name = names[i]
+        if names.count(name) > 1:
+            name = f"{name} ({names[: i + 1].count(name)})"
+        result.append(dataclasses.replace(run, name=name))
+    return result

@@ -1,46 +1,120 @@
 """The results of several runs, as a Markdown table."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
-from jnode.report.run_report import RunReport
+from jnode.report.run_report import RunReport, distinct
+
+NORMS = {"linf": "Linf", "l2": "L2", "sigma": "σ"}
+NONE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One measure: its label, a cell a run, and the shares (of 1) where it has some."""
+
+    label: str
+    cells: list[str]
+    shares: list[float | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Measures of one kind; the title says what kind of bound they are."""
+
+    title: str
+    lines: list[Line]
+
+
+def percent(value: float | None) -> str:
+    """`97.1`, or a dash where there is nothing."""
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def budget_label(norm: str, epsilon: float) -> str:
+    """`Linf 0.1`, `σ 0.196`."""
+    return f"{NORMS.get(norm, norm)} {epsilon:.3g}"
 
 
 def attack_label(row: dict) -> str:
-    """`pgd-40 Linf 0.1`, `gaussian 0.2`."""
+    """`pgd-40 Linf 0.1`, `pgd-40x5 L2 0.5` with five restarts, `gaussian σ 0.2`."""
     steps = f"-{row['steps']}" if row["steps"] > 1 else ""
-    norm = {"linf": "Linf ", "l2": "L2 ", "sigma": "σ "}[row["norm"]]
-    return f"{row['name']}{steps} {norm}{row['epsilon']:.3g}"
+    restarts = f"x{row['restarts']}" if row["restarts"] > 1 else ""
+    return f"{row['name']}{steps}{restarts} {budget_label(row['norm'], row['epsilon'])}"
 
 
-def cells(runs: Sequence[RunReport]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: a column per attack and per certified radius."""
-    attacks = list(
-        dict.fromkeys(attack_label(r) for run in runs for r in run.evaluation["attacks"])
+def sections(runs: Sequence[RunReport]) -> list[Section]:
+    """What the runs reached: attacked, worst case and certified kept apart."""
+    evaluations = [run.evaluation for run in runs]
+    attacked = _align(
+        [
+            [(attack_label(r), r["robust_accuracy"]) for r in e["attacks"]]
+            for e in evaluations
+        ]
     )
-    radii = sorted(_radii(runs))
-    header = ["model", "solver", "NFE", "clean", *attacks]
-    header += [f"certified L2 {r:g}" for r in radii]
-    header += ["training s"]
-    rows = []
-    for run in runs:
-        e = run.evaluation
-        found = {attack_label(r): r["robust_accuracy"] for r in e["attacks"]}
-        sure = {r["radius"]: r["certified_accuracy"] for r in e["certified_accuracy"]}
-        rows.append(
+    worst = _align(
+        [
             [
-                run.name,
-                e["solver"],
-                f"{e['nfe']:.0f}",
-                percent(e["clean_accuracy"]),
-                *(percent(found.get(a)) for a in attacks),
-                *(percent(sure.get(r)) for r in radii),
-                f"{run.seconds:.0f}",
+                (
+                    f"worst case {budget_label(r['norm'], r['epsilon'])}",
+                    r["robust_accuracy"],
+                )
+                for r in sorted(
+                    e["worst_case"], key=lambda r: (r["norm"], r["epsilon"])
+                )
+                if r["norm"] != "sigma"
             ]
+            for e in evaluations
+        ]
+    )
+    radii = worth_showing(runs)
+    proven = _align(
+        [
+            [
+                (f"certified L2 {r['radius']:g}", r["certified_accuracy"])
+                for r in e["certified_accuracy"]
+                if r["radius"] in radii
+            ]
+            for e in evaluations
+        ]
+    )
+    found = [
+        Section("", [_line("clean", [e["clean_accuracy"] for e in evaluations])]),
+        Section("accuracy under attack: empirical upper bound", attacked),
+        Section("standing after all those attacks: empirical upper bound", worst),
+        Section("certified accuracy: proven lower bound", proven),
+        Section(
+            "cost",
+            [
+                Line("solver", [str(e["solver"]) for e in evaluations]),
+                Line("NFE", [f"{e['nfe']:.4g}" for e in evaluations]),
+                Line(
+                    "training seconds",
+                    [NONE if r.seconds is None else f"{r.seconds:.0f}" for r in runs],
+                ),
+            ],
+        ),
+    ]
+    return [section for section in found if section.lines]
+
+
+def _line(label: str, shares: list[float | None]) -> Line:
+    return Line(label, [percent(share) for share in shares], shares)
+
+
+def _align(found: list[list[tuple[str, float]]]) -> list[Line]:
+    """A line a label, in the order they are met; of equal labels the lowest counts."""
+    labels = dict.fromkeys(label for rows in found for label, _ in rows)
+    return [
+        _line(
+            label,
+            [min((v for k, v in rows if k == label), default=None) for rows in found],
         )
-    return header, rows
+        for label in labels
+    ]
 
 
-def _radii(runs: Sequence[RunReport]) -> set[float]:
+def worth_showing(runs: Sequence[RunReport]) -> set[float]:
     """The certified radii worth a line: those that were attacked too, or all."""
     rows = [r for run in runs for r in run.evaluation["certified_accuracy"]]
     certified = {r["radius"] for r in rows if r["radius"] > 0}
@@ -53,24 +127,36 @@ def _radii(runs: Sequence[RunReport]) -> set[float]:
     return certified & attacked or certified
 
 
-def percent(value: float | None) -> str:
-    """`97.1`, or a dash where there is nothing."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
 def table(runs: Sequence[RunReport]) -> str:
     """Clean, attacked and certified accuracy in percent, one row a measure.
 
     Attacked accuracy is an empirical upper bound on robust accuracy, certified accuracy
     a proven lower bound. Models stand in columns, so that it fits a terminal.
+
+    **Arguments:** runs from `read_run`.
+
+    **Returns:** a Markdown table.
+
+    **Raises:** `ValueError` where there is no run.
     """
-    header, rows = cells(runs)
-    columns = [header, *rows]
-    widths = [max(len(cell) for cell in column) for column in columns]
-    lines = []
-    for i in range(len(header)):
-        line = [c[i].ljust(w) for c, w in zip(columns, widths, strict=True)]
-        lines.append("| " + " | ".join(line) + " |")
-        if i == 0:
-            lines.append("| " + " | ".join("-" * w for w in widths) + " |")
-    return "\n".join(lines)
+    runs = distinct(runs)
+    blank = [""] * len(runs)
+    rows = [["accuracy in %", *(run.name for run in runs)]]
+    for section in sections(runs):
+        if section.title:
+            rows.append([f"**{section.title}**", *blank])
+        rows += [[line.label, *line.cells] for line in section.lines]
+    rows = [[_plain(cell) for cell in row] for row in rows]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(3, *(len(cell) for cell in column)) for column in columns]
+    rows.insert(1, ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])])
+    justify: list[Callable] = [str.ljust, *[str.rjust] * len(runs)]
+    return "\n".join(
+        f"| {' | '.join(j(c, w) for j, c, w in zip(justify, row, widths, strict=True))} |"
+        for row in rows
+    )
+
+
+def _plain(cell: str) -> str:
+    """One line that cannot be taken for the end of a cell."""
+    return " ".join(cell.split()).replace("|", "\\|")

@@ -1,0 +1,206 @@
+"""The parts of the page that are text: every word of a run is escaped here."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from jnode.report.figures.base import colour
+from jnode.report.run_report import RunReport
+from jnode.report.table import NONE, NORMS, percent, sections, worth_showing
+
+ALWAYS = ("model.field", "model.lipschitz", "loss.name", "epochs")
+
+
+def dot(i: int) -> str:
+    """The colour of the i-th run, as in the figures."""
+    return f"<span class='dot' style='--c:{colour(i)}'></span>"
+
+
+def facts(runs: Sequence[RunReport]) -> str:
+    """What was run: on which images and which machine, with which versions."""
+    parts = [
+        (
+            "{num_examples} {split} images of {dataset}, attacked with seed {seed}",
+            "",
+        ),
+        ("trained on {num_train} images", ""),
+        ("device: {device}", ""),
+        ("{versions}", ""),
+    ]
+    texts = []
+    for template, _ in parts:
+        said = [template.format(**_flat_evaluation(run)) for run in runs]
+        if len(set(said)) == 1:
+            texts.append(said[0])
+        else:
+            texts.append(
+                "; ".join(f"{r.name}: {s}" for r, s in zip(runs, said, strict=True))
+            )
+    return f"<p class='dim'>{escape('. '.join(texts))}.</p>"
+
+
+def _flat_evaluation(run: RunReport) -> dict[str, Any]:
+    e = run.evaluation
+    trained = e.get("num_train", run.config.get("num_train", "an unknown number of"))
+    versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
+    return {**e, "num_train": trained, "versions": versions}
+
+
+def flags(runs: Sequence[RunReport]) -> str:
+    """Warnings, where they cannot be missed."""
+    found = [(run.name, flag) for run in runs for flag in run.evaluation["flags"]]
+    boxes = [f"<b>{escape(name)}</b>: {escape(str(flag))}" for name, flag in found]
+    keys = ("dataset", "split", "num_examples")
+    if len({tuple(str(run.evaluation[k]) for k in keys) for run in runs}) > 1:
+        boxes.append(
+            "<b>Not comparable</b>: these runs were evaluated on different images."
+        )
+    if not found:
+        note = (
+            "<p>No sign of masked gradients: gradients do not vanish, and no weak "
+            "attack did better than a strong one.</p>"
+        )
+    else:
+        note = ""
+    return "".join(f"<div class='flag' role='note'>{box}</div>" for box in boxes) + note
+
+
+def cards(runs: Sequence[RunReport]) -> str:
+    """Three numbers a run: clean, attacked, proven."""
+    radius = min(worth_showing(runs), default=None)
+    budget = _hardest(runs)
+    made = []
+    for i, run in enumerate(runs):
+        e = run.evaluation
+        numbers = [("clean", e["clean_accuracy"])]
+        if budget is not None:
+            found = [
+                row["robust_accuracy"]
+                for row in e["worst_case"]
+                if (row["norm"], row["epsilon"]) == budget
+            ]
+            label = f"under attack, {_norm(budget[0])} {budget[1]:.3g}"
+            numbers.append((label, found[0] if found else None))
+        if radius is not None:
+            proven = {
+                r["radius"]: r["certified_accuracy"] for r in e["certified_accuracy"]
+            }
+            label = f"proven, {_norm('l2')} {radius:g}"
+            numbers.append((label, proven.get(radius)))
+        items = "".join(
+            f"<div><dt>{label}</dt><dd>{_big(value)}</dd></div>"
+            for label, value in numbers
+        )
+        made.append(
+            f"<div class='card' style='--c:{colour(i)}'><h3>{escape(run.name)}</h3>"
+            f"<dl>{items}</dl></div>"
+        )
+    return f"<div class='cards'>{''.join(made)}</div>"
+
+
+def _big(value: float | None) -> str:
+    return NONE if value is None else f"{percent(value)}<small> %</small>"
+
+
+def _norm(norm: str) -> str:
+    return {"linf": "L<sub>∞</sub>", "l2": "L<sub>2</sub>"}.get(
+        norm, NORMS.get(norm, "")
+    )
+
+
+def _hardest(runs: Sequence[RunReport]) -> tuple[str, float] | None:
+    """The budget of the attack with the most steps, Linf before L2."""
+    rows = [
+        r for run in runs for r in run.evaluation["attacks"] if r["norm"] != "sigma"
+    ]
+    if not rows:
+        return None
+    best = max(rows, key=lambda r: (r["norm"] == "linf", r["steps"], r["epsilon"]))
+    return best["norm"], best["epsilon"]
+
+
+def results(runs: Sequence[RunReport]) -> str:
+    """The table, with a bar behind every share; bars of what is proven are darker."""
+    head = "".join(
+        f"<th scope='col'>{dot(i)}{escape(run.name)}</th>" for i, run in enumerate(runs)
+    )
+    lines = [
+        "<div class='scroll'><table class='results'>",
+        f"<thead><tr><th>accuracy in %</th>{head}</tr></thead><tbody>",
+    ]
+    for section in sections(runs):
+        if section.title:
+            lines.append(
+                f"<tr class='group'><th colspan='{len(runs) + 1}'>"
+                f"{escape(section.title)}</th></tr>"
+            )
+        kind = "bar proven" if section.title.startswith("certified") else "bar"
+        for line in section.lines:
+            shares = line.shares or [None] * len(runs)
+            made = ""
+            for i, (cell, share) in enumerate(zip(line.cells, shares, strict=True)):
+                look = (
+                    ""
+                    if share is None
+                    else f" class='{kind}' style='--c:{colour(i)};--v:{100 * share:.1f}%'"
+                )
+                made += f"<td{look}>{escape(cell)}</td>"
+            lines.append(f"<tr><th scope='row'>{escape(line.label)}</th>{made}</tr>")
+    lines.append("</tbody></table></div>")
+    return "\n".join(lines)
+
+
+def setup(runs: Sequence[RunReport]) -> str:
+    """The settings that tell the runs apart, and on what their certificates rest."""
+    flat = [_flatten(run.config.get("train", run.config)) for run in runs]
+    keys = list(dict.fromkeys(k for settings in flat for k in settings))
+    shown = [
+        k
+        for k in keys
+        if k in ALWAYS or len({str(settings.get(k)) for settings in flat}) > 1
+    ]
+    rows = [
+        (k.replace("_", " "), [_say(settings.get(k)) for settings in flat])
+        for k in shown
+    ]
+    rows.append(("certificate", [str(run.evaluation["certificate"]) for run in runs]))
+    head = "".join(
+        f"<th scope='col'>{dot(i)}{escape(run.name)}</th>" for i, run in enumerate(runs)
+    )
+    body = "".join(
+        f"<tr><th scope='row'>{escape(label)}</th>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for label, cells in rows
+    )
+    return (
+        "<div class='scroll'><table><thead><tr><th>setting</th>"
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return NONE if value is None else str(value)
+
+
+def details(run: RunReport) -> str:
+    """Everything that was read, folded away."""
+    content = {"config": run.config, "evaluation": run.evaluation}
+    pretty = escape(json.dumps(content, indent=2, ensure_ascii=False, default=str))
+    return (
+        f"<details><summary>{escape(run.name)}: configuration and evaluation"
+        f"</summary><pre>{pretty}</pre></details>"
+    )

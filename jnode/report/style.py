@@ -1,0 +1,58 @@
+"""How the page looks: light, dark and on paper, without a single request."""
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8885; --soft: #8881; --warn: #D55E00;
+        --dim: light-dark(#555, #aaa); }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 70rem; margin: 2.5rem auto;
+       padding: 0 1.2rem; background: light-dark(#fff, #16181c);
+       color: light-dark(#1c1e21, #e4e6e9); }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
+h2 { font-size: 1.35rem; margin: 3rem 0 .6rem; padding-top: .8rem;
+     border-top: 1px solid var(--line); }
+h3 { font-size: 1.05rem; margin: 1.8rem 0 .2rem; overflow-wrap: anywhere; }
+p, li, figcaption { max-width: 46rem; }
+.dim, figcaption { color: var(--dim); }
+.dot { display: inline-block; width: .75em; height: .75em; border-radius: 50%;
+       background: var(--c); margin-right: .45em; }
+.cards { display: grid; gap: 1rem; margin: 1.6rem 0;
+         grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
+.card { border: 1px solid var(--line); border-top: 5px solid var(--c);
+        border-radius: 8px; padding: .7rem 1rem 1rem; break-inside: avoid; }
+.card h3 { margin: 0 0 .5rem; }
+.card dl { display: grid; grid-template-columns: repeat(3, 1fr); gap: .3rem .8rem;
+           margin: 0; }
+.card div { display: flex; flex-direction: column; }
+.card dt { order: 2; font-size: .82rem; line-height: 1.3; color: var(--dim); }
+.card dd { margin: 0; font-size: 1.7rem; font-weight: 650; line-height: 1.25;
+           font-variant-numeric: tabular-nums; }
+.card small { font-size: .55em; font-weight: 400; }
+.flag { border-left: 5px solid var(--warn); border-radius: 4px; padding: .5rem .9rem;
+        margin: .6rem 0; max-width: 46rem; overflow-wrap: anywhere;
+        background: color-mix(in srgb, var(--warn) 12%, transparent); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
+         font-variant-numeric: tabular-nums; font-weight: 400; }
+thead th { font-weight: 650; border-bottom-width: 2px; overflow-wrap: anywhere; }
+th:first-child { text-align: left; white-space: nowrap; }
+.results td { min-width: 9rem; }
+.results td.bar { background: linear-gradient(to right,
+    color-mix(in srgb, var(--c) 30%, transparent) var(--v), transparent 0); }
+.results td.bar.proven { background: linear-gradient(to right,
+    color-mix(in srgb, var(--c) 60%, transparent) var(--v), transparent 0); }
+tr.group th { font-weight: 650; font-size: .88rem; padding-top: 1rem; }
+figure { margin: 1.2rem 0 2rem; break-inside: avoid; }
+figure img { display: block; max-width: 100%; background: white; border-radius: 8px;
+             padding: .5rem; border: 1px solid var(--line); }
+figcaption { margin-top: .5rem; font-size: .93rem; }
+details { margin: .5rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
+pre { overflow-x: auto; background: var(--soft); padding: .8rem; font-size: .82rem;
+      border-radius: 6px; }
+@media print {
+  :root { color-scheme: light; print-color-adjust: exact;
+          -webkit-print-color-adjust: exact; }
+  body { margin: 0; max-width: none; font-size: 11pt; }
+  details { display: none; } h2, h3 { break-after: avoid; }
+}
+"""
