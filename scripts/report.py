@@ -12,7 +12,8 @@ from jnode._cli import run
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Writes one self-contained HTML page about some evaluated runs."""
+    """Writes one self-contained HTML page about some evaluated runs, and its table as
+    Markdown beside it."""
 
     run_dirs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders that scripts/evaluate.py evaluated."""
@@ -27,7 +28,9 @@ def main() -> None:
         raise ValueError("run_dirs must name at least one evaluated run.")
     runs = [report.read_run(folder) for folder in args.run_dirs]
     path = report.write(runs, args.out or Path(args.run_dirs[0]) / "report.html")
-    print(report.table(runs))
+    table = report.table(runs)
+    path.with_suffix(".md").write_text(table + "\n")
+    print(table)
     print(f"\nReport: {path.resolve()}")
 
 

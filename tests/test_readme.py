@@ -1,0 +1,47 @@
+"""The README: its examples run, its files are there, its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_python_examples_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        done = subprocess.run(
+            [sys.executable, "-c", block],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=250,
+        )
+        assert done.returncode == 0, done.stderr
+        for expected in re.findall(r"# prints (.*)", block):
+            assert expected in done.stdout
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_commands_name_scripts_and_presets_that_exist():
+    from jnode.train import PRESETS
+
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", TEXT, re.DOTALL)
+    for script in re.findall(r"scripts/\w+\.(?:py|sh)", "\n".join(blocks)):
+        assert (ROOT / script).is_file(), script
+    for preset in re.findall(r"train\.py (\w+)", "\n".join(blocks)):
+        assert preset in PRESETS
+
+
+def test_the_table_is_the_one_that_the_demo_wrote():
+    table = (ROOT / "benchmarks" / "results" / "demo.md").read_text().strip()
+    assert table in TEXT
