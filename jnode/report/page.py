@@ -21,12 +21,13 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 CAPTIONS = {
     "certified": "Solid: accuracy proven to hold within the radius (a lower bound). "
     "Dashed: what the attacks left standing (an empirical upper bound, measured at the "
-    "markers). The true robust accuracy lies in the shaded gap between them.",
+    "markers and joined to guide the eye). Below each marker the true robust accuracy "
+    "lies in the shaded gap.",
     "robustness": "Images that stay right under all attacks of the norm and budget: an "
     "empirical upper bound on robust accuracy, which a stronger attack may lower.",
-    "trajectories": "The distance between a clean and an attacked image's trajectories, "
-    "relative to where it began: measured on the numerical solve (thin lines), and the "
-    "certified envelopes of the exact flow (thick). Shaded: where the flow must stay.",
+    "trajectories": "How far a clean and an attacked image's trajectories are apart, "
+    "relative to where they began: measured on the numerical solve (thin lines), and "
+    "the certified envelopes of the exact flow (thick). Shaded: where it must stay.",
     "training": "Training batches, once an epoch; losses of different kinds do not "
     "compare.",
 }
@@ -62,8 +63,8 @@ def render(runs: Sequence[RunReport]) -> str:
         "<h2>Results</h2>",
         parts.results(runs),
         "<p class='dim'>Accuracy <em>under attack</em> is an empirical upper bound on "
-        "robust accuracy: a stronger attack may lower it. <em>Certified</em> accuracy is "
-        "a proven lower bound: no attack within the radius can lower it.</p>",
+        "robust accuracy: a stronger attack may lower it. <em>Certified</em> accuracy "
+        "is a proven lower bound: no attack within the radius can lower it.</p>",
     ]
     if any(run.evaluation["certified_accuracy"] for run in runs):
         body += [
@@ -102,8 +103,8 @@ def _pictures(runs: Sequence[RunReport]) -> list[str]:
             continue
         changed = int((p.clean_predictions != p.adversarial_predictions).sum())
         caption = (
-            f"The first images of the test set, not chosen, before and after "
-            f"{p.attack}: the attack changed {changed} of {len(p.labels)} predictions."
+            f"Images before and after {p.attack}, and what it added. Of "
+            f"{len(p.labels)} such pairs it changed {changed} predictions."
         )
         body.append(f"<h3>{parts.dot(i)}{escape(run.name)}</h3>")
         body.append(_figure(figures.images(p), caption))

@@ -19,25 +19,22 @@ def dot(i: int) -> str:
 
 def facts(runs: Sequence[RunReport]) -> str:
     """What was run: on which images and which machine, with which versions."""
-    parts = [
-        (
-            "{num_examples} {split} images of {dataset}, attacked with seed {seed}",
-            "",
-        ),
-        ("trained on {num_train} images", ""),
-        ("device: {device}", ""),
-        ("{versions}", ""),
-    ]
+    templates = (
+        "{num_examples} {split} images of {dataset}",
+        "trained on {num_train}",
+        "attacks' seed {seed}",
+        "device: {device}",
+        "{versions}",
+    )
     texts = []
-    for template, _ in parts:
+    for template in templates:
         said = [template.format(**_flat_evaluation(run)) for run in runs]
-        if len(set(said)) == 1:
-            texts.append(said[0])
+        if len(set(said)) > 1:
+            said = [f"{run.name}: {text}" for run, text in zip(runs, said, strict=True)]
         else:
-            texts.append(
-                "; ".join(f"{r.name}: {s}" for r, s in zip(runs, said, strict=True))
-            )
-    return f"<p class='dim'>{escape('. '.join(texts))}.</p>"
+            said = said[:1]
+        texts += said
+    return f"<p class='dim'>{escape(' · '.join(texts))}</p>"
 
 
 def _flat_evaluation(run: RunReport) -> dict[str, Any]:
@@ -58,8 +55,8 @@ def flags(runs: Sequence[RunReport]) -> str:
         )
     if not found:
         note = (
-            "<p>No sign of masked gradients: gradients do not vanish, and no weak "
-            "attack did better than a strong one.</p>"
+            "<p>The checks for masked gradients (do gradients vanish, does a weak "
+            "attack do better than a strong one) raised no flag.</p>"
         )
     else:
         note = ""
@@ -126,7 +123,7 @@ def results(runs: Sequence[RunReport]) -> str:
         f"<th scope='col'>{dot(i)}{escape(run.name)}</th>" for i, run in enumerate(runs)
     )
     lines = [
-        "<div class='scroll'><table class='results'>",
+        f"<div class='scroll'><table class='results' style='--runs:{len(runs)}'>",
         f"<thead><tr><th>accuracy in %</th>{head}</tr></thead><tbody>",
     ]
     for section in sections(runs):
@@ -140,11 +137,10 @@ def results(runs: Sequence[RunReport]) -> str:
             shares = line.shares or [None] * len(runs)
             made = ""
             for i, (cell, share) in enumerate(zip(line.cells, shares, strict=True)):
-                look = (
-                    ""
-                    if share is None
-                    else f" class='{kind}' style='--c:{colour(i)};--v:{100 * share:.1f}%'"
-                )
+                look = ""
+                if share is not None:
+                    fill = f"--c:{colour(i)};--v:{100 * share:.1f}%"
+                    look = f" class='{kind}' style='{fill}'"
                 made += f"<td{look}>{escape(cell)}</td>"
             lines.append(f"<tr><th scope='row'>{escape(line.label)}</th>{made}</tr>")
     lines.append("</tbody></table></div>")

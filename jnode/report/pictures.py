@@ -82,7 +82,8 @@ class Pictures:
         """
         path = cls.path(run_dir)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy would leave a damaged file open that it opened itself.
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = dict(file)
             attack = str(arrays.pop("attack"))
             names = tuple(str(name) for name in arrays.pop("class_names", ()))

@@ -96,6 +96,11 @@ def _read(path: Path, parse) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def printable(text: str) -> str:
+    """Without the halves of characters that badly encoded file names hold."""
+    return text.encode(errors="replace").decode()
+
+
 def distinct(runs: Sequence[RunReport]) -> list[RunReport]:
     """The same runs, those of one name numbered, so that nobody mixes them up.
 
@@ -103,7 +108,7 @@ def distinct(runs: Sequence[RunReport]) -> list[RunReport]:
     """
     if not runs:
         raise ValueError("runs must hold at least one evaluated run, not none.")
-    names = [run.name or "run" for run in runs]
+    names = [printable(run.name) or "run" for run in runs]
     result = []
     for i, run in enumerate(runs):
         name = names[i]

@@ -36,7 +36,8 @@ th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(-
          font-variant-numeric: tabular-nums; font-weight: 400; }
 thead th { font-weight: 650; border-bottom-width: 2px; overflow-wrap: anywhere; }
 th:first-child { text-align: left; white-space: nowrap; }
-.results td { min-width: 9rem; }
+.results { width: min(100%, 18rem + 17rem * var(--runs)); }
+.results td { min-width: 8rem; width: calc(75% / var(--runs)); }
 .results td.bar { background: linear-gradient(to right,
     color-mix(in srgb, var(--c) 30%, transparent) var(--v), transparent 0); }
 .results td.bar.proven { background: linear-gradient(to right,

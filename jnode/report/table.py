@@ -59,9 +59,7 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
                     f"worst case {budget_label(r['norm'], r['epsilon'])}",
                     r["robust_accuracy"],
                 )
-                for r in sorted(
-                    e["worst_case"], key=lambda r: (r["norm"], r["epsilon"])
-                )
+                for r in sorted(e["worst_case"], key=_order)
                 if r["norm"] != "sigma"
             ]
             for e in evaluations
@@ -102,13 +100,20 @@ def _line(label: str, shares: list[float | None]) -> Line:
     return Line(label, [percent(share) for share in shares], shares)
 
 
+def _order(row: dict) -> tuple[bool, str, float]:
+    return row["norm"] != "linf", row["norm"], row["epsilon"]
+
+
 def _align(found: list[list[tuple[str, float]]]) -> list[Line]:
     """A line a label, in the order they are met; of equal labels the lowest counts."""
     labels = dict.fromkeys(label for rows in found for label, _ in rows)
     return [
         _line(
             label,
-            [min((v for k, v in rows if k == label), default=None) for rows in found],
+            [
+                min((float(v) for k, v in rows if k == label), default=None)
+                for rows in found
+            ],
         )
         for label in labels
     ]
@@ -151,10 +156,11 @@ def table(runs: Sequence[RunReport]) -> str:
     widths = [max(3, *(len(cell) for cell in column)) for column in columns]
     rows.insert(1, ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])])
     justify: list[Callable] = [str.ljust, *[str.rjust] * len(runs)]
-    return "\n".join(
-        f"| {' | '.join(j(c, w) for j, c, w in zip(justify, row, widths, strict=True))} |"
+    lines = [
+        [j(cell, width) for j, cell, width in zip(justify, row, widths, strict=True)]
         for row in rows
-    )
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _plain(cell: str) -> str:

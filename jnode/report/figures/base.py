@@ -4,6 +4,8 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from jnode.report.run_report import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -22,11 +24,14 @@ def new_figure(width: float, height: float) -> "Figure":
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError(
             'Figures need matplotlib: pip install "jnode[report]".'
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+    # The space keeps a panel's last tick label off the first of the next.
+    layout = ConstrainedLayoutEngine(wspace=0.04)
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def colour(i: int) -> str:
@@ -51,7 +56,7 @@ def plain(text: str) -> str:
 
     Matplotlib would parse dollars, and hide a label that begins with an underscore.
     """
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     if len(text) > LONGEST:
         text = text[: LONGEST - 1] + "…"
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

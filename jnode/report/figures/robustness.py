@@ -46,6 +46,7 @@ def robustness(runs: Sequence[RunReport]) -> "Figure":
         tidy(axes)
         share_axis(axes, "accuracy (%)" if axes is panels[0] else "")
         axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel(label)
     legend(figure, handles)

@@ -41,7 +41,7 @@ def training(runs: Sequence[RunReport]) -> "Figure":
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if key == "nfe":
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     if handles:
         legend(figure, handles)
     return figure

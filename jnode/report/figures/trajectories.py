@@ -52,6 +52,7 @@ def trajectories(runs: Sequence[RunReport]) -> "Figure":
     logarithmic = high > 8 or low < 1 / 8
     if logarithmic:
         panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panels[0].set_ylim(low / 1.5, high * 2.2)
     else:
         panels[0].set_ylim(0, 1.3 * high)
@@ -89,7 +90,9 @@ def _panel(axes, run: RunReport, shade: str) -> dict:
             look = {"color": INK, "linewidth": 1.8, "linestyle": dashes}
             handles[label] = axes.plot(*_smooth(p.times, curve), **look)[0]
             if curve[-1] > high:
-                notes.append(f"{short} leaves the frame:\n{curve[-1]:.3g} at the end")
+                notes.append(
+                    f"{short} leaves the frame:\n{_number(float(curve[-1]))} at the end"
+                )
     if notes:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}
         place = {"transform": axes.transAxes, "ha": "right", "va": "top"}
@@ -101,6 +104,10 @@ def _panel(axes, run: RunReport, shade: str) -> dict:
     axes.set_title(plain(run.name), fontsize=10, loc="left", color=shade)
     axes.set_xlabel("time t of the solve")
     return handles
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
 
 
 def _smooth(times, curve):
