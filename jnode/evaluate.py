@@ -97,7 +97,9 @@ def evaluate(
     check_images(images)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    logits = jax.eval_shape(model, jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32"))
+    logits = jax.eval_shape(
+        model, jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32")
+    )
     check_labels(labels, logits.shape[1])
     if len(images) != len(labels):
         raise ValueError(
@@ -105,9 +107,7 @@ def evaluate(
         )
     root = jax.random.key(seed)
     batches = -(-len(images) // min(batch_size, len(images)))
-    bar = tqdm(
-        total=batches * (1 + len(attacks)), disable=not progress, unit="batch"
-    )
+    bar = tqdm(total=batches * (1 + len(attacks)), disable=not progress, unit="batch")
 
     def each_batch(label):
         bar.set_description(label)

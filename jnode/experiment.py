@@ -108,15 +108,17 @@ def _pictures(model, images, labels, attacks, result) -> Pictures | None:
 
     @eqx.filter_jit
     def states(model, images):
-        return jax.vmap(lambda x: trajectory(model.field, model.encoder(x), model.solver)[1])(
-            images
-        )
+        return jax.vmap(
+            lambda x: trajectory(model.field, model.encoder(x), model.solver)[1]
+        )(images)
 
     times, _ = trajectory(model.field, model.encoder(images[0]), model.solver)
     clean, attacked = (states(model, jnp.asarray(x)) for x in (images[:n], twins))
     difference = np.asarray(clean - attacked).reshape(n, len(times), -1)
     grid = jnp.asarray(times, jnp.float32)
-    envelopes = [f(model.field, grid) for f in (certify.gronwall, certify.log_norm_envelope)]
+    envelopes = [
+        f(model.field, grid) for f in (certify.gronwall, certify.log_norm_envelope)
+    ]
     return Pictures(
         attack=describe(attacks[chosen]),
         clean=images[:n],

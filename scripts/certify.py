@@ -61,7 +61,9 @@ def main() -> None:
             "certified_accuracy": rows,
         },
     )
-    print(f"L <= {float(model.lipschitz()):.4f} from pixels to features, {model.solver}")
+    print(
+        f"L <= {float(model.lipschitz()):.4f} from pixels to features, {model.solver}"
+    )
     for row in rows:
         share = row["certified_accuracy"]
         print(f"certified accuracy at L2 {row['radius']:g}: {100 * share:.1f} %")

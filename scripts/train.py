@@ -1,4 +1,4 @@
-"""Train a model: python scripts/train.py PRESET RUN_DIR [options], --help lists them."""
+"""Train a model: python scripts/train.py PRESET RUN_DIR; PRESET --help has more."""
 
 import dataclasses
 import sys

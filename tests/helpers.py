@@ -51,5 +51,7 @@ def strongest_stretch(f, y0, key, *, steps=60, rate=0.1):
         pair = (y + rate * unit(gy), d + rate * length * unit(gd))
         return pair, jnp.maximum(best, value)
 
-    _, best = jax.lax.fori_loop(0, steps, body, ((y, d), jnp.asarray(-jnp.inf, y.dtype)))
+    _, best = jax.lax.fori_loop(
+        0, steps, body, ((y, d), jnp.asarray(-jnp.inf, y.dtype))
+    )
     return float(jnp.exp(best))

@@ -32,7 +32,11 @@ def problem(getkey):
 def optimum(model, images, epsilon, norm):
     """The share that stands under the best attack, exactly (no clipping is met)."""
     score = jnp.abs(jnp.einsum("bhwc,hwc->b", images - 0.5, model.weight))
-    dual = jnp.sum(jnp.abs(model.weight)) if norm == "linf" else jnp.linalg.norm(model.weight.ravel())
+    dual = (
+        jnp.sum(jnp.abs(model.weight))
+        if norm == "linf"
+        else jnp.linalg.norm(model.weight.ravel())
+    )
     return float((score > epsilon * dual).mean())
 
 
@@ -98,7 +102,10 @@ def test_worst_case_is_per_sample_and_monotone(problem):
     specs = ("gaussian:0.2", "pgd:linf:0.02:5", "fgsm:linf:0.05", "pgd:linf:0.05:5")
     chosen = [attacks.parse(spec) for spec in specs]
     result = evaluate(model, images, labels, chosen, batch_size=30, progress=False)
-    worst = {(r["norm"], r["epsilon"]): r["robust_accuracy"] for r in result.summary["worst_case"]}
+    worst = {
+        (r["norm"], r["epsilon"]): r["robust_accuracy"]
+        for r in result.summary["worst_case"]
+    }
     together = np.logical_and.reduce(result.standing[1:]).mean()
     assert worst["linf", 0.05] == pytest.approx(together)
     assert worst["linf", 0.05] <= worst["linf", 0.02] <= 1

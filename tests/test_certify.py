@@ -84,7 +84,9 @@ def test_whole_model_never_exceeds_its_lipschitz_bound(getkey):
     for field in ("ortho", "gradient_flow"):
         model = small_model(getkey(), field, lipschitz=2.0).bake()
         image = jr.uniform(getkey(), (8, 8, 1))
-        found = strongest_stretch(jax.jit(lambda x: model.embed(x)), image, getkey(), steps=40)
+        found = strongest_stretch(
+            jax.jit(lambda x: model.embed(x)), image, getkey(), steps=40
+        )
         assert found <= float(model.lipschitz()) * (1 + 1e-4)
 
 

@@ -94,8 +94,12 @@ def test_activations_are_1_lipschitz(getkey, name):
         (lambda k: jnode.OrthoField((4,), activation="gelu", key=k), "relu, tanh"),
         (lambda k: jnode.GradientFlowField((4,), activation="maxmin", key=k), "monoto"),
         (lambda k: jnode.FreeField((4, 4, 2), padding="same", key=k), "padding must"),
-        (lambda k: jnode.OrthoField((3,), activation="maxmin", key=k)(0, jnp.ones(3)),
-         "even number"),
+        (
+            lambda k: jnode.OrthoField((3,), activation="maxmin", key=k)(
+                0, jnp.ones(3)
+            ),
+            "even number",
+        ),
     ],
 )
 def test_bad_fields(getkey, make, message):

@@ -65,7 +65,10 @@ def test_unit_norm_head(getkey):
         (lambda k: IsometricEncoder((9, 8, 1), patch=2, features=4), "patch must"),
         (lambda k: IsometricEncoder((8, 8, 1), patch=2, features=3), "features must"),
         (lambda k: ConvEncoder((8, 8, 1), features=3, key=k), "even"),
-        (lambda k: small_model(k)(jnp.zeros((8, 9, 1))), r"must have shape \(8, 8, 1\)"),
+        (
+            lambda k: small_model(k)(jnp.zeros((8, 9, 1))),
+            r"must have shape \(8, 8, 1\)",
+        ),
     ],
 )
 def test_bad_models(getkey, act, message):

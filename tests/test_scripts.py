@@ -56,7 +56,9 @@ def test_train_evaluate_certify_report(tmp_path):
         "steps": 3,
         "restarts": 1,
     }
-    sure = {r["radius"]: r["certified_accuracy"] for r in evaluation["certified_accuracy"]}
+    sure = {
+        r["radius"]: r["certified_accuracy"] for r in evaluation["certified_accuracy"]
+    }
     attacked = evaluation["attacks"][2]["robust_accuracy"]
     assert sure[0.5] <= attacked <= evaluation["clean_accuracy"]
     done = script("certify.py", run, "--num-examples", "50", "--radii", "0.5")
@@ -74,8 +76,11 @@ def test_train_evaluate_certify_report(tmp_path):
     [
         ("train.py", ("resnet", "x"), "preset must be one of ortho"),
         ("train.py", ("ortho", "x", "--data.name", "imagenet"), "data set must be one"),
-        ("train.py", ("ortho", "x", "--data.name", "mnist", "--data.dir", "/nowhere"),
-         "mnist"),
+        (
+            "train.py",
+            ("ortho", "x", "--data.name", "mnist", "--data.dir", "/nowhere"),
+            "mnist",
+        ),
         ("train.py", ("ortho", "x", "--solver.steps", "0"), "steps must be"),
         ("evaluate.py", ("/nowhere", "--attack", "magic:linf:1"), "attack must be one"),
         ("evaluate.py", ("/nowhere",), "not a run folder"),

@@ -13,8 +13,16 @@ import pytest
 import jnode
 from jnode.solvers import SOLVERS, tableau, trajectory
 
-ORDERS = {"euler": 1, "heun": 2, "midpoint": 2, "bosh3": 3, "rk4": 4, "tsit5": 5,
-          "dopri5": 5, "dopri8": 8}
+ORDERS = {
+    "euler": 1,
+    "heun": 2,
+    "midpoint": 2,
+    "bosh3": 3,
+    "rk4": 4,
+    "tsit5": 5,
+    "dopri5": 5,
+    "dopri8": 8,
+}
 FIXED = [jnode.Solver(name, steps=2) for name in SOLVERS]
 ADAPTIVE = [jnode.Solver(n) for n in ("heun", "bosh3", "tsit5", "dopri5", "dopri8")]
 

@@ -24,7 +24,7 @@ from jnode.train import (
     train,
 )
 from jnode.train.config import from_dict
-from tests.helpers import small_model, singular_values
+from tests.helpers import singular_values, small_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -71,7 +71,7 @@ def test_run_folder(finished):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
-    folder, model = finished
+    _, model = finished
     make_step = loop.make_step
     taken = []
 
@@ -135,7 +135,12 @@ def test_damaged_model(finished, tmp_path, damage):
         config = json.loads((folder / "config.json").read_text())
         config["train"]["model"]["features"] = 64
         (tmp_path / "config.json").write_text(json.dumps(config))
-    bad = {"cut": whole[:-50], "garbage": b"x" * 999, "other": whole, "longer": whole * 2}
+    bad = {
+        "cut": whole[:-50],
+        "garbage": b"x" * 999,
+        "other": whole,
+        "longer": whole * 2,
+    }
     (tmp_path / "model.eqx").write_bytes(bad[damage])
     with pytest.raises(ValueError, match=r"model\.eqx .*(damaged|more than)"):
         jnode.load(tmp_path)

@@ -55,7 +55,7 @@ def step_amplification(
     b, stages = _stage_bounds(name, lipschitz * h)
     u = unit_roundoff(lipschitz.dtype)
     weighted = [(w, s) for w, s in zip(b, stages, strict=True) if w != 0]
-    triangle = sum((abs(w) * s for w, s in weighted), start=1.0)
+    triangle = sum((abs(w) * s for w, s in weighted), start=jnp.ones_like(lipschitz))
     triangle = triangle * (1 + (len(b) + 4) * u)
     radius = circle_contractivity_radius(name)
     if radius == 0:
@@ -101,9 +101,9 @@ def amplification(
     **Returns:** the bound; `inf` for an adaptive solver, whose map may jump where a
     step is accepted or rejected, so that no such bound holds.
     """
-    if solver.adaptive:
-        return jnp.asarray(jnp.inf)
     steps = solver.steps
+    if steps is None:
+        return jnp.asarray(jnp.inf)
     h = abs(t1 - t0) / steps
     lipschitz = field.lipschitz()
     u = unit_roundoff(lipschitz.dtype)

@@ -44,8 +44,8 @@ class AbstractVectorField(eqx.Module):
     def cocoercivity(self) -> Float[Array, ""]:
         r"""A certified $c \ge 0$: the field is circle contractive with it.
 
-        $\langle f(y) - f(z), y - z\rangle \le -c\,\|f(y) - f(z)\|^2$ at every $t$; it is
-        what explicit Runge-Kutta steps need to be nonexpansive (Sherry et al., 2024,
+        $\langle f(y) - f(z), y - z\rangle \le -c\,\|f(y) - f(z)\|^2$ at every $t$. It
+        is what explicit Runge-Kutta steps need to be nonexpansive (Sherry et al., 2024,
         arXiv 2306.17332). 0 where none is known.
         """
 
@@ -85,7 +85,7 @@ class Scale(eqx.Module):
     raw: Float[Array, ""] | None
 
     def __init__(self, value: float, *, learnable: bool):
-        """**Arguments:** the value, or the cap below which it is learned from 0.9 on."""
+        """**Arguments:** the value, or the cap below which it is learned."""
         if not 0 < value < float("inf"):
             raise ValueError(
                 f"lipschitz must be a positive finite number, not {value!r}."

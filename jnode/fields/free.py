@@ -68,7 +68,11 @@ class FreeField(AbstractVectorField):
             if padding == "zero":
                 return Conv(inputs, outputs, kernel_size=kernel_size, key=key)
             return CircularConv(
-                inputs, outputs, grid=shape[:2], kernel_size=kernel_size, key=key
+                inputs,
+                outputs,
+                grid=(shape[0], shape[1]),
+                kernel_size=kernel_size,
+                key=key,
             )
 
         self.first = linear(shape[-1] + time, hidden, keys[0])

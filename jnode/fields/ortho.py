@@ -63,9 +63,7 @@ class OrthoField(AbstractVectorField):
         keys = jr.split(key, 2)
         self.first = orthogonal(shape, hidden, kernel_size=kernel_size, key=keys[0])
         back = (*shape[:-1], hidden)
-        self.second = orthogonal(
-            back, shape[-1], kernel_size=kernel_size, key=keys[1]
-        )
+        self.second = orthogonal(back, shape[-1], kernel_size=kernel_size, key=keys[1])
         self.first_bias = jnp.zeros(hidden)
         self.second_bias = jnp.zeros(shape[-1])
         self.scale = Scale(lipschitz, learnable=learnable)

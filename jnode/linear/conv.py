@@ -11,10 +11,12 @@ from jnode.linear.base import AbstractLinear, check_positive
 
 def _patches(x, size: int):
     """[height, width, taps * channels]: each position's neighbourhood."""
-    height, width, channels = x.shape
+    height, width, _ = x.shape
     r = size // 2
     x = jnp.pad(x, ((r, r), (r, r), (0, 0)))
-    shifts = [x[i : i + height, j : j + width] for i in range(size) for j in range(size)]
+    shifts = [
+        x[i : i + height, j : j + width] for i in range(size) for j in range(size)
+    ]
     return jnp.concatenate(shifts, axis=-1)
 
 

@@ -96,7 +96,7 @@ class CircularConv(AbstractLinear):
             raise ValueError(f"kernel_size must be odd, not {kernel_size}.")
         shape = (kernel_size, kernel_size, out_channels, in_channels)
         self.kernel = jr.normal(key, shape) / (kernel_size * in_channels**0.5)
-        self.grid = tuple(grid)
+        self.grid = (grid[0], grid[1])
 
     def __call__(
         self, x: Float[Array, "height width in"]

@@ -1,6 +1,7 @@
 """A model as plain data, and the model it describes."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -86,11 +87,11 @@ def build(
     field = _field(config, shape, keys[1])
     size = shape[0] * shape[1] * shape[2]
     head = Head(size, classes, unit_norm=config.unit_norm, key=keys[2])
-    return ODEClassifier(encoder, field, head, solver, tuple(image_shape))
+    return ODEClassifier(encoder, field, head, solver, image_shape)
 
 
 def _field(config: ModelConfig, shape, key) -> AbstractVectorField:
-    common = dict(
+    common: dict[str, Any] = dict(
         hidden=config.hidden,
         kernel_size=config.kernel_size,
         activation=config.activation,
@@ -105,6 +106,4 @@ def _field(config: ModelConfig, shape, key) -> AbstractVectorField:
             **common,
         )
     kind = OrthoField if config.field == "ortho" else GradientFlowField
-    return kind(
-        shape, lipschitz=config.lipschitz, learnable=config.learnable, **common
-    )
+    return kind(shape, lipschitz=config.lipschitz, learnable=config.learnable, **common)

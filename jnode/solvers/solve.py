@@ -79,9 +79,7 @@ def step(
 
 def _combine(h, weights, ks, y):
     terms = [
-        (h * w).astype(y.dtype) * k
-        for w, k in zip(weights, ks, strict=True)
-        if w != 0
+        (h * w).astype(y.dtype) * k for w, k in zip(weights, ks, strict=True) if w != 0
     ]
     return sum(terms, start=jnp.zeros_like(y))
 
@@ -134,7 +132,7 @@ def _diffrax(field, y0, solver, t0, t1):
     )
     failed = sol.result != diffrax.RESULTS.successful
     y1 = eqx.error_if(
-        sol.ys[-1],
+        sol.ys[-1],  # pyright: ignore[reportOptionalSubscript]
         failed,
         f"{solver} did not reach t1={t1:g} within max_steps={max_steps}: allow more "
         "steps, loosen the tolerances, or look for NaN in the input.",

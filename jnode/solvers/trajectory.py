@@ -53,4 +53,4 @@ def trajectory(
         max_steps=solver.max_steps,
         saveat=diffrax.SaveAt(ts=jnp.asarray(times, y0.dtype)),
     )
-    return times, sol.ys
+    return times, sol.ys  # pyright: ignore[reportReturnType]

@@ -34,6 +34,11 @@ class DataConfig:
             raise ValueError(f"num_train must be at least 1, not {self.num_train}.")
 
 
+# Frozen, so they may be shared as defaults.
+_DATA, _MODEL, _LOSS = DataConfig(), ModelConfig(), LossConfig()
+_SOLVER = Solver("rk4", steps=4)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A whole training run.
@@ -45,10 +50,10 @@ class TrainConfig:
     - `seed`: of the weights, the order of the images and the noise.
     """
 
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    solver: Solver = Solver("rk4", steps=4)
-    loss: LossConfig = LossConfig()
+    data: DataConfig = _DATA
+    model: ModelConfig = _MODEL
+    solver: Solver = _SOLVER
+    loss: LossConfig = _LOSS
     epochs: int = 15
     batch_size: int = 128
     learning_rate: float = 3e-3
@@ -58,7 +63,9 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+                raise ValueError(
+                    f"{name} must be at least 1, not {getattr(self, name)}."
+                )
         if not self.learning_rate > 0:
             raise ValueError(
                 f"learning_rate must be positive, not {self.learning_rate}."
@@ -82,6 +89,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
         hint = hints[name]
         if isinstance(hint, types.UnionType):
             hint = next(h for h in typing.get_args(hint) if h is not type(None))
-        nested = dataclasses.is_dataclass(hint) and isinstance(value, dict)
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        nested = nested and isinstance(value, dict)
         parts[name] = from_dict(hint, value) if nested else value
     return cls(**parts)

@@ -95,7 +95,7 @@ def train(
 
 
 def make_step(config: TrainConfig, total_steps: int):
-    """The jitted training step: `step(state, uint8 images, labels) -> state, metrics`."""
+    """The jitted training step: `step((images, labels), state) -> state, metrics`."""
     optimizer = make_optimizer(config, total_steps)
     loss = make_loss(config.loss)
     root = jax.random.key(config.seed + 1)
@@ -129,7 +129,9 @@ def _run(config, run, dataset, state, total, progress) -> TrainState:
     with bar, _signals() as caught, open(run.metrics, "a") as log:
         for epoch in range(done // per_epoch, config.epochs):
             rows = []
-            for batch in _batches(dataset, config, epoch, skip=done - epoch * per_epoch):
+            for batch in _batches(
+                dataset, config, epoch, skip=done - epoch * per_epoch
+            ):
                 state, metrics = step(batch, state)
                 rows.append(metrics)
                 done += 1
@@ -155,9 +157,7 @@ def _run(config, run, dataset, state, total, progress) -> TrainState:
 
 
 def _batches(dataset: Dataset, config, epoch: int, *, skip: int) -> Iterator:
-    batches = data.batches(
-        dataset, config.batch_size, seed=config.seed, epoch=epoch
-    )
+    batches = data.batches(dataset, config.batch_size, seed=config.seed, epoch=epoch)
     for i, (images, labels) in enumerate(batches):
         if i >= skip:
             yield jnp.asarray(images), jnp.asarray(labels)

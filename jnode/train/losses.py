@@ -20,8 +20,8 @@ class LossConfig:
 
     - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training), "noise"
         (on images with Gaussian noise) or "adversarial" (on PGD images).
-    - `temperature`: factor of the logits in the cross-entropy, positive. Unit-norm heads
-        want more than 1.
+    - `temperature`: factor of the logits in the cross-entropy, positive; above 1 for
+        unit-norm heads.
     - `rho`: margin loss: the L2 radius, in pixel units, that training asks for.
     - `sigma`: noise: its standard deviation, in pixel units.
     - `norm`, `epsilon`, `steps`: adversarial: the PGD attack, in pixel units.
@@ -44,7 +44,9 @@ class LossConfig:
             raise ValueError(f"temperature must be positive, not {self.temperature!r}.")
         for name in ("rho", "sigma", "epsilon"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be at least 0, not {getattr(self, name)!r}."
+                )
 
 
 Loss = Callable[

@@ -45,9 +45,7 @@ class RunDir:
         **Raises:** `FileExistsError` where it holds anything and `overwrite` is off, or
         where it holds something that no run wrote.
         """
-        if self.path.exists() and (
-            not self.path.is_dir() or any(self.path.iterdir())
-        ):
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             if not overwrite:
                 raise FileExistsError(
                     f"{self.path} exists already: continue it with --resume, replace "
