@@ -11,7 +11,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 from jaxtyping import install_import_hook
 
 # Every annotated shape in the package is checked while the tests run.
-_hook = install_import_hook("jnode", "beartype.beartype")
+_hook = install_import_hook("jnode", "tests.typechecker")
 
 import itertools
 

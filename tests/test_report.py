@@ -25,7 +25,7 @@ def evaluation(clean=0.9, robust=0.6, proven=0.7):
         dict(
             norm="l2",
             radius=0.25 * i,
-            certified_accuracy=max((proven or 0) - 0.1 * i, 0),
+            certified_accuracy=max((proven or 0) - 0.1 * i, 0.0),
         )
         for i in range(9)
     ]
@@ -227,13 +227,18 @@ def test_certified_figure_draws_the_proof_solid_and_attacks_dashed(three):
     figure = figures.certified(three)
     axes = figure.axes[0]
     assert "radius" in axes.get_xlabel() and "%" in axes.get_ylabel()
-    lines = dict(zip(legend_of(figure), axes.lines, strict=True))
-    proven, attacked = lines["ortho: certified (≥)"], lines["ortho: attacked (≤)"]
-    assert (proven.get_linestyle(), attacked.get_linestyle()) == ("-", "--")
-    assert proven.get_color() == attacked.get_color()
+    assert legend_of(figure)[:3] == ["ortho", "contractive", "twin"]
+    assert legend_of(figure)[3:] == [
+        "attacked (upper bound)",
+        "certified (lower bound)",
+    ]
+    attacked, proven, *_, last = axes.lines
+    assert len(axes.lines) == 5  # nothing is proven about the twin
+    assert [line.get_linestyle() for line in axes.lines] == ["--", "-", "--", "-", "--"]
+    assert proven.get_color() == attacked.get_color() != last.get_color()
     np.testing.assert_allclose(attacked.get_xydata(), [[0, 90], [0.5, 75]])
     np.testing.assert_allclose(proven.get_xydata()[2], [0.5, 50])
-    assert "twin: certified (≥)" not in lines and "twin: attacked (≤)" in lines
+    np.testing.assert_allclose(last.get_xydata(), [[0, 95], [0.5, 25]])
     assert len(axes.collections) == 2  # a gap for each certificate
 
 

@@ -42,6 +42,7 @@ th:first-child { text-align: left; white-space: nowrap; }
     color-mix(in srgb, var(--c) 30%, transparent) var(--v), transparent 0); }
 .results td.bar.proven { background: linear-gradient(to right,
     color-mix(in srgb, var(--c) 60%, transparent) var(--v), transparent 0); }
+tr.group th:first-child { white-space: normal; }
 tr.group th { font-weight: 650; font-size: .88rem; padding-top: 1rem; }
 figure { margin: 1.2rem 0 2rem; break-inside: avoid; }
 figure img { display: block; max-width: 100%; background: white; border-radius: 8px;

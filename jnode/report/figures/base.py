@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, which colour-blind people tell apart, and a marker to each.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe & Ito's colours, which colour-blind people tell apart, and a marker to each;
+# their black is grey here, so that it can be seen on a dark page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")
 MARKERS = "osD^vPX"
 INK = "#333333"
 LONGEST = 32
@@ -79,12 +80,17 @@ def share_axis(axes: "Axes", label: str) -> None:
 
 
 def legend(figure: "Figure", handles: dict[str, Any]) -> None:
-    """One legend above all panels, where it can hide nothing."""
+    """One legend above all panels, where it can hide nothing, in added room."""
+    # As many columns as the longest label lets stand beside each other, in inches.
+    width, height = figure.get_size_inches()
+    columns = int(width / (0.65 + 0.078 * max(map(len, handles))))
+    columns = min(max(columns, 1), len(handles))
+    figure.set_figheight(height + 0.19 * (-(-len(handles) // columns) - 1))
     figure.legend(
         list(handles.values()),
         list(handles),
         loc="outside upper left",
-        ncols=min(len(handles), 4),
+        ncols=columns,
         frameon=False,
         fontsize=9,
     )

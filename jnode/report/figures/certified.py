@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jnode.report.figures.base import new_figure, plain, share_axis, style, tidy
+from jnode.report.figures.base import (
+    INK,
+    legend,
+    new_figure,
+    plain,
+    share_axis,
+    style,
+    tidy,
+)
 from jnode.report.run_report import RunReport
 
 if TYPE_CHECKING:
@@ -21,7 +29,9 @@ def certified(runs: Sequence[RunReport]) -> "Figure":
     """
     if not any(run.evaluation["certified_accuracy"] for run in runs):
         raise ValueError("runs must hold a certificate, and none does.")
-    figure = new_figure(8.2, 4.6)
+    figure = new_figure(9, 4.6)
+    from matplotlib.lines import Line2D
+
     axes = figure.add_subplot()
     handles, reach = {}, 0.0
     for i, run in enumerate(runs):
@@ -34,9 +44,9 @@ def certified(runs: Sequence[RunReport]) -> "Figure":
         ]
         u, v = np.asarray(sorted(attacked)).T
         look = style(i)
+        handles[plain(run.name)] = Line2D([], [], **look)
         if len(u) > 1:
-            upper = axes.plot(u, 100 * v, linestyle="--", **look, zorder=3)[0]
-            handles[f"{plain(run.name)}: attacked (≤)"] = upper
+            axes.plot(u, 100 * v, linestyle="--", **look, zorder=3)
             reach = max(reach, float(u[-1]))
         proven = [
             (r["radius"], r["certified_accuracy"]) for r in e["certified_accuracy"]
@@ -44,8 +54,7 @@ def certified(runs: Sequence[RunReport]) -> "Figure":
         if not proven:
             continue
         x, y = np.asarray(sorted(proven)).T
-        lower = axes.plot(x, 100 * y, color=look["color"], linewidth=2.5, zorder=3)[0]
-        handles[f"{plain(run.name)}: certified (≥)"] = lower
+        axes.plot(x, 100 * y, color=look["color"], linewidth=2.5, zorder=3)
         # Past where nothing is proven any more there is nothing to see.
         reach = max(reach, float(x[y > 0.01].max(initial=x[0])))
         if len(u) > 1:
@@ -56,13 +65,8 @@ def certified(runs: Sequence[RunReport]) -> "Figure":
     share_axis(axes, "accuracy on test images (%)")
     axes.set_xlim(0, 1.03 * reach if reach > 0 else 1)
     axes.set_xlabel("$L_2$ radius (pixels in [0, 1])")
-    # The pair of a run stands in one column.
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside upper left",
-        ncols=min(len(runs), 3),
-        frameon=False,
-        fontsize=9,
-    )
+    ink = {"color": INK, "linewidth": 2}
+    handles["attacked (upper bound)"] = Line2D([], [], linestyle="--", **ink)
+    handles["certified (lower bound)"] = Line2D([], [], **ink)
+    legend(figure, handles)
     return figure

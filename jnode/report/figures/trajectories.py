@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRONWALL = "Gronwall's envelope $e^{Lt}$"
-LOG_NORM = "logarithmic norm's envelope $e^{\\mu t}$"
+LOG_NORM = "log-norm envelope $e^{\\mu t}$"
 
 
 def growth(run: RunReport) -> np.ndarray:
@@ -42,8 +42,13 @@ def trajectories(runs: Sequence[RunReport]) -> "Figure":
     indices = [i for i, run in enumerate(runs) if run.pictures is not None]
     if not indices:
         raise ValueError("runs must hold pictures, and none does.")
-    figure = new_figure(1.2 + 3.4 * len(indices), 3.9)
-    panels = figure.subplots(1, len(indices), sharey=True, squeeze=False)[0]
+    columns = min(len(indices), 3)
+    rows = -(-len(indices) // columns)
+    figure = new_figure(max(1.2 + 3.4 * columns, 5.5), 0.9 + 3 * rows)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for spare in panels[len(indices) :]:
+        spare.remove()
+    panels = panels[: len(indices)]
     values = [np.ones(1), *(growth(runs[i]).ravel() for i in indices)]
     values += [s for i in indices if (s := sharper(runs[i])) is not None]
     finite = np.concatenate(values)
@@ -59,7 +64,8 @@ def trajectories(runs: Sequence[RunReport]) -> "Figure":
     handles = {}
     for axes, i in zip(panels, indices, strict=True):
         handles |= _panel(axes, runs[i], colour(i))
-    panels[0].set_ylabel("‖y(t) − z(t)‖ / ‖y(0) − z(0)‖")
+    for axes in panels[::columns]:
+        axes.set_ylabel("‖y(t) − z(t)‖ / ‖y(0) − z(0)‖")
     legend(figure, handles)
     return figure
 
