@@ -1,43 +1,170 @@
-"""Activations with Lipschitz constant 1, by name."""
+"""Activations by name, each with a certified Lipschitz constant."""
 
+import abc
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+
+class AbstractActivation(eqx.Module):
+    """A map that acts on each position of a grid alike, along its channels."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: Float[Array, "*grid channels"]
+    ) -> Float[Array, "*grid channels"]:
+        r"""$\sigma(x)$."""
+
+    @property
+    @abc.abstractmethod
+    def lipschitz(self) -> float:
+        """A certified upper bound on its L2 Lipschitz constant."""
+
+    @property
+    def slopes(self) -> tuple[float, float] | None:
+        r"""$[\alpha, \beta]$ with $\sigma' \in [\alpha, \beta]$, $\alpha \ge 0$.
+
+        Known where the activation is elementwise and monotone, that is, the gradient of
+        a convex function; otherwise `None`.
+        """
+        return None
 
 
-def maxmin(x: Float[Array, "*grid channels"]) -> Float[Array, "*grid channels"]:
-    """Sorts neighbouring pairs of channels (Anil, Lucas & Grosse, ICML 2019).
+class Elementwise(AbstractActivation):
+    """A monotone function of each entry."""
 
-    Gradient-norm preserving. **Raises** `ValueError` for an odd number of channels.
+    function: Callable[[Array], Array] = eqx.field(static=True)
+    least: float = eqx.field(static=True, default=0.0)
+
+    def __call__(
+        self, x: Float[Array, "*grid channels"]
+    ) -> Float[Array, "*grid channels"]:
+        return self.function(x)
+
+    @property
+    def lipschitz(self) -> float:
+        return 1.0
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        return (self.least, 1.0)
+
+
+class GroupSort(AbstractActivation):
+    """Sorts groups of channels, largest first (Anil, Lucas & Grosse, ICML 2019).
+
+    Norm-preserving in the gradient: its Jacobian is a permutation. Groups of 2 are
+    called MaxMin.
     """
-    if x.shape[-1] % 2:
+
+    size: int = eqx.field(static=True)
+
+    def __call__(
+        self, x: Float[Array, "*grid channels"]
+    ) -> Float[Array, "*grid channels"]:
+        _check_groups(x.shape[-1], self.size, "maxmin or groupsort")
+        groups = x.reshape(*x.shape[:-1], x.shape[-1] // self.size, self.size)
+        if self.size == 2:
+            a, b = groups[..., 0], groups[..., 1]
+            pair = [jnp.maximum(a, b), jnp.minimum(a, b)]
+            return jnp.stack(pair, axis=-1).reshape(x.shape)
+        return jnp.sort(groups, axis=-1, descending=True).reshape(x.shape)
+
+    @property
+    def lipschitz(self) -> float:
+        return 1.0
+
+
+class Householder(AbstractActivation):
+    r"""Reflects pairs of channels at a learned line (Singla et al., ICLR 2022).
+
+    A pair $z$ stays where $\langle v, z\rangle > 0$ and becomes $z - 2v\langle v,
+    z\rangle$ elsewhere, $v = (\sin\theta/2, -\cos\theta/2)$. Continuous, and
+    norm-preserving in the gradient. At $\theta = \pi/2$ it is MaxMin.
+    """
+
+    angle: Float[Array, " pairs"]
+
+    def __init__(self, channels: int):
+        """**Arguments:** the number of channels, even. Starts as MaxMin."""
+        _check_groups(channels, 2, "householder")
+        self.angle = jnp.full(channels // 2, jnp.pi / 2)
+
+    def __call__(
+        self, x: Float[Array, "*grid channels"]
+    ) -> Float[Array, "*grid channels"]:
+        pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+        half = (self.angle / 2).astype(x.dtype)
+        v = jnp.stack([jnp.sin(half), -jnp.cos(half)], axis=-1)
+        v = v.reshape((1,) * (pairs.ndim - 2) + v.shape)
+        product = jnp.sum(pairs * v, axis=-1, keepdims=True)
+        return (pairs - 2 * v * jnp.minimum(product, 0)).reshape(x.shape)
+
+    @property
+    def lipschitz(self) -> float:
+        # |v| is 1 but for the rounding of sine and cosine, a few units of float32.
+        return 1 + 2e-6
+
+
+def _check_groups(channels: int, size: int, name: str) -> None:
+    if channels % size:
         raise ValueError(
-            f"maxmin needs an even number of channels, not {x.shape[-1]}: "
-            "add one or choose another activation."
+            f"{name} in groups of {size} needs a multiple of {size} channels, not "
+            f"{channels}: an even number for pairs, or choose another activation."
         )
-    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    return jnp.stack([jnp.maximum(a, b), jnp.minimum(a, b)], axis=-1).reshape(x.shape)
 
 
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "maxmin": maxmin,
+def _leaky_relu(x):
+    return jnp.where(x >= 0, x, 0.1 * x)
+
+
+def _softplus(x):
+    return jax.nn.softplus(x)
+
+
+_KNOWN: dict[str, Callable[[int], AbstractActivation]] = {
+    "relu": lambda channels: Elementwise(jax.nn.relu),
+    "leaky_relu": lambda channels: Elementwise(_leaky_relu, 0.1),
+    "tanh": lambda channels: Elementwise(jnp.tanh),
+    "softplus": lambda channels: Elementwise(_softplus),
+    "maxmin": lambda channels: GroupSort(2),
+    "groupsort": lambda channels: GroupSort(4),
+    "householder": Householder,
 }
-"""Each 1-Lipschitz in L2; the elementwise ones are monotone besides."""
+ACTIVATIONS = tuple(_KNOWN)
+"""The known names, all 1-Lipschitz in L2 up to rounding."""
 
-MONOTONE = ("relu", "tanh")
-"""Those that are the gradient of a convex function: $\\sigma' \\in [0, 1]$."""
+MONOTONE = ("relu", "leaky_relu", "tanh", "softplus")
+"""Those that are elementwise with slopes in [0, 1], as gradient flows need."""
 
 
-def get_activation(name: str) -> Activation:
-    """The activation of this name; `ValueError` with the known names for another."""
+def make_activation(name: str, channels: int) -> AbstractActivation:
+    """The activation of this name.
+
+    **Arguments:** "relu", "leaky_relu" (slope 0.1), "tanh", "softplus", "maxmin" (pairs
+    sorted), "groupsort" (groups of 4 sorted) or "householder" (learned); and the number
+    of channels it will act on.
+
+    **Raises:** `ValueError` for another name or a number of channels that does not fit.
+    """
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation must be one of {known}, not {name!r}.")
-    return ACTIVATIONS[name]
+    activation = _KNOWN[name](channels)
+    if isinstance(activation, GroupSort):
+        _check_groups(channels, activation.size, name)
+    return activation
+
+
+def make_monotone(name: str, channels: int, field: str) -> AbstractActivation:
+    """As `make_activation`, but `ValueError` for one that is not monotone."""
+    activation = make_activation(name, channels)
+    if activation.slopes is None:
+        raise ValueError(
+            f"activation of a {field} must be monotone, one of {', '.join(MONOTONE)}, "
+            f"not {name!r}."
+        )
+    return activation

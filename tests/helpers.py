@@ -26,32 +26,3 @@ def small_model(key, field="gradient_flow", solver=None, **kwargs):
     return jnode.build(
         config, solver or default, image_shape=(8, 8, 1), classes=4, key=key
     )
-
-
-def strongest_stretch(f, y0, key, *, steps=60, rate=0.1):
-    """The largest stretch |f(y) - f(z)| / |y - z| that a gradient search finds.
-
-    An empirical lower bound on the Lipschitz constant of `f`.
-    """
-    keys = jax.random.split(key, 2)
-    y = y0
-    d = 1e-2 * jax.random.normal(keys[0], y0.shape, y0.dtype)
-
-    def log_stretch(pair):
-        y, d = pair
-        top = jnp.linalg.norm((f(y + d) - f(y)).ravel())
-        return jnp.log(top) - jnp.log(jnp.linalg.norm(d.ravel()))
-
-    def body(_, carry):
-        pair, best = carry
-        value, (gy, gd) = jax.value_and_grad(log_stretch)(pair)
-        y, d = pair
-        unit = lambda g: g / (jnp.linalg.norm(g.ravel()) + 1e-30)
-        length = jnp.linalg.norm(d.ravel())
-        pair = (y + rate * unit(gy), d + rate * length * unit(gd))
-        return pair, jnp.maximum(best, value)
-
-    _, best = jax.lax.fori_loop(
-        0, steps, body, ((y, d), jnp.asarray(-jnp.inf, y.dtype))
-    )
-    return float(jnp.exp(best))

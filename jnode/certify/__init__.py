@@ -11,3 +11,9 @@ from jnode.certify.amplification import step_amplification as step_amplification
 from jnode.certify.gronwall import gronwall as gronwall
 from jnode.certify.gronwall import log_norm_envelope as log_norm_envelope
 from jnode.certify.radius import radius as radius
+from jnode.certify.search import estimate_lipschitz as estimate_lipschitz
+from jnode.certify.search import strongest_stretch as strongest_stretch
+from jnode.certify.smoothing import SmoothedPrediction as SmoothedPrediction
+from jnode.certify.smoothing import Smoothing as Smoothing
+from jnode.certify.smoothing import smooth_certify as smooth_certify
+from jnode.certify.smoothing import smooth_predict as smooth_predict

@@ -1,6 +1,14 @@
 """Vector fields, usable as they are in `diffrax.ODETerm`."""
 
+from jnode.fields.algebra import Composed as Composed
+from jnode.fields.algebra import Congruent as Congruent
+from jnode.fields.algebra import Decay as Decay
+from jnode.fields.algebra import Scaled as Scaled
+from jnode.fields.algebra import Sum as Sum
 from jnode.fields.base import AbstractVectorField as AbstractVectorField
 from jnode.fields.free import FreeField as FreeField
 from jnode.fields.gradient_flow import GradientFlowField as GradientFlowField
 from jnode.fields.ortho import OrthoField as OrthoField
+from jnode.fields.piecewise import PiecewiseField as PiecewiseField
+from jnode.fields.skew import HamiltonianField as HamiltonianField
+from jnode.fields.skew import SkewField as SkewField

@@ -5,10 +5,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from jnode.linear import CayleyConv, CayleyDense
-from jnode.linear.base import AbstractLinear, check_positive
+from jnode.linear._rounding import unit_roundoff
+from jnode.linear.base import check_positive
 
 Shape = tuple[int, ...]
 
@@ -53,6 +53,24 @@ class AbstractVectorField(eqx.Module):
     def bake(self) -> "AbstractVectorField":
         """An equal field with every reparametrisation computed."""
 
+    def __add__(self, other: "AbstractVectorField") -> "AbstractVectorField":
+        """$f + g$, with the bounds that follow from theirs."""
+        from jnode.fields.algebra import Sum
+
+        if not isinstance(other, AbstractVectorField):
+            return NotImplemented
+        return Sum((self, other))
+
+    def __mul__(self, factor: float) -> "AbstractVectorField":
+        """$a f$ for a number $a > 0$, with the bounds that follow."""
+        from jnode.fields.algebra import Scaled
+
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
+
 
 def check_shape(shape: Shape) -> Shape:
     """A state's shape: `(size,)`, or `(height, width, channels)`."""
@@ -64,18 +82,6 @@ def check_shape(shape: Shape) -> Shape:
     names = ("size",) if len(shape) == 1 else ("height", "width", "channels")
     check_positive(**dict(zip(names, shape, strict=True)))
     return shape
-
-
-def orthogonal(
-    shape: Shape, hidden: int, *, kernel_size: int, key: PRNGKeyArray
-) -> AbstractLinear:
-    """The orthogonal map from a state of this shape to `hidden` units or channels."""
-    if len(shape) == 1:
-        return CayleyDense(shape[0], hidden, key=key)
-    height, width, channels = shape
-    return CayleyConv(
-        channels, hidden, grid=(height, width), kernel_size=kernel_size, key=key
-    )
 
 
 class Scale(eqx.Module):
@@ -98,6 +104,19 @@ class Scale(eqx.Module):
         if self.raw is None:
             return jnp.asarray(self.value, dtype)
         return (self.value / (1 + jnp.exp(-self.raw))).astype(dtype)
+
+
+def round_up(bound: Float[Array, ""]) -> Float[Array, ""]:
+    """A bound that a few products and sums of non-negative numbers gave, made safe."""
+    return bound * (1 + 32 * unit_roundoff(bound.dtype))
+
+
+def contraction_cocoercivity(
+    log_norm: Float[Array, ""], lipschitz: Float[Array, ""]
+) -> Float[Array, ""]:
+    r"""$c = -\mu / L^2$ where $\mu < 0$: then $\langle\Delta f, \Delta y\rangle \le
+    \mu\|\Delta y\|^2 \le -c\|\Delta f\|^2$; 0 elsewhere."""
+    return jnp.maximum(-log_norm, 0) / round_up(lipschitz**2)
 
 
 def add_bias(

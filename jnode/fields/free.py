@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.activations import get_activation
+from jnode.activations import AbstractActivation, make_activation
 from jnode.fields.base import AbstractVectorField, Shape, add_bias, check_shape
 from jnode.linear import CircularConv, Conv, Dense
 from jnode.linear.base import AbstractLinear
@@ -27,7 +27,7 @@ class FreeField(AbstractVectorField):
     second_bias: Float[Array, " channels"]
     norms: tuple[eqx.nn.GroupNorm, eqx.nn.GroupNorm] | None
     time: bool = eqx.field(static=True)
-    activation: str = eqx.field(static=True)
+    activation: AbstractActivation
 
     def __init__(
         self,
@@ -57,7 +57,12 @@ class FreeField(AbstractVectorField):
         """
         shape = check_shape(shape)
         hidden = shape[-1] if hidden is None else hidden
-        get_activation(activation)
+        self.activation = make_activation(activation, hidden)
+        if group_norm and activation == "householder" and hidden != shape[-1]:
+            raise ValueError(
+                "hidden must equal the state's channels for householder with "
+                f"group_norm, which acts on both: {shape[-1]}, not {hidden}."
+            )
         if padding not in ("zero", "circular"):
             raise ValueError(f"padding must be 'zero' or 'circular', not {padding!r}.")
         keys = jr.split(key, 2)
@@ -81,12 +86,11 @@ class FreeField(AbstractVectorField):
         self.second_bias = jnp.zeros(shape[-1])
         self.norms = (_norm(shape[-1]), _norm(hidden)) if group_norm else None
         self.time = time
-        self.activation = activation
 
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        sigma = get_activation(self.activation)
+        sigma = self.activation
         x = y
         if self.norms is not None:
             x = sigma(channels_first(self.norms[0], x))

@@ -4,33 +4,38 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.activations import MONOTONE, get_activation
+from jnode.activations import AbstractActivation, make_monotone
 from jnode.fields.base import (
     AbstractVectorField,
     Scale,
     Shape,
     add_bias,
     check_shape,
-    orthogonal,
+    round_up,
 )
-from jnode.linear.base import AbstractLinear
+from jnode.linear import AbstractLinear, constrained
+from jnode.linear.base import check_positive
 
 
 class GradientFlowField(AbstractVectorField):
     r"""A field whose trajectories never part.
 
-    $f(t, y) = -L\,W^\top\sigma(Wy + b)$ with $W$ orthogonal and $\sigma$ monotone and
-    1-Lipschitz: minus the gradient of a convex potential. Its logarithmic norm is at
-    most 0, and an explicit Euler step is nonexpansive for $hL \le 2$ (convex potential
+    $f(t, y) = -\frac{L}{P} \sum_{p \le P} W_p^\top\sigma(W_p y + b_p) - \lambda y$ with
+    $\|W_p\| \le 1$ and $\sigma$ monotone and 1-Lipschitz: minus the gradient of a
+    convex potential. Its Jacobian is symmetric with eigenvalues in
+    $[-L - \lambda, -\lambda]$, so its logarithmic norm is at most $-\lambda$, and an
+    explicit Euler step is nonexpansive for $h(L + \lambda) \le 2$ (convex potential
     layers, Meunier et al., ICML 2022; Sherry et al., arXiv 2306.17332).
     """
 
-    weight: AbstractLinear
-    bias: Float[Array, " hidden"]
+    weights: tuple[AbstractLinear, ...]
+    biases: tuple[Float[Array, " hidden"], ...]
     scale: Scale
-    activation: str = eqx.field(static=True)
+    activation: AbstractActivation
+    decay: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -39,52 +44,80 @@ class GradientFlowField(AbstractVectorField):
         lipschitz: float = 1.0,
         learnable: bool = False,
         hidden: int | None = None,
+        potentials: int = 1,
+        decay: float = 0.0,
+        constraint: str = "cayley",
         kernel_size: int = 3,
+        padding: str = "circular",
         activation: str = "relu",
         key: PRNGKeyArray,
     ):
-        """**Arguments:**
+        r"""**Arguments:**
 
         - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
-            for circular convolutions.
+            for convolutions.
         - `lipschitz`: the constant $L > 0$; with `learnable`, the cap below which it
             is learned.
         - `hidden`: inner units or channels; by default as many as the state has.
-        - `kernel_size`: of the convolution's parameters: 1, 3 or 5.
-        - `activation`: a monotone one: "relu" or "tanh".
+        - `potentials`: how many potentials $P$ stand side by side.
+        - `decay`: $\lambda \ge 0$, the rate at which trajectories approach each other.
+        - `constraint`, `kernel_size`, `padding`: of the maps, as in
+            `jnode.linear.constrained`.
+        - `activation`: a monotone one from `jnode.activations`.
         - `key`: of the initial weights.
 
         **Raises:** `ValueError` for any of these out of its range.
         """
         shape = check_shape(shape)
-        get_activation(activation)
-        if activation not in MONOTONE:
-            raise ValueError(
-                "activation of a gradient flow must be monotone, one of "
-                f"{', '.join(MONOTONE)}, not {activation!r}."
-            )
+        check_positive(potentials=potentials)
         hidden = shape[-1] if hidden is None else hidden
-        self.weight = orthogonal(shape, hidden, kernel_size=kernel_size, key=key)
-        self.bias = jnp.zeros(hidden)
+        self.activation = make_monotone(activation, hidden, "gradient flow")
+        self.weights = tuple(
+            constrained(
+                shape,
+                hidden,
+                constraint=constraint,
+                kernel_size=kernel_size,
+                padding=padding,
+                key=k,
+            )
+            for k in jr.split(key, potentials)
+        )
+        self.biases = tuple(jnp.zeros(hidden) for _ in range(potentials))
         self.scale = Scale(lipschitz, learnable=learnable)
-        self.activation = activation
+        self.decay = check_rate("decay", decay)
 
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        weight = self.weight.bake()
-        hidden = get_activation(self.activation)(add_bias(weight(y), self.bias))
-        return -self.scale(y.dtype) * weight.transpose(hidden)
+        ascent = jnp.zeros_like(y)
+        for map_, bias in zip(self.weights, self.biases, strict=True):
+            weight = map_.bake()
+            hidden = self.activation(add_bias(weight(y), bias))
+            ascent = ascent + weight.transpose(hidden)
+        descent = -self.scale(y.dtype) / len(self.weights) * ascent
+        return descent - self.decay * y if self.decay else descent
 
     def lipschitz(self) -> Float[Array, ""]:
-        norm = self.weight.norm()
-        return self.scale(norm.dtype) * norm**2
+        squares = [weight.norm() ** 2 for weight in self.weights]
+        mean = sum(squares[1:], start=squares[0]) / len(squares)
+        return round_up(self.scale(mean.dtype) * mean + self.decay)
 
     def log_norm(self) -> Float[Array, ""]:
-        return jnp.asarray(0.0)
+        return jnp.asarray(-self.decay)
 
     def cocoercivity(self) -> Float[Array, ""]:
-        return 1 / self.lipschitz()
+        # Where the field is minus the gradient of a convex function with L-Lipschitz
+        # gradient, it is 1/L-cocoercive (Baillon & Haddad 1977).
+        return 1 / round_up(self.lipschitz())
 
     def bake(self) -> "GradientFlowField":
-        return eqx.tree_at(lambda f: f.weight, self, self.weight.bake())
+        baked = tuple(weight.bake() for weight in self.weights)
+        return eqx.tree_at(lambda f: f.weights, self, baked)
+
+
+def check_rate(name: str, value: float) -> float:
+    """Raises `ValueError` for a rate that is not a finite number of at least 0."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0, not {value}.")
+    return float(value)

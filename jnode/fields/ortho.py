@@ -7,31 +7,33 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.activations import get_activation
+from jnode.activations import AbstractActivation, make_activation
 from jnode.fields.base import (
     AbstractVectorField,
     Scale,
     Shape,
     add_bias,
     check_shape,
-    orthogonal,
+    round_up,
 )
-from jnode.linear.base import AbstractLinear
+from jnode.linear import AbstractLinear, constrained
 
 
 class OrthoField(AbstractVectorField):
     r"""A field of Lipschitz constant $L$ from two orthogonal maps.
 
-    $f(t, y) = L\,W_2\,\sigma(W_1 y + b_1) + b_2$ with $W_1, W_2$ orthogonal (after
-    Ortho-ODE, arXiv 2305.09179).
+    $f(t, y) = L\,W_2\,\sigma(W_1 y + b_1 + t c_1) + b_2 + t c_2$ with $W_1, W_2$
+    orthogonal (after Ortho-ODE, arXiv 2305.09179). Time is optional, and moves only
+    the biases, so that the constant holds at every time.
     """
 
     first: AbstractLinear
     second: AbstractLinear
     first_bias: Float[Array, " hidden"]
     second_bias: Float[Array, " channels"]
+    clocks: tuple[Float[Array, " hidden"], Float[Array, " channels"]] | None
     scale: Scale
-    activation: str = eqx.field(static=True)
+    activation: AbstractActivation
 
     def __init__(
         self,
@@ -40,47 +42,60 @@ class OrthoField(AbstractVectorField):
         lipschitz: float = 1.0,
         learnable: bool = False,
         hidden: int | None = None,
+        constraint: str = "cayley",
         kernel_size: int = 3,
+        padding: str = "circular",
         activation: str = "relu",
+        time: bool = False,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
-            for circular convolutions.
+            for convolutions.
         - `lipschitz`: the constant $L > 0$; with `learnable`, the cap below which it
             is learned.
         - `hidden`: inner units or channels; by default as many as the state has.
-        - `kernel_size`: of the convolutions' parameters: 1, 3 or 5.
+        - `constraint`, `kernel_size`, `padding`: of the maps, as in
+            `jnode.linear.constrained`.
         - `activation`: a name from `jnode.activations`.
+        - `time`: whether the biases move with $t$.
         - `key`: of the initial weights.
 
         **Raises:** `ValueError` for any of these out of its range.
         """
         shape = check_shape(shape)
         hidden = shape[-1] if hidden is None else hidden
-        get_activation(activation)
+        self.activation = make_activation(activation, hidden)
         keys = jr.split(key, 2)
-        self.first = orthogonal(shape, hidden, kernel_size=kernel_size, key=keys[0])
+        options: dict[str, Any] = {
+            "constraint": constraint,
+            "kernel_size": kernel_size,
+            "padding": padding,
+        }
+        self.first = constrained(shape, hidden, key=keys[0], **options)
         back = (*shape[:-1], hidden)
-        self.second = orthogonal(back, shape[-1], kernel_size=kernel_size, key=keys[1])
+        self.second = constrained(back, shape[-1], key=keys[1], **options)
         self.first_bias = jnp.zeros(hidden)
         self.second_bias = jnp.zeros(shape[-1])
+        self.clocks = (jnp.zeros(hidden), jnp.zeros(shape[-1])) if time else None
         self.scale = Scale(lipschitz, learnable=learnable)
-        self.activation = activation
 
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
         field = self.bake()
-        hidden = add_bias(field.first(y), self.first_bias)
-        hidden = get_activation(self.activation)(hidden)
-        out = self.scale(y.dtype) * field.second(hidden)
-        return add_bias(out, self.second_bias)
+        first, second = self.first_bias, self.second_bias
+        if self.clocks is not None:
+            t = jnp.asarray(t, y.dtype)
+            first = first.astype(y.dtype) + t * self.clocks[0].astype(y.dtype)
+            second = second.astype(y.dtype) + t * self.clocks[1].astype(y.dtype)
+        hidden = self.activation(add_bias(field.first(y), first))
+        return add_bias(self.scale(y.dtype) * field.second(hidden), second)
 
     def lipschitz(self) -> Float[Array, ""]:
-        norm = self.first.norm() * self.second.norm()
-        return self.scale(norm.dtype) * norm
+        norm = self.first.norm() * self.second.norm() * self.activation.lipschitz
+        return round_up(self.scale(norm.dtype) * norm)
 
     def log_norm(self) -> Float[Array, ""]:
         return self.lipschitz()

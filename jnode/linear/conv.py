@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.linear.base import AbstractLinear, check_positive
+from jnode.linear.base import AbstractLinear, check_kernel_size, check_positive
 
 
 def _patches(x, size: int):
@@ -46,9 +46,13 @@ def _convolve(x, kernel):
 
 
 class Conv(AbstractLinear):
-    """An unconstrained, zero-padded convolution of stride 1 that keeps the grid."""
+    """A zero-padded convolution of stride 1 that keeps the grid.
+
+    Unconstrained, or one that another map was baked to.
+    """
 
     kernel: Float[Array, "size size in out"]
+    bound: Float[Array, ""] | None
 
     def __init__(
         self,
@@ -66,13 +70,11 @@ class Conv(AbstractLinear):
 
         **Raises:** `ValueError` for an even kernel.
         """
-        check_positive(
-            in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size
-        )
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, not {kernel_size}.")
+        check_positive(in_channels=in_channels, out_channels=out_channels)
+        check_kernel_size(kernel_size)
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.kernel = jr.normal(key, shape) / (kernel_size * in_channels**0.5)
+        self.bound = None
 
     def __call__(
         self, x: Float[Array, "height width in"]
@@ -87,7 +89,17 @@ class Conv(AbstractLinear):
         return _convolve(x, flipped)
 
     def norm(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf)
+        return jnp.asarray(jnp.inf) if self.bound is None else self.bound
 
     def bake(self) -> "Conv":
         return self
+
+
+def baked_conv(
+    kernel: Float[Array, "size size out in"], bound: Float[Array, ""]
+) -> Conv:
+    """A `Conv` of this kernel, whose norm is known to be at most `bound`."""
+    conv = object.__new__(Conv)
+    object.__setattr__(conv, "kernel", kernel.swapaxes(-1, -2))
+    object.__setattr__(conv, "bound", bound)
+    return conv

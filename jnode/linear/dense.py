@@ -6,8 +6,9 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.linear._rounding import gram_norm_bound
-from jnode.linear.base import AbstractLinear, check_positive
+from jnode.linear.base import AbstractLinear, AbstractReparametrized, check_positive
 from jnode.linear.cayley import cayley
+from jnode.linear.gram import real_column
 
 
 class Dense(AbstractLinear):
@@ -41,11 +42,12 @@ class Dense(AbstractLinear):
         return self
 
 
-class CayleyDense(AbstractLinear):
+class CayleyDense(AbstractReparametrized):
     r"""An orthogonal matrix $Q$; of its rows or columns a part, if the sizes differ.
 
     $Q = (I + A)^{-1}(I - A)$, $A = V - V^\top$ (Cayley 1846; Trockman & Kolter,
-    ICLR 2021), for $V$ of the larger of both sizes.
+    ICLR 2021), for $V$ of the larger of both sizes. Costs some 20 products of square
+    matrices of that size when baked.
     """
 
     weight: Float[Array, "size size"]
@@ -60,19 +62,9 @@ class CayleyDense(AbstractLinear):
         self.in_size = in_size
         self.out_size = out_size
 
-    def __call__(self, x: Float[Array, "in"]) -> Float[Array, "out"]:
-        return self.bake()(x)
-
-    def transpose(self, x: Float[Array, "out"]) -> Float[Array, "in"]:
-        return self.bake().transpose(x)
-
-    def norm(self) -> Float[Array, ""]:
-        return self.bake().norm()
-
     def bake(self) -> Dense:
-        column = jnp.concatenate([self.weight, jnp.zeros_like(self.weight)])
         size = self.weight.shape[0]
-        q = cayley(column[None])[0, :size]
+        q = cayley(real_column(self.weight))[0, :size]
         return baked_dense(q[: self.out_size, : self.in_size], gram_norm_bound(q[None]))
 
 

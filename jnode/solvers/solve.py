@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jnode.fields import AbstractVectorField
+from jnode.fields import AbstractVectorField, PiecewiseField
 from jnode.solvers.solver import Solver
 from jnode.solvers.tableaus import tableau
 
@@ -49,10 +49,10 @@ def solve(
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
     field = field.bake()
-    if solver.adaptive or solver.adjoint != "direct":
-        solution = _diffrax(field, y0, solver, t0, t1)
+    if isinstance(field, PiecewiseField):
+        solution = _pieces(field, y0, solver, t0, t1)
     else:
-        solution = _scan(field, y0, solver, t0, t1)
+        solution = _one(field, y0, solver, t0, t1)
     y = eqx.error_if(
         solution.y,
         ~jnp.all(jnp.isfinite(solution.y)),
@@ -84,17 +84,59 @@ def _combine(h, weights, ks, y):
     return sum(terms, start=jnp.zeros_like(y))
 
 
+def _one(field, y0, solver, t0, t1):
+    if solver.adaptive or solver.adjoint != "direct":
+        return _diffrax(field, y0, solver, t0, t1)
+    return _scan(field, y0, solver, t0, t1)
+
+
+def _pieces(field, y0, solver, t0, t1):
+    check_span(field, t0, t1)
+    times = field.times()
+    parts = [solver.piece(k, field.count) for k in range(field.count)]
+    if len(set(parts)) == 1:
+        # One piece is compiled, and the weights of each are read as its turn comes.
+        arrays, static = eqx.partition(field.pieces, eqx.is_array)
+        ends = jnp.asarray(times, y0.dtype)
+
+        def body(y, piece):
+            arrays, start, end = piece
+            whole = eqx.combine(arrays, static)
+            solution = _one(whole, y, parts[0], start, end)
+            return solution.y, solution.stats
+
+        y, stats = jax.lax.scan(body, y0, (arrays, ends[:-1], ends[1:]))
+        return Solution(y, jax.tree.map(jnp.sum, stats))
+    y, stats = y0, []
+    for k, part in enumerate(parts):
+        solution = _one(field.piece(k), y, part, times[k], times[k + 1])
+        y = solution.y
+        stats.append(solution.stats)
+    return Solution(y, jax.tree.map(lambda *counts: sum(counts), *stats))
+
+
+def check_span(field: PiecewiseField, t0: float, t1: float) -> None:
+    """Raises `ValueError` where a field's pieces are not those of the interval."""
+    if (t0, t1) != (field.t0, field.t1):
+        raise ValueError(
+            f"t0 and t1 must be the field's own, {field.t0:g} and {field.t1:g}, with "
+            f"its pieces between them, not {t0} and {t1}."
+        )
+
+
 def _scan(field, y0, solver, t0, t1):
     # Diffrax's loop costs half as much again at a known number of steps, since it
     # must be ready for steps that are rejected; this one is what a user would write.
-    steps = solver.steps
-    h = jnp.asarray((t1 - t0) / steps, y0.dtype)
-    times = jnp.asarray(t0 + (t1 - t0) * np.arange(steps) / steps, y0.dtype)
+    shares = solver.shares
+    times = jnp.asarray(t0 + (t1 - t0) * shares[:-1], y0.dtype)
+    lengths = jnp.asarray((t1 - t0) * np.diff(shares), y0.dtype)
 
-    def body(y, t):
+    def body(y, step_):
+        t, h = step_
         return step(field, t, h, y, solver), None
 
-    y1, _ = jax.lax.scan(body, y0, times)
+    y1, _ = jax.lax.scan(body, y0, (times, lengths))
+    steps = len(shares) - 1
     return Solution(y1, _stats(steps, steps, 0, steps * solver.stages))
 
 
@@ -110,7 +152,7 @@ def _diffrax(field, y0, solver, t0, t1):
         controller = diffrax.ConstantStepSize()
         dt0, max_steps = (t1 - t0) / solver.steps, solver.steps + 1
     else:
-        controller = diffrax.StepTo(np.linspace(t0, t1, solver.steps + 1))
+        controller = diffrax.StepTo(t0 + (t1 - t0) * solver.shares)
         dt0, max_steps = None, solver.steps
     adjoint = {
         # One checkpoint a step: nothing is computed twice.
@@ -134,7 +176,7 @@ def _diffrax(field, y0, solver, t0, t1):
     y1 = eqx.error_if(
         sol.ys[-1],  # pyright: ignore[reportOptionalSubscript]
         failed,
-        f"{solver} did not reach t1={t1:g} within max_steps={max_steps}: allow more "
+        f"{solver} did not reach the end within max_steps={max_steps}: allow more "
         "steps, loosen the tolerances, or look for NaN in the input.",
     )
     taken = sol.stats["num_steps"]

@@ -3,6 +3,8 @@
 import dataclasses
 
 import diffrax
+import numpy as np
+from jaxtyping import Float
 
 from jnode.solvers.tableaus import ADAPTIVE, SOLVERS, tableau
 
@@ -11,12 +13,14 @@ ADJOINTS = ("direct", "checkpointed", "backsolve")
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """A numerical solver: fixed-step with `steps`, else adaptive with tolerances.
+    """A numerical solver: fixed-step with `steps` or `grid`, else adaptive.
 
     **Arguments:**
 
     - `name`: euler, heun, midpoint, rk4, bosh3, tsit5, dopri5 or dopri8.
     - `steps`: the number of equal steps, at least 1; `None` for adaptive steps.
+    - `grid`: in place of equal steps, where they end: increasing shares of the interval
+        from 0 to 1 (see `jnode.certify.freeze`).
     - `rtol`, `atol`: an adaptive solver's relative and absolute tolerance, positive.
         By default 1e-3 and 1e-4.
     - `max_steps`: an adaptive solver's limit, past which a solve raises.
@@ -30,6 +34,7 @@ class Solver:
 
     name: str = "rk4"
     steps: int | None = None
+    grid: tuple[float, ...] | None = None
     rtol: float | None = None
     atol: float | None = None
     max_steps: int = 256
@@ -42,6 +47,8 @@ class Solver:
         if self.adjoint not in ADJOINTS:
             known = ", ".join(ADJOINTS)
             raise ValueError(f"adjoint must be one of {known}, not {self.adjoint!r}.")
+        if self.grid is not None:
+            self._check_grid()
         if self.steps is not None:
             if not isinstance(self.steps, int) or self.steps < 1:
                 raise ValueError(
@@ -67,6 +74,63 @@ class Solver:
                 f"max_steps must be an integer of at least 1, not {self.max_steps!r}."
             )
 
+    def _check_grid(self):
+        # A tuple also where a configuration file gave a list.
+        grid = tuple(float(share) for share in self.grid or ())
+        object.__setattr__(self, "grid", grid)
+        if len(grid) < 2 or grid[0] != 0 or grid[-1] != 1 or np.any(np.diff(grid) <= 0):
+            raise ValueError(
+                f"grid must increase from 0 to 1, as (0, 0.3, 1) does; this is {grid}."
+            )
+        if self.steps not in (None, len(grid) - 1):
+            raise ValueError(
+                f"steps must be left out beside a grid, which has {len(grid) - 1}; "
+                f"it is {self.steps}."
+            )
+        if self.adjoint == "backsolve":
+            raise ValueError(
+                "adjoint must be 'direct' or 'checkpointed' on a grid: backsolve needs "
+                "equal steps."
+            )
+        object.__setattr__(self, "steps", len(grid) - 1)
+
+    @property
+    def shares(self) -> Float[np.ndarray, " times"]:
+        """Where a fixed-step solver's steps end, as shares of the interval; 0 first.
+
+        **Raises:** `ValueError` for an adaptive solver.
+        """
+        if self.grid is not None:
+            return np.asarray(self.grid)
+        if self.steps is None:
+            raise ValueError(f"{self} chooses its steps; only fixed steps are known.")
+        return np.arange(self.steps + 1) / self.steps
+
+    def piece(self, index: int, count: int) -> "Solver":
+        """This solver's part on one of `count` equally long pieces of the interval.
+
+        **Raises:** `ValueError` where a fixed step would cross from piece to piece.
+        """
+        if self.steps is None or count == 1:
+            return self
+        if self.grid is None:
+            if self.steps % count:
+                raise ValueError(
+                    f"steps must be a multiple of the field's {count} pieces, so that "
+                    f"none crosses a jump, not {self.steps}."
+                )
+            return dataclasses.replace(self, steps=self.steps // count)
+        grid = np.asarray(self.grid) * count - index
+        inside = grid[(grid > 1e-9) & (grid < 1 - 1e-9)]
+        for end in (0, 1):
+            if np.min(np.abs(grid - end)) > 1e-9:
+                raise ValueError(
+                    f"grid must hold {(index + end) / count:g}, where a piece of the "
+                    "field ends, so that no step crosses the jump."
+                )
+        shares = (0.0, *inside.tolist(), 1.0)
+        return dataclasses.replace(self, grid=shares, steps=None)
+
     @property
     def adaptive(self) -> bool:
         """Whether the solver chooses its steps from its input."""
@@ -89,6 +153,8 @@ class Solver:
         if self.adaptive:
             rtol, atol = self.tolerances
             return f"{self.name}(rtol={rtol:g}, atol={atol:g})"
+        if self.grid is not None:
+            return f"{self.name} on a grid of {self.steps} steps"
         return f"{self.name}x{self.steps}"
 
     def diffrax(self) -> diffrax.AbstractSolver:

@@ -1,0 +1,85 @@
+"""Empirical lower bounds: how much a map was seen to stretch. They certify nothing."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jnode.fields import AbstractVectorField
+
+
+def strongest_stretch(
+    function: Callable[[Array], Array],
+    start: Float[Array, "*state"],
+    *,
+    key: PRNGKeyArray,
+    steps: int = 60,
+    rate: float = 0.1,
+) -> Float[Array, ""]:
+    r"""The largest $\|f(y) - f(z)\| / \|y - z\|$ that a gradient search finds.
+
+    Both the point and the difference climb the logarithm of the stretch. An empirical
+    *lower* bound on the Lipschitz constant: next to a certified upper bound it tells
+    how tight that one is, and one that exceeded it would refute it.
+
+    **Arguments:** a function of one state; where the search starts; the key of the
+    first difference; how many steps; and their size, relative to the difference and,
+    for the point, to 1. `jax.vmap` searches from many points.
+    """
+    tiny = jnp.asarray(jnp.finfo(start.dtype).tiny * 1e6, start.dtype)
+
+    def size(x):
+        # The smallest addend keeps the derivative finite where nothing moves.
+        return jnp.sqrt(jnp.sum(x**2) + tiny)
+
+    def log_stretch(pair):
+        y, d = pair
+        return jnp.log(size(function(y + d) - function(y))) - jnp.log(size(d))
+
+    def body(_, carry):
+        (y, d), best = carry
+        value, (gy, gd) = jax.value_and_grad(log_stretch)((y, d))
+        y = y + rate * gy / size(gy)
+        d = d + rate * size(d) * gd / size(gd)
+        return (y, d), jnp.maximum(best, value)
+
+    d = 1e-2 * jr.normal(key, start.shape, start.dtype)
+    least = jnp.asarray(-jnp.inf, start.dtype)
+    _, best = jax.lax.fori_loop(0, steps, body, ((start, d), least))
+    return jnp.exp(best)
+
+
+def estimate_lipschitz(
+    field: AbstractVectorField,
+    states: Float[Array, "n *state"],
+    *,
+    key: PRNGKeyArray,
+    t: float = 0.0,
+    iterations: int = 30,
+) -> Float[Array, ""]:
+    r"""An *estimate* of a field's Lipschitz constant: the largest $\|J(y_i)\|_2$.
+
+    By power iteration on $J^\top J$ at the given states. For fields of which nothing is
+    certified (`FreeField`): it is a lower bound up to convergence, so it may serve to
+    compare or to choose a step, never to certify.
+
+    **Arguments:** the field, some states, a key, the time, and how many iterations.
+    """
+    field = field.bake()
+
+    def one(y, key):
+        f = lambda y: field(t, y)  # noqa: E731
+        _, pull = jax.vjp(f, y)
+
+        def body(_, v):
+            v = pull(jax.jvp(f, (y,), (v,))[1])[0]
+            return v / jnp.maximum(jnp.sqrt(jnp.sum(v**2)), 1e-30)
+
+        v = jr.normal(key, y.shape, y.dtype)
+        v = jax.lax.fori_loop(0, iterations, body, v)
+        image = jax.jvp(f, (y,), (v,))[1]
+        return jnp.sqrt(jnp.sum(image**2)) / jnp.sqrt(jnp.sum(v**2))
+
+    return jnp.max(jax.vmap(one)(states, jr.split(key, len(states))))

@@ -1,0 +1,282 @@
+"""Randomized smoothing: certificates for any classifier, from votes under noise."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
+from tqdm import tqdm
+
+from jnode.data import check_images
+
+ABSTAIN = -1
+# So that float32 can hold a pixel plus noise, and 32 bits the index of any sample.
+SIGMAS = (1e-3, 1e3)
+LARGEST_COUNT = 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    r"""How to smooth a classifier, and how much to sample.
+
+    **Arguments:**
+
+    - `sigma`: the noise's standard deviation in pixel units, 0.001 to 1000. More of it
+        certifies larger radii, of fewer images.
+    - `n0`: noisy samples that choose the class.
+    - `n`: fresh samples that bound its probability, or that vote in `smooth_predict`.
+        They cap the radius at `largest_radius`.
+    - `alpha`: the probability, in (0, 1), with which the answer for an image may be
+        wrong.
+    - `batch_size`: samples at a time. It changes speed and memory, not the noise.
+
+    **Raises:** `ValueError` for anything else, and for `n` so small that even a
+    unanimous vote would certify nothing: $n$ must exceed $\log_2 (1/\alpha)$.
+    """
+
+    sigma: float
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    batch_size: int = 500
+
+    def __post_init__(self):
+        low, high = SIGMAS
+        if not low <= self.sigma <= high:
+            raise ValueError(
+                f"sigma must lie between {low:g} and {high:g} pixel units, not "
+                f"{self.sigma!r}: 0.25 is a usual choice for pixels in [0, 1]."
+            )
+        for name in ("n0", "n", "batch_size"):
+            count = getattr(self, name)
+            integer = isinstance(count, int) and not isinstance(count, bool)
+            if not integer or not 1 <= count <= LARGEST_COUNT:
+                raise ValueError(
+                    f"{name} must be an integer from 1 to {LARGEST_COUNT}, "
+                    f"not {count!r}."
+                )
+        if not 0 < self.alpha < 1:
+            raise ValueError(
+                f"alpha must lie strictly between 0 and 1, not {self.alpha!r}: 0.001 "
+                "lets one answer in a thousand be wrong."
+            )
+        if not self.alpha ** (1 / self.n) > 0.5:
+            least = math.floor(-math.log2(self.alpha)) + 1
+            raise ValueError(
+                f"n must be at least {least} for alpha={self.alpha:g}, not {self.n}: "
+                "fewer samples cannot certify any image."
+            )
+
+    @property
+    def largest_radius(self) -> float:
+        """The radius of a unanimous vote, which no image exceeds with these `n`."""
+        return _radius(self, self.n)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothedPrediction:
+    """What `smooth_certify` found.
+
+    - `predictions`: the smoothed classifier's class, or -1 where it abstains.
+    - `radii`: the certified L2 radius in pixel units, 0 where it abstains.
+    """
+
+    predictions: Int[np.ndarray, " batch"]
+    radii: Float[np.ndarray, " batch"]
+
+
+def smooth_certify(
+    model: Callable,
+    images: ArrayLike,
+    smoothing: Smoothing,
+    *,
+    key: PRNGKeyArray,
+    progress: bool = False,
+) -> SmoothedPrediction:
+    r"""Classes and certified L2 radii of the smoothed classifier (Cohen et al., 2019).
+
+    The smoothed classifier $g(x)$ is the class that `model` most probably gives to
+    $x + \varepsilon$, $\varepsilon \sim \mathcal N(0, \sigma^2 I)$. `n0` samples choose
+    a class; `n` fresh ones give a Clopper-Pearson lower bound $p$ on its probability,
+    at confidence $1 - \alpha$. If $p > 1/2$ the radius is $\sigma\,\Phi^{-1}(p)$, else
+    it abstains (CERTIFY and Theorem 1 of Cohen, Rosenfeld & Kolter, ICML 2019, arXiv
+    1902.02918).
+
+    What is certified: for each image, with probability at least $1 - \alpha$ over the
+    noise drawn here, it abstains or $g$ predicts this class on the whole ball of this
+    radius. That is
+
+    - of $g$, not of `model`, whose own prediction any perturbation may change;
+    - per image: among many images some $\alpha$ of the answers may be wrong, and to
+        keep the best of several keys voids the statement;
+    - under one assumption: that float32 samples stand for Gaussian ones, and float32
+        sums for exact ones. They are close but not equal, and a model made for it can
+        exploit the difference (Voráček & Hein, ICLR 2023, arXiv 2207.07209).
+
+    Nothing is assumed of `model`: any solver will do, an adaptive one too.
+
+    **Arguments:**
+
+    - `model`: any map from one image [height, width, channels] to logits [classes] that
+        JAX can trace. Logits that are not finite count for no class.
+    - `images`: [batch, height, width, channels], floats in [0, 1].
+    - `smoothing`: how much noise, and how many samples.
+    - `key`: the same key gives the same answer. The noise of an image depends on the
+        key and on its place in the batch, not on the other images.
+    - `progress`: whether to draw a progress bar.
+
+    **Returns:** a `SmoothedPrediction`. As `radii` for `certified_accuracy`, take -1
+    where `predictions` differ from the labels.
+
+    **Raises:** `TypeError` and `ValueError` for bad arguments; at run time whatever the
+    model raises, for any of the noisy images.
+    """
+    predictions, radii = [], []
+    for count in _voters(model, images, smoothing, key, progress):
+        selection, estimation = count(0, smoothing.n0), count(1, smoothing.n)
+        # The last count is of the samples without an answer, which is no class.
+        chosen = int(np.argmax(selection[:-1]))
+        radius = _radius(smoothing, int(estimation[chosen]))
+        predictions.append(chosen if radius > 0 else ABSTAIN)
+        radii.append(radius)
+    return SmoothedPrediction(np.asarray(predictions), np.asarray(radii))
+
+
+def smooth_predict(
+    model: Callable,
+    images: ArrayLike,
+    smoothing: Smoothing,
+    *,
+    key: PRNGKeyArray,
+    progress: bool = False,
+) -> Int[np.ndarray, " batch"]:
+    r"""Classes of the smoothed classifier, without radii (Cohen et al., 2019).
+
+    `n` samples vote. The winner is returned if a two-sided binomial test of it against
+    the runner-up has a p-value of at most $\alpha$ (PREDICT of arXiv 1902.02918, after
+    Hung & Fithian 2019): then, for each image with probability at least $1 - \alpha$,
+    it is the smoothed classifier's class, or -1 for no answer. Far fewer samples do
+    than a radius takes.
+
+    Arguments, the assumption on float32, and errors as in `smooth_certify`.
+
+    **Returns:** classes, and -1 where it abstains.
+    """
+    # Late, since it takes a second.
+    from scipy.stats import binomtest
+
+    predictions = []
+    for count in _voters(model, images, smoothing, key, progress):
+        votes = count(1, smoothing.n)
+        second, first = np.argsort(votes, kind="stable")[-2:]
+        wins, losses = int(votes[first]), int(votes[second])
+        sure = binomtest(wins, wins + losses, 0.5).pvalue <= smoothing.alpha
+        no_class = first == len(votes) - 1
+        predictions.append(int(first) if sure and not no_class else ABSTAIN)
+    return np.asarray(predictions)
+
+
+def lower_bound(k: int, n: int, alpha: float) -> float:
+    """A lower bound on the probability of an event seen `k` times in `n`.
+
+    One-sided, exact (Clopper & Pearson 1934): it exceeds the truth with probability at
+    most `alpha`.
+    """
+    # Late, since it takes a second.
+    from scipy.stats import beta
+
+    return float(beta.ppf(alpha, k, n - k + 1)) if k > 0 else 0.0
+
+
+def _radius(smoothing: Smoothing, k: int) -> float:
+    """The certified radius where the class got `k` of the `n` votes; 0 for none."""
+    from scipy.stats import norm
+
+    p = lower_bound(k, smoothing.n, smoothing.alpha)
+    if p <= 0.5:
+        return 0.0
+    # Of the noise that was drawn, whose sigma is a float32. Rounded down by more than
+    # the quantiles err, which also makes the theorem's open ball a closed one.
+    sigma = float(np.float32(smoothing.sigma))
+    return sigma * float(norm.ppf(p)) * (1 - 1e-6)
+
+
+def _voters(
+    model, images, smoothing, key, progress
+) -> Iterator[Callable[[int, int], Int32[np.ndarray, " answers"]]]:
+    """Checks the arguments; per image, a function from (stage, samples) to votes."""
+    if not isinstance(smoothing, Smoothing):
+        raise TypeError(
+            "smoothing must be a jnode.certify.Smoothing, not "
+            f"{type(smoothing).__name__}: write Smoothing(sigma=0.25)."
+        )
+    if not callable(model):
+        raise TypeError(
+            "model must be a function of one image, not "
+            f"{type(model).__name__}: give what jnode.build or jnode.load returns."
+        )
+    images = np.asarray(images)
+    check_images(images, shape=getattr(model, "image_shape", None))
+    bake = getattr(model, "bake", None)
+    model = model if bake is None else bake()
+    one = jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)
+    logits = eqx.filter_eval_shape(model, one)
+    if len(getattr(logits, "shape", ())) != 1 or len(logits) < 2:
+        raise ValueError(
+            "model must map one image to the logits [classes] of at least 2 classes, "
+            f"not the shape {one.shape} to {logits}: leave jax.vmap to this function."
+        )
+    # One count for each class, and one for samples without an answer.
+    nothing = jnp.zeros(len(logits) + 1, jnp.int32)
+    sigma = jnp.asarray(smoothing.sigma, jnp.float32)
+    batch_size = min(smoothing.batch_size, max(smoothing.n0, smoothing.n))
+
+    def voter(i, image):
+        def count(stage, samples):
+            stream = jr.fold_in(jr.fold_in(key, i), stage)
+            samples = jnp.asarray(samples, jnp.int32)
+            votes = _count(model, image, sigma, stream, samples, nothing, batch_size)
+            return np.asarray(votes)
+
+        return count
+
+    for i, image in enumerate(tqdm(images, disable=not progress, unit="image")):
+        yield voter(i, jnp.asarray(image, jnp.float32))
+
+
+@eqx.filter_jit
+def _count(
+    model: Callable,
+    image: Float[Array, "height width channels"],
+    sigma: Float[Array, ""],
+    key: PRNGKeyArray,
+    samples: Int32[Array, ""],
+    counts: Int32[Array, " answers"],
+    batch_size: int,
+) -> Int32[Array, " answers"]:
+    """Adds the answers to `samples` noisy copies of an image to `counts`.
+
+    The number of samples is data, so that one compilation serves every number.
+    """
+
+    def answer(index):
+        # Each sample has its own key, whatever the batch size. No clipping to [0, 1]:
+        # the theorem is about the Gaussian itself.
+        noise = jr.normal(jr.fold_in(key, index), image.shape, image.dtype)
+        logits = model(image + sigma * noise)
+        finite = jnp.all(jnp.isfinite(logits))
+        return jnp.where(finite, jnp.argmax(logits), len(counts) - 1)
+
+    def one_batch(i, counts):
+        index = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+        wanted = index < samples  # the last batch has a surplus
+        return counts.at[jax.vmap(answer)(index)].add(wanted.astype(jnp.int32))
+
+    batches = (samples + batch_size - 1) // batch_size
+    return jax.lax.fori_loop(jnp.zeros_like(batches), batches, one_batch, counts)

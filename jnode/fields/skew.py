@@ -1,0 +1,229 @@
+r"""Fields around a skew-symmetric matrix: little stretch in either direction of time.
+
+Both use one lemma. For skew-symmetric $K$ with $\|K\| \le k$, a symmetric $S$ with
+eigenvalues in $[\alpha, \beta]$ and a damping $\gamma \ge 0$,
+
+$\mu_2((K - \gamma I)S) = \mu_2(S(K - \gamma I))
+\le -\gamma\alpha + \frac{\beta - \alpha}{2}(\sqrt{k^2 + \gamma^2} - \gamma)$.
+
+For $x^\top(K - \gamma I)Sx$ is linear in $S$, so largest where $S = \alpha I + (\beta -
+\alpha)P$ with a projection $P$; there $x^\top K P x \le k\,\|Px\|\,\|x - Px\|$, and the
+maximum of $k \sin\theta\cos\theta - \gamma\cos^2\theta$ is
+$(\sqrt{k^2 + \gamma^2} - \gamma)/2$.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jnode.activations import AbstractActivation, make_monotone
+from jnode.fields.base import (
+    AbstractVectorField,
+    Scale,
+    Shape,
+    add_bias,
+    check_shape,
+    contraction_cocoercivity,
+    round_up,
+)
+from jnode.fields.gradient_flow import check_rate
+from jnode.linear import AbstractLinear, constrained
+
+
+def damped_log_norm(
+    skew: Float[Array, ""], damping: float, low: float, high: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    r"""The lemma's bound for $\|K\| \le$ `skew` and $S \in [$`low`, `high`$]$.
+
+    $\sqrt{k^2 + \gamma^2} - \gamma$ is computed as $k^2 / (\sqrt{k^2 + \gamma^2} +
+    \gamma)$, which loses no digits, and rounded up.
+    """
+    root = jnp.sqrt(skew**2 + damping**2)
+    gain = round_up((high - low) / 2 * skew**2 / (root + damping))
+    # What is subtracted is rounded down.
+    return gain - damping * low * (1 - 1e-6)
+
+
+class SkewField(AbstractVectorField):
+    r"""$f(t, y) = L\,\sigma((A - A^\top)y - \gamma y + b)$ with $\|A - A^\top\| \le 1$.
+
+    The stable architecture of Haber & Ruthotto (Inverse Problems 2017), with the norm
+    of the skew-symmetric part bounded. $\sigma$ is monotone. Its Lipschitz constant is
+    $L\sqrt{1 + \gamma^2}$, its logarithmic norm at most
+    $L(\sqrt{1 + \gamma^2} - \gamma)/2$: half the constant at $\gamma = 0$, and towards
+    0 as the damping grows; below 0 for slopes that stay positive (leaky relu).
+    """
+
+    half: AbstractLinear
+    bias: Float[Array, " channels"]
+    scale: Scale
+    activation: AbstractActivation
+    damping: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        lipschitz: float = 1.0,
+        learnable: bool = False,
+        damping: float = 0.0,
+        constraint: str = "rescaled",
+        kernel_size: int = 3,
+        padding: str = "circular",
+        activation: str = "tanh",
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
+            for convolutions.
+        - `lipschitz`: the factor $L > 0$; with `learnable`, the cap below which it is
+            learned.
+        - `damping`: $\gamma \ge 0$.
+        - `constraint`, `kernel_size`, `padding`: of $A$, as in
+            `jnode.linear.constrained`; $\|A\| \le 1/2$ then.
+        - `activation`: a monotone one from `jnode.activations`.
+        - `key`: of the initial weights.
+
+        **Raises:** `ValueError` for any of these out of its range.
+        """
+        shape = check_shape(shape)
+        self.activation = make_monotone(activation, shape[-1], "skew field")
+        self.half = constrained(
+            shape,
+            shape[-1],
+            constraint=constraint,
+            kernel_size=kernel_size,
+            padding=padding,
+            key=key,
+        )
+        self.bias = jnp.zeros(shape[-1])
+        self.scale = Scale(lipschitz, learnable=learnable)
+        self.damping = check_rate("damping", damping)
+
+    def __call__(
+        self, t: Any, y: Float[Array, "*state"], args: Any = None
+    ) -> Float[Array, "*state"]:
+        half = self.half.bake()
+        turned = 0.5 * (half(y) - half.transpose(y)) - self.damping * y
+        return self.scale(y.dtype) * self.activation(add_bias(turned, self.bias))
+
+    def lipschitz(self) -> Float[Array, ""]:
+        # |K - gamma I|^2 = |K|^2 + gamma^2, as K is normal.
+        norm = jnp.sqrt(self.half.norm() ** 2 + self.damping**2)
+        return round_up(self.scale(norm.dtype) * norm)
+
+    def log_norm(self) -> Float[Array, ""]:
+        slopes = self.activation.slopes
+        assert slopes is not None
+        bound = damped_log_norm(self.half.norm(), self.damping, *slopes)
+        return _times(bound, self.scale(bound.dtype))
+
+    def cocoercivity(self) -> Float[Array, ""]:
+        return contraction_cocoercivity(self.log_norm(), self.lipschitz())
+
+    def bake(self) -> "SkewField":
+        return eqx.tree_at(lambda f: f.half, self, self.half.bake())
+
+
+class HamiltonianField(AbstractVectorField):
+    r"""A Hamiltonian system with dissipation: $f(t, y) = L(J - \gamma I)\nabla H(y)$.
+
+    $H(y) = \Sigma(Wy + b) + \frac{\kappa}{2}|y|^2$ with $\|W\| \le 1$ and $\Sigma$ the
+    convex potential of $\sigma$; $J$ exchanges the halves of the channels (positions
+    and momenta) with a sign. Energy is kept at $\gamma = 0$ and lost otherwise; where
+    $\gamma\kappa > (\sqrt{1 + \gamma^2} - \gamma)/2$ the logarithmic norm is negative
+    and trajectories approach each other (after contractive Hamiltonian neural ODEs,
+    Zakwan et al., IEEE L-CSS 2023).
+    """
+
+    weight: AbstractLinear
+    bias: Float[Array, " hidden"]
+    scale: Scale
+    activation: AbstractActivation
+    damping: float = eqx.field(static=True)
+    convexity: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        lipschitz: float = 1.0,
+        learnable: bool = False,
+        hidden: int | None = None,
+        damping: float = 1.0,
+        convexity: float = 0.5,
+        constraint: str = "cayley",
+        kernel_size: int = 3,
+        padding: str = "circular",
+        activation: str = "tanh",
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `shape`: of the state, its last number even: `(size,)` for dense maps,
+            `(height, width, channels)` for convolutions.
+        - `lipschitz`: the factor $L > 0$; with `learnable`, the cap below which it is
+            learned.
+        - `hidden`: units or channels of $W$; by default as many as the state has.
+        - `damping`, `convexity`: $\gamma \ge 0$ and $\kappa \ge 0$.
+        - `constraint`, `kernel_size`, `padding`: of $W$, as in
+            `jnode.linear.constrained`.
+        - `activation`: a monotone one from `jnode.activations`.
+        - `key`: of the initial weights.
+
+        **Raises:** `ValueError` for any of these out of its range.
+        """
+        shape = check_shape(shape)
+        if shape[-1] % 2:
+            raise ValueError(
+                "shape of a Hamiltonian field must end in an even number (positions "
+                f"and momenta), not {shape[-1]}."
+            )
+        hidden = shape[-1] if hidden is None else hidden
+        self.activation = make_monotone(activation, hidden, "Hamiltonian field")
+        self.weight = constrained(
+            shape,
+            hidden,
+            constraint=constraint,
+            kernel_size=kernel_size,
+            padding=padding,
+            key=key,
+        )
+        self.bias = jnp.zeros(hidden)
+        self.scale = Scale(lipschitz, learnable=learnable)
+        self.damping = check_rate("damping", damping)
+        self.convexity = check_rate("convexity", convexity)
+
+    def __call__(
+        self, t: Any, y: Float[Array, "*state"], args: Any = None
+    ) -> Float[Array, "*state"]:
+        weight = self.weight.bake()
+        hidden = self.activation(add_bias(weight(y), self.bias))
+        gradient = weight.transpose(hidden) + self.convexity * y
+        q, p = jnp.split(gradient, 2, axis=-1)
+        turned = jnp.concatenate([p, -q], axis=-1) - self.damping * gradient
+        return self.scale(y.dtype) * turned
+
+    def lipschitz(self) -> Float[Array, ""]:
+        norm = self.convexity + self.weight.norm() ** 2
+        norm = norm * (1 + self.damping**2) ** 0.5
+        return round_up(self.scale(norm.dtype) * norm)
+
+    def log_norm(self) -> Float[Array, ""]:
+        high = round_up(self.convexity + self.weight.norm() ** 2)
+        bound = damped_log_norm(jnp.ones_like(high), self.damping, self.convexity, high)
+        return _times(bound, self.scale(bound.dtype))
+
+    def cocoercivity(self) -> Float[Array, ""]:
+        return contraction_cocoercivity(self.log_norm(), self.lipschitz())
+
+    def bake(self) -> "HamiltonianField":
+        return eqx.tree_at(lambda f: f.weight, self, self.weight.bake())
+
+
+def _times(bound, scale):
+    # Away from zero where the bound is positive, towards it where negative.
+    return bound * scale * jnp.where(bound > 0, 1 + 1e-6, 1 - 1e-6)

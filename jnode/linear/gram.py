@@ -1,0 +1,57 @@
+r"""Gram iteration: certified upper bounds on spectral norms by matrix products alone.
+
+$\|W\|_2 \le \|(W^H W)^{2^{k-1}}\|_F^{1/2^k}$ after any number of squarings $k$, and the
+bounds converge superlinearly (Delattre et al., ICML 2023). Power iteration, by
+contrast, gives lower bounds, which certify nothing.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jnode.linear._rounding import gamma, unit_roundoff
+from jnode.linear.cayley import adjoint, embed
+
+ITERATIONS = 6
+
+
+def gram_iteration(
+    column: Float[Array, "batch twice_rows columns"], iterations: int = ITERATIONS
+) -> Float[Array, " batch"]:
+    r"""Certified upper bounds on the spectral norms of a batch of complex matrices.
+
+    Rounding is allowed for level by level: a computed Gram matrix of $X$,
+    $\|X\|_F = 1$, errs by at most $2\gamma_{2n}$ in norm.
+
+    **Arguments:**
+
+    - `column`: matrices $R + iS$ in column form $[R; S]$ (a real one: $[R; 0]$).
+    - `iterations`: squarings $k$. Each costs one batched matrix product of the
+        smaller size. The bound exceeds the norm by at most $n^{2^{-k-1}}$, $n$ the
+        number of (nearly) largest singular values: 3 % for $k = 6$, $n = 64$.
+    """
+    rows, columns = column.shape[-2] // 2, column.shape[-1]
+    x = adjoint(column) if rows < columns else column
+    u = unit_roundoff(x.dtype)
+    scales = []
+    for _ in range(iterations):
+        scale = _frobenius(x)
+        scales.append((scale, x.shape[-2]))
+        x = x / scale[:, None, None]
+        x = jnp.matmul(embed(adjoint(x)), x, precision="highest")
+    bound = _frobenius(x) * (1 + gamma(x.shape[-2] * x.shape[-1], x.dtype))
+    for scale, length in reversed(scales):
+        bound = scale * (jnp.sqrt(bound + 2 * gamma(length + 8, x.dtype)) + 3 * u)
+    return bound * (1 + 8 * iterations * u)
+
+
+def _frobenius(x):
+    # The smallest addend keeps the derivative finite at a matrix of zeros.
+    tiny = jnp.asarray(jnp.finfo(x.dtype).tiny * 1e6, x.dtype)
+    return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1)) + tiny)
+
+
+def real_column(
+    matrix: Float[Array, "rows columns"],
+) -> Float[Array, "1 rows2 columns"]:
+    """The column form of one real matrix."""
+    return jnp.concatenate([matrix, jnp.zeros_like(matrix)])[None]
