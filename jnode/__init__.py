@@ -14,7 +14,10 @@ from jnode.evaluate import evaluate as evaluate
 from jnode.fields import AbstractVectorField as AbstractVectorField
 from jnode.fields import FreeField as FreeField
 from jnode.fields import GradientFlowField as GradientFlowField
+from jnode.fields import HamiltonianField as HamiltonianField
 from jnode.fields import OrthoField as OrthoField
+from jnode.fields import PiecewiseField as PiecewiseField
+from jnode.fields import SkewField as SkewField
 from jnode.models import ModelConfig as ModelConfig
 from jnode.models import ODEClassifier as ODEClassifier
 from jnode.models import build as build

@@ -1,10 +1,11 @@
 r"""The Cayley transform by matrix products alone.
 
-A square $V$ gives the skew-Hermitian $A = V - V^H$ and the unitary
-$Q = (I + A)^{-1}(I - A) = 2(I + A)^{-1} - I$ (Trockman & Kolter, ICLR 2021). The
-inverse comes from Newton's iteration $X \leftarrow X(2I - (I + A)X)$ (Schulz 1933):
-no LAPACK call, which can deadlock when batched inside a jitted graph on CPU, and
-nothing that a TPU or GPU is slow at.
+A square $U$ gives the skew-Hermitian $A = U - U^H$ and the unitary
+$Q = (I + A)^{-1}(I - A) = 2(I + A)^{-1} - I$. A tall matrix, $V$ below $U$, gives the
+isometry $[2(I + A)^{-1} - I; -2V(I + A)^{-1}]$ with $A = U - U^H + V^H V$ (Trockman &
+Kolter, ICLR 2021). The inverse, of the smaller side, comes from Newton's iteration
+$X \leftarrow X(2I - (I + A)X)$ (Schulz 1933): no LAPACK call, which can deadlock when
+batched inside a jitted graph on CPU, and nothing that a TPU or GPU is slow at.
 
 A complex matrix $R + iS$ is carried by its *column form* $[R; S]$, twice as high, and
 acts by its real embedding $[[R, -S], [S, R]]$: real products on every platform.
@@ -48,12 +49,12 @@ def _identity(n: int, dtype) -> Float[Array, "twice_n n"]:
 
 
 def _norm_bound(a):
-    # ||A|| = ||A^4||^(1/4) <= ||A^4||_F^(1/4): within n^(1/8) of the norm. The scale
-    # only keeps the powers in range; it cancels, and so do its derivatives.
+    # ||A||^2 = ||(A^H A)^2||^(1/2) <= ||(A^H A)^2||_F^(1/2): within n^(1/8) of ||A||.
+    # The scale only keeps the powers in range; it cancels, and so do its derivatives.
     scale = jnp.maximum(jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True), 1e-12)
     scale = jax.lax.stop_gradient(scale)
-    square = _product(a / scale, a / scale)
-    fourth = _product(square, square)
+    gram = _product(adjoint(a / scale), a / scale)
+    fourth = _product(gram, gram)
     frobenius = jnp.sqrt(
         jnp.sum(fourth**2, axis=(-2, -1), keepdims=True) + jnp.asarray(1e-30, a.dtype)
     )
@@ -62,16 +63,17 @@ def _norm_bound(a):
 
 @jax.custom_vjp
 def _inverse(
-    a: Float[Array, "batch twice_n n"],
+    a: Float[Array, "batch twice_n n"], norm: Float[Array, "batch 1 1"]
 ) -> Float[Array, "batch twice_n n"]:
-    """$(I + A)^{-1}$ for skew-Hermitian $A$ in column form."""
+    """$(I + A)^{-1}$ for $A$ in column form whose Hermitian part is at least 0."""
     eye = _identity(a.shape[-1], a.dtype)[None]
     shifted = embed(eye + a)
-    square = _norm_bound(a) ** 2
-    x = (eye - a) * (2 / (2 + square))
-    # Eigenvalues of the first residual are at most N^2 / (2 + N^2) in size, and each
-    # iteration squares them: 7 iterations at N = 3, 11 at the cap.
-    first = jnp.min(jnp.log1p(2 / jnp.maximum(square, 1e-6)))
+    # I + A has singular values in [1, 1 + N].
+    square = (1 + norm) ** 2
+    x = adjoint(eye + a) * (2 / (1 + square))
+    # Eigenvalues of the first residual are at most (S - 1) / (S + 1) in size, and each
+    # iteration squares them: 7 iterations at N = 2, 11 at the cap.
+    first = jnp.min(jnp.log1p(2 / jnp.maximum(square - 1, 1e-6)))
     iterations = jnp.ceil(jnp.log2(-math.log(RESIDUAL) / first))
 
     def body(_, x):
@@ -81,32 +83,58 @@ def _inverse(
     return jax.lax.fori_loop(0, jnp.maximum(iterations, 1).astype(int), body, x)
 
 
-def _inverse_fwd(a):
-    x = _inverse(a)
-    return x, x
+def _inverse_fwd(a, norm):
+    x = _inverse(a, norm)
+    return x, (x, norm)
 
 
-def _inverse_bwd(x, g):
+def _inverse_bwd(kept, g):
     # dX = -X dA X, so the cotangent of A is -X^H G X^H: two products, no unrolling.
+    x, norm = kept
     xh = adjoint(x)
-    return (-_product(_product(xh, g), xh),)
+    return -_product(_product(xh, g), xh), jnp.zeros_like(norm)
 
 
 _inverse.defvjp(_inverse_fwd, _inverse_bwd)
 
 
 def cayley(
-    v: Float[Array, "batch twice_n n"],
-) -> Float[Array, "batch twice_n n"]:
-    r"""The unitary Cayley transform of a batch of square matrices in column form.
+    v: Float[Array, "batch twice_rows columns"],
+) -> Float[Array, "batch twice_rows columns"]:
+    r"""The Cayley transform of a batch of square or tall matrices in column form.
 
     **Arguments:**
 
-    - `v`: any complex matrices $V = R + iS$, as $[R; S]$.
+    - `v`: any complex matrices $R + iS$, as $[R; S]$, with no fewer rows than columns.
 
-    **Returns:** $Q = 2(I + A)^{-1} - I$ with $A = V - V^H$, scaled down where its norm
-    exceeds `MAX_NORM`; column form. In float32 $\|Q^H Q - I\|$ is about 1e-6.
+    **Returns:** isometries of the same shape, in column form; unitary, if square. $A$
+    is scaled down where its norm exceeds `MAX_NORM`. In float32 $\|Q^H Q - I\|$ is
+    about 1e-6.
     """
-    a = v - adjoint(v)
-    a = a * jnp.minimum(1.0, MAX_NORM / _norm_bound(a)).astype(a.dtype)
-    return 2 * _inverse(a) - _identity(a.shape[-1], a.dtype)[None]
+    n = v.shape[-1]
+    u, w = _split_rows(v, n)
+    a = u - adjoint(u)
+    if w.shape[-2]:
+        a = a + _product(adjoint(w), w)
+    norm = _norm_bound(a)
+    scale = jnp.minimum(1.0, MAX_NORM / norm).astype(a.dtype)
+    x = _inverse(a * scale, jax.lax.stop_gradient(norm * scale))
+    top = 2 * x - _identity(n, a.dtype)[None]
+    if not w.shape[-2]:
+        return top
+    below = -2 * _product(w * jnp.sqrt(scale), x)
+    return _join_rows(top, below)
+
+
+def _split_rows(column, n):
+    """The first `n` rows of the matrices, and the others."""
+    re, im = jnp.split(column, 2, axis=-2)
+    parts = ((re[:, :n], im[:, :n]), (re[:, n:], im[:, n:]))
+    upper, lower = (jnp.concatenate(part, axis=-2) for part in parts)
+    return upper, lower
+
+
+def _join_rows(upper, lower):
+    halves = (jnp.split(part, 2, axis=-2) for part in (upper, lower))
+    (re, im), (re_below, im_below) = halves
+    return jnp.concatenate([re, re_below, im, im_below], axis=-2)

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.linear._rounding import gram_norm_bound
 from jnode.linear.base import AbstractLinear, AbstractReparametrized, check_positive
 from jnode.linear.cayley import cayley
-from jnode.linear.gram import real_column
+from jnode.linear.gram import isometry_norm, real_column
 
 
 class Dense(AbstractLinear):
@@ -43,29 +42,30 @@ class Dense(AbstractLinear):
 
 
 class CayleyDense(AbstractReparametrized):
-    r"""An orthogonal matrix $Q$; of its rows or columns a part, if the sizes differ.
+    r"""An orthogonal matrix by the Cayley transform; an isometry, if the sizes differ.
 
-    $Q = (I + A)^{-1}(I - A)$, $A = V - V^\top$ (Cayley 1846; Trockman & Kolter,
-    ICLR 2021), for $V$ of the larger of both sizes. Costs some 20 products of square
-    matrices of that size when baked.
+    Where there are fewer outputs than inputs, the transpose of an isometry. (Cayley
+    1846; Trockman & Kolter, ICLR 2021.) Costs some 20 products of matrices of the
+    smaller size when baked.
     """
 
-    weight: Float[Array, "size size"]
+    weight: Float[Array, "larger smaller"]
     in_size: int = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
 
     def __init__(self, in_size: int, out_size: int, *, key: PRNGKeyArray):
         """**Arguments:** the sizes, and the key of the initial weights."""
         check_positive(in_size=in_size, out_size=out_size)
-        size = max(in_size, out_size)
-        self.weight = jr.normal(key, (size, size)) / size**0.5
+        larger, smaller = max(in_size, out_size), min(in_size, out_size)
+        self.weight = jr.normal(key, (larger, smaller)) / larger**0.5
         self.in_size = in_size
         self.out_size = out_size
 
     def bake(self) -> Dense:
-        size = self.weight.shape[0]
-        q = cayley(real_column(self.weight))[0, :size]
-        return baked_dense(q[: self.out_size, : self.in_size], gram_norm_bound(q[None]))
+        q = cayley(real_column(self.weight))
+        matrix = q[0, : self.weight.shape[0]]
+        matrix = matrix.T if self.out_size < self.in_size else matrix
+        return baked_dense(matrix, isometry_norm(q))
 
 
 def baked_dense(matrix: Float[Array, "out in"], bound: Float[Array, ""]) -> Dense:

@@ -5,6 +5,7 @@ bounds converge superlinearly (Delattre et al., ICML 2023). Power iteration, by
 contrast, gives lower bounds, which certify nothing.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -48,6 +49,37 @@ def _frobenius(x):
     # The smallest addend keeps the derivative finite at a matrix of zeros.
     tiny = jnp.asarray(jnp.finfo(x.dtype).tiny * 1e6, x.dtype)
     return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1)) + tiny)
+
+
+def isometry_residual(
+    column: Float[Array, "batch twice_rows columns"],
+) -> Float[Array, ""]:
+    r"""A certified upper bound on $\|Q^H Q - I\|_2$ (of $QQ^H$, if $Q$ is wide).
+
+    The largest of a batch in column form. All singular values then lie in
+    $[\sqrt{1 - r}, \sqrt{1 + r}]$. An entry of the computed $Q^H Q$ errs by at most
+    $\gamma_{2n}\|q_i\|\|q_j\|$, so all of it by $\gamma_{2n}\|Q\|_F^2$ in norm.
+    """
+    rows, columns = column.shape[-2] // 2, column.shape[-1]
+    q = adjoint(column) if rows < columns else column
+    gram = jnp.matmul(embed(adjoint(q)), q, precision="highest")
+    n = q.shape[-1]
+    eye = jnp.eye(2 * n, n, dtype=q.dtype)[None]
+    size = jnp.sum(q**2, axis=(-2, -1))
+    frobenius = jnp.sqrt(jnp.sum((gram - eye) ** 2, axis=(-2, -1)))
+    rounding = 2 * gamma(q.shape[-2] + 8, q.dtype) * size
+    return jnp.max(frobenius * (1 + gamma(2 * n * n, q.dtype)) + rounding)
+
+
+def isometry_norm(
+    column: Float[Array, "batch twice_rows columns"],
+) -> Float[Array, ""]:
+    r"""A certified upper bound on the largest norm of a batch of near-isometries.
+
+    It hardly moves with the weights, so it has no gradient, which would be noise.
+    """
+    bound = jnp.sqrt(1 + jax.lax.stop_gradient(isometry_residual(column)))
+    return bound * (1 + 4 * unit_roundoff(column.dtype))
 
 
 def real_column(

@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.linear._rounding import gamma, gram_norm_bound
 from jnode.linear.base import AbstractLinear
 from jnode.linear.cayley import adjoint, embed
 from jnode.linear.dense import Dense, baked_dense
-from jnode.linear.gram import gram_iteration, real_column
+from jnode.linear.gram import (
+    gram_iteration,
+    isometry_norm,
+    isometry_residual,
+    real_column,
+)
 from jnode.linear.kernel import AbstractKernelConv, AbstractWeightDense
 from jnode.linear.spectral_conv import SpectralConv, transform_slack
 
@@ -38,26 +42,9 @@ def orthogonalize(
 
 def norm_bound(column: Float[Array, "batch twice_rows columns"]) -> Float[Array, ""]:
     """A certified bound on the largest norm: by the residual or by Gram iteration."""
-    rows, columns = column.shape[-2] // 2, column.shape[-1]
-    tall = adjoint(column) if rows < columns else column
     # All singular values are alike, which Gram iteration needs more squarings for.
-    return jnp.minimum(gram_norm_bound(tall), jnp.max(gram_iteration(tall, 10)))
-
-
-def residual(column: Float[Array, "batch twice_rows columns"]) -> Float[Array, ""]:
-    r"""A certified upper bound on $\|Q^H Q - I\|_2$ (of $QQ^H$, if $Q$ is wide).
-
-    All singular values of $Q$ then lie in $[\sqrt{1 - r}, \sqrt{1 + r}]$.
-    """
-    rows, columns = column.shape[-2] // 2, column.shape[-1]
-    q = adjoint(column) if rows < columns else column
-    gram = jnp.matmul(embed(adjoint(q)), q, precision="highest")
-    n = q.shape[-1]
-    eye = jnp.eye(2 * n, n, dtype=q.dtype)[None]
-    size = jnp.sum(q**2, axis=(-2, -1))
-    frobenius = jnp.sqrt(jnp.sum((gram - eye) ** 2, axis=(-2, -1)))
-    rounding = 2 * gamma(q.shape[-2] + 8, q.dtype) * size
-    return jnp.max(frobenius * (1 + gamma(2 * n * n, q.dtype)) + rounding)
+    other = jax.lax.stop_gradient(jnp.max(gram_iteration(column, 10)))
+    return jnp.minimum(isometry_norm(column), other)
 
 
 class NewtonSchulzDense(AbstractWeightDense):
@@ -69,12 +56,12 @@ class NewtonSchulzDense(AbstractWeightDense):
 
     def bake(self) -> Dense:
         column = orthogonalize(real_column(self.weight))
-        bound = jax.lax.stop_gradient(norm_bound(column))
+        bound = norm_bound(column)
         return baked_dense(column[0, : self.weight.shape[0]], bound)
 
     def residual(self) -> Float[Array, ""]:
         r"""A certified upper bound on $\|W^\top W - I\|_2$."""
-        return residual(orthogonalize(real_column(self.weight)))
+        return isometry_residual(orthogonalize(real_column(self.weight)))
 
 
 class NewtonSchulzConv(AbstractKernelConv):
@@ -92,10 +79,10 @@ class NewtonSchulzConv(AbstractKernelConv):
 
     def bake(self) -> AbstractLinear:
         column = orthogonalize(self.spectrum())
-        bound = jax.lax.stop_gradient(norm_bound(column))
+        bound = norm_bound(column)
         slack = transform_slack(self.grid, column.dtype)
         return SpectralConv(embed(column), bound * slack, self.grid)
 
     def residual(self) -> Float[Array, ""]:
         r"""A certified upper bound on $\|W^\top W - I\|_2$, worst over frequencies."""
-        return residual(orthogonalize(self.spectrum()))
+        return isometry_residual(orthogonalize(self.spectrum()))

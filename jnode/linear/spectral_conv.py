@@ -1,20 +1,20 @@
 """Circular convolutions that act on each frequency of a small grid by a matrix."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.linear import fourier
-from jnode.linear._rounding import gram_norm_bound, unit_roundoff
+from jnode.linear._rounding import unit_roundoff
 from jnode.linear.base import (
     AbstractLinear,
     AbstractReparametrized,
     check_kernel_size,
     check_positive,
 )
-from jnode.linear.cayley import cayley, embed
+from jnode.linear.cayley import adjoint, cayley, embed
+from jnode.linear.gram import isometry_norm
 
 
 class SpectralConv(AbstractLinear):
@@ -112,12 +112,12 @@ class CayleyConv(AbstractReparametrized):
     """An orthogonal circular convolution (Trockman & Kolter, ICLR 2021).
 
     Each frequency of the kernel goes through the Cayley transform. Where the numbers
-    of channels differ, the smaller side is padded with zero channels: the map is then
-    isometric (more channels out) or the transpose of an isometry. Baking costs some 20
-    products of [2 channels, 2 channels] matrices for each frequency.
+    of channels differ, the map is isometric (more channels out) or the transpose of an
+    isometry. Baking costs some 20 products of [2n, 2n] matrices for each frequency, n
+    the smaller number of channels.
     """
 
-    kernel: Float[Array, "size size channels channels"]
+    kernel: Float[Array, "size size larger smaller"]
     grid: tuple[int, int] = eqx.field(static=True)
     in_channels: int = eqx.field(static=True)
     out_channels: int = eqx.field(static=True)
@@ -149,19 +149,16 @@ class CayleyConv(AbstractReparametrized):
         )
         if kernel_size not in (1, 3, 5):
             raise ValueError(f"kernel_size must be 1, 3 or 5, not {kernel_size!r}.")
-        size = max(in_channels, out_channels)
-        shape = (kernel_size, kernel_size, size, size)
-        self.kernel = jr.normal(key, shape) / (kernel_size * size**0.5)
+        larger = max(in_channels, out_channels)
+        smaller = min(in_channels, out_channels)
+        shape = (kernel_size, kernel_size, larger, smaller)
+        self.kernel = jr.normal(key, shape) / (kernel_size * larger**0.5)
         self.grid = (height, width)
         self.in_channels = in_channels
         self.out_channels = out_channels
 
     def bake(self) -> SpectralConv:
         q = cayley(kernel_spectrum(self.kernel, self.grid))
-        slack = transform_slack(self.grid, q.dtype)
-        # The bound hardly moves with the weights: its gradient would be noise.
-        bound = jax.lax.stop_gradient(gram_norm_bound(q)) * slack
-        re, im = jnp.split(q, 2, axis=1)
-        rows, columns = self.out_channels, self.in_channels
-        part = [re[:, :rows, :columns], im[:, :rows, :columns]]
-        return SpectralConv(embed(jnp.concatenate(part, axis=1)), bound, self.grid)
+        bound = isometry_norm(q) * transform_slack(self.grid, q.dtype)
+        blocks = embed(adjoint(q) if self.out_channels < self.in_channels else q)
+        return SpectralConv(blocks, bound, self.grid)
