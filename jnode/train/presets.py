@@ -24,6 +24,30 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         learning_rate=5e-3,
     ),
+    # Certified accuracy on real images: a flow whose weights change with time, each
+    # piece one Euler step with hL = 2 (a convex potential layer).
+    "certified_mnist": TrainConfig(
+        data=DataConfig("mnist", pad=1),
+        model=ModelConfig(
+            field="gradient_flow", features=64, hidden=32, pieces=6, lipschitz=12.0
+        ),
+        solver=Solver("euler", steps=6),
+        loss=LossConfig("margin", rho=0.7, temperature=5.0),
+        epochs=15,
+        learning_rate=5e-3,
+        weight_decay=0.0,
+    ),
+    "certified_cifar10": TrainConfig(
+        data=DataConfig("cifar10", flip=True, pad=2),
+        model=ModelConfig(
+            field="gradient_flow", features=64, hidden=32, pieces=8, lipschitz=16.0
+        ),
+        solver=Solver("euler", steps=8),
+        loss=LossConfig("margin", rho=0.5, temperature=1.5),
+        epochs=36,
+        learning_rate=6e-3,
+        weight_decay=0.0,
+    ),
     # The Ortho-ODE's architecture with the constraint off, trained as usual.
     "twin": TrainConfig(
         model=ModelConfig(field="free", padding="circular"),
