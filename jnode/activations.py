@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jnode.linear._rounding import gamma
+
 
 class AbstractActivation(eqx.Module):
     """A map that acts on each position of a grid alike, along its channels."""
@@ -23,6 +25,21 @@ class AbstractActivation(eqx.Module):
     def lipschitz(self) -> float:
         """A certified upper bound on its L2 Lipschitz constant."""
 
+    def vjp_change(
+        self,
+        x: Float[Array, "*grid channels"],
+        cotangent: Float[Array, "*grid channels"],
+        distance: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        r"""A certified bound on $\|(\sigma'(z) - \sigma'(x))^\top g\|$ near $x$.
+
+        It holds for all $z$ with $\|z - x\| \le$ `distance`, where the entries of `x`
+        are known up to `rounding`. By default from the Lipschitz constant alone.
+        """
+        del x, distance, rounding
+        return 2 * self.lipschitz * jnp.sqrt(jnp.sum(cotangent**2))
+
     @property
     def slopes(self) -> tuple[float, float] | None:
         r"""$[\alpha, \beta]$ with $\sigma' \in [\alpha, \beta]$, $\alpha \ge 0$.
@@ -34,10 +51,17 @@ class AbstractActivation(eqx.Module):
 
 
 class Elementwise(AbstractActivation):
-    """A monotone function of each entry."""
+    r"""A monotone function of each entry.
+
+    - `function`: itself.
+    - `least`: its smallest slope; the largest is 1.
+    - `curvature`: the Lipschitz constant of its slope; `None` where the slope jumps, at
+        0 alone.
+    """
 
     function: Callable[[Array], Array] = eqx.field(static=True)
     least: float = eqx.field(static=True, default=0.0)
+    curvature: float | None = eqx.field(static=True, default=None)
 
     def __call__(
         self, x: Float[Array, "*grid channels"]
@@ -51,6 +75,20 @@ class Elementwise(AbstractActivation):
     @property
     def slopes(self) -> tuple[float, float]:
         return (self.least, 1.0)
+
+    def vjp_change(
+        self,
+        x: Float[Array, "*grid channels"],
+        cotangent: Float[Array, "*grid channels"],
+        distance: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        if self.curvature is not None:
+            reach = self.curvature * (distance + rounding * x.size**0.5)
+            return reach * jnp.max(jnp.abs(cotangent)) * (1 + 1e-5)
+        return switching_bound(
+            jnp.abs(x) - rounding, (1 - self.least) * cotangent, distance
+        )
 
 
 class GroupSort(AbstractActivation):
@@ -76,6 +114,22 @@ class GroupSort(AbstractActivation):
     @property
     def lipschitz(self) -> float:
         return 1.0
+
+    def vjp_change(
+        self,
+        x: Float[Array, "*grid channels"],
+        cotangent: Float[Array, "*grid channels"],
+        distance: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        if self.size != 2:
+            return super().vjp_change(x, cotangent, distance, rounding)
+        # A pair changes places after a move of |a - b| / sqrt(2) at least, and then
+        # moves its cotangent by sqrt(2) |g - h|.
+        a, b = x[..., 0::2], x[..., 1::2]
+        g, h = cotangent[..., 0::2], cotangent[..., 1::2]
+        costs = (jnp.abs(a - b) - 2 * rounding) / 2**0.5
+        return switching_bound(costs, 2**0.5 * (g - h), distance)
 
 
 class Householder(AbstractActivation):
@@ -109,6 +163,31 @@ class Householder(AbstractActivation):
         return 1 + 2e-6
 
 
+def switching_bound(
+    costs: Float[Array, "*units"],
+    gains: Float[Array, "*units"],
+    budget: Float[Array, ""],
+) -> Float[Array, ""]:
+    r"""A bound on $\sqrt{\sum_S g_i^2}$ over all $S$ with $\sum_S c_i^2 \le b^2$.
+
+    $S$ is a set of units that a perturbation of norm $b$ can switch together, each of
+    which needs a move of its own of at least its cost $c_i$ (none where $c_i \le 0$).
+    A knapsack, whose fractional relaxation is solved greedily (Dantzig 1957), exactly
+    up to rounding.
+    """
+    costs = jnp.square(jnp.maximum(costs.ravel(), 0))
+    gains = jnp.square(gains.ravel())
+    tiny = jnp.asarray(jnp.finfo(costs.dtype).tiny * 1e6, costs.dtype)
+    slack = 2 * gamma(costs.size + 8, costs.dtype)
+    order = jnp.argsort(-gains / jnp.maximum(costs, tiny))
+    costs, gains = costs[order], gains[order]
+    before = jnp.concatenate([jnp.zeros_like(costs[:1]), jnp.cumsum(costs)[:-1]])
+    # The share of each unit that the rest of the budget pays for.
+    share = budget**2 * (1 + slack) - before * (1 - slack)
+    share = jnp.clip(share / jnp.maximum(costs, tiny), 0, 1)
+    return jnp.sqrt(jnp.sum(share * gains)) * (1 + slack)
+
+
 def _check_groups(channels: int, size: int, name: str) -> None:
     if channels % size:
         raise ValueError(
@@ -128,8 +207,8 @@ def _softplus(x):
 _KNOWN: dict[str, Callable[[int], AbstractActivation]] = {
     "relu": lambda channels: Elementwise(jax.nn.relu),
     "leaky_relu": lambda channels: Elementwise(_leaky_relu, 0.1),
-    "tanh": lambda channels: Elementwise(jnp.tanh),
-    "softplus": lambda channels: Elementwise(_softplus),
+    "tanh": lambda channels: Elementwise(jnp.tanh, curvature=0.77),
+    "softplus": lambda channels: Elementwise(_softplus, curvature=0.25),
     "maxmin": lambda channels: GroupSort(2),
     "groupsort": lambda channels: GroupSort(4),
     "householder": Householder,

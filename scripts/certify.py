@@ -1,31 +1,50 @@
 """Certify a trained run: python scripts/certify.py RUN_DIR."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
-import jax.numpy as jnp
-import numpy as np
 import tyro
 
-import jnode
-from jnode import certify, data
 from jnode._cli import run
-from jnode.train import RunDir
-from jnode.train.files import write_json
+from jnode.attacks import number
+from jnode.certification import certify_run, smooth_run
+from jnode.certify import Smoothing
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Certified accuracy of the model of a run, written to its certificate.json."""
+    """Certifies the model of a run; writes its certificate.json and certificate.png."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
     """A folder that scripts/train.py wrote."""
 
-    radii: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5)
-    """L2 radii in pixel units."""
+    radii: tuple[str, ...] = ("0.25", "0.5", "1.0", "1.5")
+    """L2 radii in pixel units; fractions such as 36/255 too."""
+
+    linf: tuple[str, ...] = ()
+    """Linf radii, certified by the L2 ball around theirs."""
 
     num_examples: int | None = None
-    """How many test images; by default all."""
+    """How many test images; by default all. With smoothing, 100 take minutes."""
+
+    num_attacked: int = 500
+    """How many of them to attack, to certify locally and to search (slow)."""
+
+    freeze: bool = False
+    """Certify an adaptive model on the steps it takes for the first training image."""
+
+    smoothing: float | None = None
+    """Instead, smooth the classifier with noise of this standard deviation."""
+
+    samples: int = 10_000
+    """Smoothing: noisy samples an image."""
+
+    alpha: float = 0.001
+    """Smoothing: the probability with which an image's answer may be wrong."""
+
+    seed: int = 0
+    """Of the attacks, searches and noise."""
 
     data_dir: str | None = None
     """The TFDS folder, if elsewhere than in training."""
@@ -33,40 +52,65 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    model = jnode.load(args.run_dir)
-    refusal = certify.refusal(model)
-    if refusal is not None:
-        print(f"certificate {refusal}.")
+    radii, linf = (
+        [number(text) for text in texts] for texts in (args.radii, args.linf)
+    )
+    common = {
+        "num_examples": args.num_examples,
+        "seed": args.seed,
+        "data_dir": args.data_dir,
+    }
+    if args.smoothing is not None:
+        smoothing = Smoothing(args.smoothing, n=args.samples, alpha=args.alpha)
+        found = smooth_run(args.run_dir, smoothing, radii, **common)
+        print(f"smoothed {found['solver']}, sigma {args.smoothing:g}:", _rows(found))
+        print(f"abstained on {100 * found['abstained']:.1f} %")
         return
-    folder = RunDir(args.run_dir)
-    config, facts = folder.read_config()
-    test = data.load(
-        config.data.name, split="test", data_dir=args.data_dir or config.data.dir
+    found = certify_run(
+        args.run_dir,
+        radii,
+        linf=linf,
+        num_attacked=args.num_attacked,
+        freeze=args.freeze,
+        **common,
     )
-    if args.num_examples is not None:
-        test = test.take(args.num_examples)
-    images = np.asarray(data.to_float(jnp.asarray(test.images)))
-    rows = certify.certified_accuracy(
-        certify.certified_radii(model, images, test.labels), args.radii
-    )
-    write_json(
-        folder.path / "certificate.json",
-        {
-            "dataset": test.name,
-            "split": test.split,
-            "num_examples": len(test),
-            "num_train": facts["num_train"],
-            "solver": str(model.solver),
-            "lipschitz": float(model.lipschitz()),
-            "certified_accuracy": rows,
-        },
-    )
+    tightness = found["tightness"]
     print(
-        f"L <= {float(model.lipschitz()):.4f} from pixels to features, {model.solver}"
+        f"{found['solver']}: stretch from pixels to features at most "
+        f"{tightness['certified_upper_bound']:.4f}, at least "
+        f"{tightness['empirical_lower_bound']:.4f} (ratio {tightness['ratio']:.2f})"
     )
-    for row in rows:
-        share = row["certified_accuracy"]
-        print(f"certified accuracy at L2 {row['radius']:g}: {100 * share:.1f} %")
+    print(_rows(found))
+    attacked = found["attacked"]
+    print(f"on {attacked['num_examples']} images: certified, locally, under attack")
+    for row in attacked["rows"]:
+        shares = [
+            f"{100 * row[name]:5.1f} %"
+            for name in ("certified_accuracy", "certified_locally", "robust_accuracy")
+        ]
+        print(f"  L2 {row['radius']:.4g}:", *shares)
+    for flag in attacked["flags"]:
+        print(f"flag: {flag}")
+    _draw(Path(args.run_dir) / "certificate.png", found)
+
+
+def _rows(found) -> str:
+    lines = [f"clean accuracy {100 * found['clean_accuracy']:.1f} %"]
+    for row in found["certified_accuracy"]:
+        norm, share = row["norm"].capitalize(), 100 * row["certified_accuracy"]
+        lines.append(f"certified accuracy at {norm} {row['radius']:.4g}: {share:.1f} %")
+    return "\n".join(lines)
+
+
+def _draw(path: Path, found) -> None:
+    try:
+        from jnode.report.figures import certificate, to_png
+
+        path.write_bytes(to_png(certificate(found)))
+    except ImportError as error:
+        print(f"No picture: {error}")
+        return
+    print(f"Picture: {path}")
 
 
 if __name__ == "__main__":

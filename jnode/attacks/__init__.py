@@ -7,4 +7,5 @@ from jnode.attacks.noise import GaussianNoise as GaussianNoise
 from jnode.attacks.pgd import PGD as PGD
 from jnode.attacks.registry import ATTACKS as ATTACKS
 from jnode.attacks.registry import make as make
+from jnode.attacks.registry import number as number
 from jnode.attacks.registry import parse as parse

@@ -52,7 +52,7 @@ def parse(spec: str) -> AbstractAttack:
             "gaussian:sigma, for example pgd:linf:0.1:40."
         )
     try:
-        epsilon = _number(rest[1])
+        epsilon = number(rest[1])
         counts = [int(count) for count in rest[2:]]
     except ValueError as error:
         raise ValueError(f"attack {spec!r} holds something not a number.") from error
@@ -60,7 +60,8 @@ def parse(spec: str) -> AbstractAttack:
     return make(name, epsilon=epsilon, norm=rest[0], **named)
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """A number or a fraction, such as `36/255`; `ValueError` for anything else."""
     numerator, _, denominator = text.partition("/")
     divisor = float(denominator) if denominator else 1.0
     if divisor == 0:

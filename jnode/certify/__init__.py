@@ -10,6 +10,7 @@ from jnode.certify.amplification import (
 from jnode.certify.amplification import step_amplification as step_amplification
 from jnode.certify.gronwall import gronwall as gronwall
 from jnode.certify.gronwall import log_norm_envelope as log_norm_envelope
+from jnode.certify.local import local_radius as local_radius
 from jnode.certify.radius import radius as radius
 from jnode.certify.search import estimate_lipschitz as estimate_lipschitz
 from jnode.certify.search import strongest_stretch as strongest_stretch

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 REFUSAL = (
     "none: {solver} chooses its steps from its input, so its map may jump where a step "
-    "is accepted or rejected; certify the model with a fixed-step solver"
+    "is accepted or rejected; certify the model with a fixed-step solver, or on the "
+    "steps that it takes for one image (--freeze), or smoothed (--smoothing 0.25)"
 )
 UNBOUNDED = "none: nothing bounds the stretch of an unconstrained part of the model"
 

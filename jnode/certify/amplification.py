@@ -12,7 +12,7 @@ from jnode.solvers import Solver, tableau
 from jnode.solvers.solve import check_span
 
 
-def _stage_bounds(
+def stage_bounds(
     name: str, hl: Float[Array, ""]
 ) -> tuple[list[float], list[Float[Array, ""]], list[Float[Array, ""]]]:
     r"""$b$, $\ell_i = hL(1 + s_i)$, which bounds stage $h k_i$, and the $s_i$.
@@ -60,7 +60,7 @@ def step_amplification(
 
     **Arguments:** the solver's name, the step $h > 0$, and the field's bounds.
     """
-    b, stages, inner = _stage_bounds(name, lipschitz * h)
+    b, stages, inner = stage_bounds(name, lipschitz * h)
     u = unit_roundoff(lipschitz.dtype)
     mu = log_norm.astype(lipschitz.dtype)
     weighted = [(w, s, i) for w, s, i in zip(b, stages, inner, strict=True) if w != 0]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -32,18 +32,26 @@ def radius(
     solver is adaptive or a part of the model is unconstrained.
     """
     lipschitz = model.lipschitz()
-    rows = model.head.rows()
 
     def one(image):
-        features = model.embed(image)
-        logits = model.head(features)
-        y = jnp.argmax(logits)
-        gaps = jnp.linalg.norm(rows[y][None] - rows, axis=1)
-        # The size that rounding is relative to is that of the states on the way too:
-        # a Lipschitz bound on where zero goes would be larger than |features| needs.
-        allowance = 2 * ROUNDING * (1 + jnp.linalg.norm(features)) * gaps
-        margins = (logits[y] - logits - allowance) / jnp.maximum(gaps, 1e-12)
-        margins = jnp.where(jnp.arange(len(logits)) == y, jnp.inf, margins)
-        return jnp.maximum(jnp.min(margins), 0.0) / lipschitz * (1 - 1e-5)
+        y, slack, gaps = margins(model, image)
+        ratios = slack / jnp.maximum(gaps, 1e-12)
+        ratios = jnp.where(jnp.arange(len(gaps)) == y, jnp.inf, ratios)
+        return jnp.maximum(jnp.min(ratios), 0.0) / lipschitz * (1 - 1e-5)
 
     return jax.vmap(one)(images)
+
+
+def margins(
+    model: "ODEClassifier", image: Float[Array, "height width channels"]
+) -> tuple[Int[Array, ""], Float[Array, " classes"], Float[Array, " classes"]]:
+    r"""The prediction $y$, each margin $z_y - z_c - \delta_c$, each $\|w_y - w_c\|$."""
+    rows = model.head.rows()
+    features = model.embed(image)
+    logits = model.head(features)
+    y = jnp.argmax(logits)
+    gaps = jnp.linalg.norm(rows[y][None] - rows, axis=1)
+    # The size that rounding is relative to is that of the states on the way too: a
+    # Lipschitz bound on where zero goes would be larger than |features| needs.
+    allowance = 2 * ROUNDING * (1 + jnp.linalg.norm(features)) * gaps
+    return y, logits[y] - logits - allowance, gaps

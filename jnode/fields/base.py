@@ -49,6 +49,22 @@ class AbstractVectorField(eqx.Module):
         arXiv 2306.17332). 0 where none is known.
         """
 
+    def vjp_change(
+        self,
+        t: Any,
+        y: Float[Array, "*state"],
+        cotangent: Float[Array, "*state"],
+        distance: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        r"""A certified bound on $\|(J(z) - J(y))^\top v\|$ near $y$, $J$ the Jacobian.
+
+        It holds for all $z$ with $\|z - y\| \le$ `distance`, where inner units are
+        known up to `rounding`. By default twice what the Lipschitz constant allows.
+        """
+        del t, y, distance, rounding
+        return round_up(2 * self.lipschitz() * jnp.sqrt(jnp.sum(cotangent**2)))
+
     @abc.abstractmethod
     def bake(self) -> "AbstractVectorField":
         """An equal field with every reparametrisation computed."""

@@ -98,6 +98,26 @@ class GradientFlowField(AbstractVectorField):
         descent = -self.scale(y.dtype) / len(self.weights) * ascent
         return descent - self.decay * y if self.decay else descent
 
+    def vjp_change(
+        self,
+        t: Any,
+        y: Float[Array, "*state"],
+        cotangent: Float[Array, "*state"],
+        distance: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        share = self.scale(y.dtype) / len(self.weights)
+        total = jnp.zeros((), y.dtype)
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            norm = weight.norm().astype(y.dtype)
+            total = total + norm * self.activation.vjp_change(
+                add_bias(weight(y), bias),
+                share * weight(cotangent),
+                norm * distance,
+                rounding,
+            )
+        return round_up(total)
+
     def lipschitz(self) -> Float[Array, ""]:
         squares = [weight.norm() ** 2 for weight in self.weights]
         mean = sum(squares[1:], start=squares[0]) / len(squares)

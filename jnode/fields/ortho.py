@@ -85,13 +85,33 @@ class OrthoField(AbstractVectorField):
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
         field = self.bake()
-        first, second = self.first_bias, self.second_bias
+        hidden = self.activation(field.inner(t, y))
+        outer = self.second_bias
         if self.clocks is not None:
-            t = jnp.asarray(t, y.dtype)
-            first = first.astype(y.dtype) + t * self.clocks[0].astype(y.dtype)
-            second = second.astype(y.dtype) + t * self.clocks[1].astype(y.dtype)
-        hidden = self.activation(add_bias(field.first(y), first))
-        return add_bias(self.scale(y.dtype) * field.second(hidden), second)
+            outer = outer + jnp.asarray(t, outer.dtype) * self.clocks[1]
+        return add_bias(self.scale(y.dtype) * field.second(hidden), outer)
+
+    def inner(self, t: Any, y: Float[Array, "*state"]) -> Float[Array, "*hidden"]:
+        """What the activation acts on, of a baked field."""
+        bias = self.first_bias
+        if self.clocks is not None:
+            bias = bias + jnp.asarray(t, bias.dtype) * self.clocks[0]
+        return add_bias(self.first(y), bias)
+
+    def vjp_change(
+        self,
+        t: Any,
+        y: Float[Array, "*state"],
+        cotangent: Float[Array, "*state"],
+        distance: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        weights = self.scale(y.dtype) * self.second.transpose(cotangent)
+        norm = self.first.norm().astype(y.dtype)
+        change = self.activation.vjp_change(
+            self.inner(t, y), weights, norm * distance, rounding
+        )
+        return round_up(norm * change)
 
     def lipschitz(self) -> Float[Array, ""]:
         norm = self.first.norm() * self.second.norm() * self.activation.lipschitz

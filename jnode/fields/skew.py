@@ -106,12 +106,31 @@ class SkewField(AbstractVectorField):
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
+        return self.scale(y.dtype) * self.activation(self.inner(y))
+
+    def inner(self, y: Float[Array, "*state"]) -> Float[Array, "*state"]:
+        """What the activation acts on."""
         half = self.half.bake()
         turned = 0.5 * (half(y) - half.transpose(y)) - self.damping * y
-        return self.scale(y.dtype) * self.activation(add_bias(turned, self.bias))
+        return add_bias(turned, self.bias)
+
+    def vjp_change(
+        self,
+        t: Any,
+        y: Float[Array, "*state"],
+        cotangent: Float[Array, "*state"],
+        distance: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        # |K - gamma I|^2 = |K|^2 + gamma^2, as K is normal.
+        norm = round_up(jnp.sqrt(self.half.norm() ** 2 + self.damping**2))
+        norm = norm.astype(y.dtype)
+        change = self.activation.vjp_change(
+            self.inner(y), self.scale(y.dtype) * cotangent, norm * distance, rounding
+        )
+        return round_up(norm * change)
 
     def lipschitz(self) -> Float[Array, ""]:
-        # |K - gamma I|^2 = |K|^2 + gamma^2, as K is normal.
         norm = jnp.sqrt(self.half.norm() ** 2 + self.damping**2)
         return round_up(self.scale(norm.dtype) * norm)
 
@@ -206,6 +225,26 @@ class HamiltonianField(AbstractVectorField):
         q, p = jnp.split(gradient, 2, axis=-1)
         turned = jnp.concatenate([p, -q], axis=-1) - self.damping * gradient
         return self.scale(y.dtype) * turned
+
+    def vjp_change(
+        self,
+        t: Any,
+        y: Float[Array, "*state"],
+        cotangent: Float[Array, "*state"],
+        distance: Float[Array, ""],
+        rounding: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        # The transpose of J - gamma I, its norm in the cotangent.
+        q, p = jnp.split(cotangent, 2, axis=-1)
+        turned = jnp.concatenate([-p, q], axis=-1) - self.damping * cotangent
+        norm = self.weight.norm().astype(y.dtype)
+        change = self.activation.vjp_change(
+            add_bias(self.weight(y), self.bias),
+            self.scale(y.dtype) * self.weight(turned),
+            norm * distance,
+            rounding,
+        )
+        return round_up(norm * change)
 
     def lipschitz(self) -> Float[Array, ""]:
         norm = self.convexity + self.weight.norm() ** 2

@@ -1,5 +1,7 @@
 """The image classifier: encoder, ODE block, head."""
 
+import dataclasses
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,7 +10,7 @@ from jnode.certify.amplification import amplification
 from jnode.fields import AbstractVectorField
 from jnode.models.encoders import AbstractEncoder
 from jnode.models.head import Head
-from jnode.solvers import Solution, Solver, solve
+from jnode.solvers import Solution, Solver, freeze, solve
 
 
 class ODEClassifier(eqx.Module):
@@ -59,6 +61,22 @@ class ODEClassifier(eqx.Module):
         stretch = amplification(self.field, solver)
         encoder = self.encoder.lipschitz().astype(stretch.dtype)
         return encoder * stretch * (1 + 4 * jnp.finfo(stretch.dtype).eps)
+
+    def with_solver(self, solver: Solver) -> "ODEClassifier":
+        """The same weights, solved by another solver."""
+        return dataclasses.replace(self, solver=solver)
+
+    def freeze(self, image: Float[Array, "height width channels"]) -> "ODEClassifier":
+        """The same weights, on the steps that the adaptive solver takes for one image.
+
+        What is certified of the result is certified of *it*: a model that takes these
+        steps for every image. Nothing follows for the adaptive model, whose predictions
+        may differ. Choose an image that is no test image: a grid that depended on the
+        image under attack would be adaptive again.
+
+        **Raises:** `ValueError` for a model whose steps are fixed.
+        """
+        return self.with_solver(freeze(self.field, self.encoder(image), self.solver))
 
     def bake(self) -> "ODEClassifier":
         """An equal model whose field holds plain matrices: for inference, attacks."""

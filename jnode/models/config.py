@@ -132,7 +132,8 @@ def build(
 
 
 def _field(config: ModelConfig, shape, key) -> AbstractVectorField:
-    kind, options = FIELDS[config.field], field_options(config)
+    kind: Any = FIELDS[config.field]
+    options = field_options(config)
     if config.pieces == 1:
         return kind(shape, key=key, **options)
     keys = jr.split(key, config.pieces)

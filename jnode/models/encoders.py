@@ -1,6 +1,7 @@
 """From an image to the state that the ODE starts from."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -13,7 +14,12 @@ from jnode.linear.base import check_positive
 
 
 class AbstractEncoder(eqx.Module):
-    """A map from an image to a state, normalisation included."""
+    """A map from an image to a state, normalisation included.
+
+    `affine` tells whether its Jacobian is the same everywhere.
+    """
+
+    affine: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(
@@ -33,6 +39,8 @@ class IsometricEncoder(AbstractEncoder):
     block's pixels, then channels of zeros are added up to `features`. Pixels are
     centred at one half.
     """
+
+    affine: ClassVar[bool] = True
 
     patch: int = eqx.field(static=True)
     features: int = eqx.field(static=True)

@@ -73,11 +73,11 @@ def step(
     a, b, c = (x.tolist() for x in tableau(solver.name))
     ks = []
     for i in range(len(b)):
-        ks.append(field(t + c[i] * h, y + _combine(h, a[i][:i], ks, y), None))
-    return y + _combine(h, b, ks, y)
+        ks.append(field(t + c[i] * h, y + combine(h, a[i][:i], ks, y), None))
+    return y + combine(h, b, ks, y)
 
 
-def _combine(h, weights, ks, y):
+def combine(h, weights, ks, y):
     terms = [
         (h * w).astype(y.dtype) * k for w, k in zip(weights, ks, strict=True) if w != 0
     ]

@@ -20,7 +20,7 @@ class Solver:
     - `name`: euler, heun, midpoint, rk4, bosh3, tsit5, dopri5 or dopri8.
     - `steps`: the number of equal steps, at least 1; `None` for adaptive steps.
     - `grid`: in place of equal steps, where they end: increasing shares of the interval
-        from 0 to 1 (see `jnode.certify.freeze`).
+        from 0 to 1 (`jnode.solvers.freeze` finds one).
     - `rtol`, `atol`: an adaptive solver's relative and absolute tolerance, positive.
         By default 1e-3 and 1e-4.
     - `max_steps`: an adaptive solver's limit, past which a solve raises.
@@ -81,6 +81,11 @@ class Solver:
         if len(grid) < 2 or grid[0] != 0 or grid[-1] != 1 or np.any(np.diff(grid) <= 0):
             raise ValueError(
                 f"grid must increase from 0 to 1, as (0, 0.3, 1) does; this is {grid}."
+            )
+        if self.rtol is not None or self.atol is not None:
+            raise ValueError(
+                f"{self.name} on a grid has fixed steps, which take no rtol or atol: "
+                "leave out either the grid or the tolerances."
             )
         if self.steps not in (None, len(grid) - 1):
             raise ValueError(

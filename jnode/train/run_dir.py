@@ -20,8 +20,10 @@ CONTENTS = (
     "model.eqx",
     "evaluation.json",
     "report.html",
-    "pairs.npz",
-    "trajectory.npz",
+    "pictures.npz",
+    "certificate.json",
+    "certificate.png",
+    "certificate-smoothed.json",
 )
 
 
