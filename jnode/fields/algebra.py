@@ -65,6 +65,10 @@ class Sum(AbstractVectorField):
         terms = [field(t, y, args) for field in self.fields]
         return sum(terms[1:], start=terms[0])
 
+    @property
+    def time_invariant(self) -> bool:
+        return all(field.time_invariant for field in self.fields)
+
     def lipschitz(self) -> Float[Array, ""]:
         return round_up(_total(field.lipschitz() for field in self.fields))
 
@@ -106,6 +110,10 @@ class Scaled(AbstractVectorField):
     ) -> Float[Array, "*state"]:
         return self.factor * self.field(t, y, args)
 
+    @property
+    def time_invariant(self) -> bool:
+        return self.field.time_invariant
+
     def lipschitz(self) -> Float[Array, ""]:
         return round_up(self.factor * self.field.lipschitz())
 
@@ -130,6 +138,10 @@ class Composed(AbstractVectorField):
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
         return self.outer(t, self.inner(t, y, args), args)
+
+    @property
+    def time_invariant(self) -> bool:
+        return self.outer.time_invariant and self.inner.time_invariant
 
     def lipschitz(self) -> Float[Array, ""]:
         return round_up(self.outer.lipschitz() * self.inner.lipschitz())
@@ -158,6 +170,10 @@ class Congruent(AbstractVectorField):
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
         return self.map.transpose(self.field(t, self.map(y), args))
+
+    @property
+    def time_invariant(self) -> bool:
+        return self.field.time_invariant
 
     def lipschitz(self) -> Float[Array, ""]:
         return round_up(self.map.norm() ** 2 * self.field.lipschitz())

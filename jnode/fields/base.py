@@ -49,6 +49,11 @@ class AbstractVectorField(eqx.Module):
         arXiv 2306.17332). 0 where none is known.
         """
 
+    @property
+    def time_invariant(self) -> bool:
+        """Whether $f(t, y)$ is the same at every $t$."""
+        return True
+
     def vjp_change(
         self,
         t: Any,

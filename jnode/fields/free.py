@@ -102,6 +102,10 @@ class FreeField(AbstractVectorField):
             x = channels_first(self.norms[1], x)
         return add_bias(self.second(sigma(x)), self.second_bias)
 
+    @property
+    def time_invariant(self) -> bool:
+        return not self.time
+
     def lipschitz(self) -> Float[Array, ""]:
         return jnp.asarray(jnp.inf)
 

@@ -113,6 +113,10 @@ class OrthoField(AbstractVectorField):
         )
         return round_up(norm * change)
 
+    @property
+    def time_invariant(self) -> bool:
+        return self.clocks is None
+
     def lipschitz(self) -> Float[Array, ""]:
         norm = self.first.norm() * self.second.norm() * self.activation.lipschitz
         return round_up(self.scale(norm.dtype) * norm)

@@ -74,6 +74,10 @@ class PiecewiseField(AbstractVectorField):
         values = eqx.filter_vmap(lambda piece: getattr(piece, bound)())(self.pieces)
         return jnp.broadcast_to(values, (self.count,))
 
+    @property
+    def time_invariant(self) -> bool:
+        return self.count == 1
+
     def lipschitz(self) -> Float[Array, ""]:
         return jnp.max(self.each("lipschitz"))
 

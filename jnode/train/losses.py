@@ -10,8 +10,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jnode.models import ODEClassifier
+from jnode.solvers import trajectory
 
-LOSSES = ("natural", "margin", "noise", "adversarial")
+LOSSES = ("natural", "margin", "noise", "adversarial", "steady_state", "lyapunov")
+# Rows of the Jacobian that the Lyapunov loss looks at, of each image.
+ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +22,15 @@ class LossConfig:
     """What training minimises.
 
     - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training), "noise"
-        (on images with Gaussian noise) or "adversarial" (on PGD images).
+        (on images with Gaussian noise), "adversarial" (on PGD images), "steady_state"
+        (TisODE) or "lyapunov" (SODEF): natural plus a term that makes the end of the
+        trajectory a point of rest.
     - `temperature`: factor of the logits in the cross-entropy, positive; above 1 for
         unit-norm heads.
     - `rho`: margin loss: the L2 radius, in pixel units, that training asks for.
     - `sigma`: noise: its standard deviation, in pixel units.
     - `norm`, `epsilon`, `steps`: adversarial: the PGD attack, in pixel units.
+    - `weight`: steady_state, lyapunov: of the added term.
     """
 
     name: str = "natural"
@@ -34,6 +40,7 @@ class LossConfig:
     norm: str = "linf"
     epsilon: float = 0.1
     steps: int = 10
+    weight: float = 0.1
 
     def __post_init__(self):
         if self.name not in LOSSES:
@@ -42,7 +49,7 @@ class LossConfig:
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature!r}.")
-        for name in ("rho", "sigma", "epsilon"):
+        for name in ("rho", "sigma", "epsilon", "weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(
                     f"{name} must be at least 0, not {getattr(self, name)!r}."
@@ -58,7 +65,8 @@ Loss = Callable[
 def make_loss(config: LossConfig) -> Loss:
     """The loss of a batch: `loss(model, images, labels, key) -> value, aux`.
 
-    `aux` holds the batch's accuracy (on the images that the loss sees) and mean `nfe`.
+    `aux` holds the batch's accuracy (on the images that the loss sees) and mean `nfe`;
+    with a term for rest, its value `unrest`.
     """
 
     def loss(model, images, labels, key):
@@ -81,9 +89,71 @@ def make_loss(config: LossConfig) -> Loss:
             config.temperature * logits, labels
         )
         nfe = jnp.mean(solutions.stats["nfe"].astype(jnp.float32))
-        return jnp.mean(entropy), {"accuracy": accuracy, "nfe": nfe}
+        aux = {"accuracy": accuracy, "nfe": nfe}
+        if config.name not in _RESTS:
+            return jnp.mean(entropy), aux
+        unrest = jnp.mean(_RESTS[config.name](model, solutions.y, key))
+        aux["unrest"] = unrest
+        return jnp.mean(entropy) + config.weight * unrest, aux
 
     return loss
+
+
+def steady_state_unrest(
+    model: ODEClassifier, states: Float[Array, "b *state"], key: PRNGKeyArray
+) -> Float[Array, " b"]:
+    r"""$\int_T^{2T} |f(y(t))|\,dt$ beyond the end $T = 1$, a mean over the state.
+
+    The steady-state constraint of TisODE (Yan et al., ICLR 2020), by the trapezoidal
+    rule on the states that the model's solver passes through. The field must be
+    time-invariant.
+
+    **Raises:** `ValueError` for one that is not.
+    """
+    del key
+    if not model.field.time_invariant:
+        raise ValueError(
+            "model.field must be time-invariant for the steady-state loss, as a point "
+            "of rest of one field is none of the next: leave out time, and pieces."
+        )
+
+    def one(y):
+        times, path = trajectory(model.field, y, model.solver, t0=1.0, t1=2.0)
+        speed = jax.vmap(lambda y: jnp.mean(jnp.abs(model.field(1.0, y))))(path)
+        return jnp.trapezoid(speed, jnp.asarray(times, speed.dtype))
+
+    return jax.vmap(one)(states)
+
+
+def lyapunov_unrest(
+    model: ODEClassifier, states: Float[Array, "b *state"], key: PRNGKeyArray
+) -> Float[Array, " b"]:
+    r"""How far each end $y(T)$ is from being a Lyapunov-stable point of rest.
+
+    $\|f(y)\|_2/\sqrt{n} + s(\overline{J_{ii}}) + s(\overline{\sum_{j \ne i}|J_{ij}| -
+    |J_{ii}|})$ with the softplus $s$: the field vanishes, and its Jacobian has a
+    negative and dominant diagonal, so that its eigenvalues lie in the left half plane
+    (Gershgorin). After SODEF (Kang et al., NeurIPS 2021), with means over a few random
+    rows $i$ in place of sums over all, of which a convolution has too many, and
+    softplus in place of exp, which overflows there.
+    """
+
+    def one(y, key):
+        value, pull = jax.vjp(lambda y: model.field(1.0, y), y)
+        rows = jr.choice(key, y.size, (min(ROWS, y.size),), replace=False)
+        units = jax.nn.one_hot(rows, y.size, dtype=y.dtype).reshape(-1, *y.shape)
+        jacobian = jax.vmap(lambda u: pull(u)[0])(units).reshape(len(rows), -1)
+        diagonal = jnp.take_along_axis(jacobian, rows[:, None], axis=1)[:, 0]
+        others = jnp.sum(jnp.abs(jacobian), axis=1) - jnp.abs(diagonal)
+        speed = jnp.sqrt(jnp.mean(value**2) + 1e-12)
+        dominance = jnp.mean(others - jnp.abs(diagonal))
+        softplus = jax.nn.softplus
+        return speed + softplus(jnp.mean(diagonal)) + softplus(dominance)
+
+    return jax.vmap(one)(states, jr.split(key, len(states)))
+
+
+_RESTS = {"steady_state": steady_state_unrest, "lyapunov": lyapunov_unrest}
 
 
 def _adversarial(model, images, labels, key, config):

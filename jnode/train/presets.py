@@ -69,6 +69,22 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=10,
         learning_rate=1e-3,
     ),
+    # A time-invariant field with a steady state (TisODE; Yan et al., ICLR 2020).
+    "tisode": TrainConfig(
+        model=ModelConfig(field="free", encoder="conv", features=32, unit_norm=False),
+        solver=Solver("rk4", steps=4),
+        loss=LossConfig("steady_state", weight=0.1),
+        epochs=10,
+        learning_rate=1e-3,
+    ),
+    # Ends that are Lyapunov-stable (after SODEF; Kang et al., NeurIPS 2021).
+    "sodef": TrainConfig(
+        model=ModelConfig(field="free", encoder="conv", features=32, unit_norm=False),
+        solver=Solver("rk4", steps=4),
+        loss=LossConfig("lyapunov", weight=0.05),
+        epochs=10,
+        learning_rate=1e-3,
+    ),
 }
 
 
