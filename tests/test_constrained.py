@@ -1,0 +1,186 @@
+"""Constrained maps: their bounds are facts, checked by dense SVD in float64."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+from jnode.linear import (
+    CONSTRAINTS,
+    CayleyConv,
+    Chain,
+    NewtonSchulzConv,
+    NewtonSchulzDense,
+    RescaledConv,
+    SpaceToDepth,
+    constrained,
+    gram_iteration,
+)
+from jnode.linear.gram import isometry_norm, isometry_residual, real_column
+from tests.helpers import dense_matrix, singular_values
+
+SHAPES = [((16,), 16), ((5,), 9), ((9,), 5), ((5, 6, 4), 4), ((4, 4, 3), 5)]
+
+
+def make(constraint, shape, out, padding="circular", scale=1.0, *, key):
+    map_ = constrained(shape, out, constraint=constraint, padding=padding, key=key)
+    return jax.tree.map(lambda w: scale * w, map_)
+
+
+def no_reparametrisation(function, *args):
+    """No loop, root or division is left: only products and sums."""
+    text = str(jax.make_jaxpr(function)(*args))
+    return not any(f" {name}" in text for name in ("while", "scan", "sqrt", "div"))
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 30.0])
+@pytest.mark.parametrize(("shape", "out"), SHAPES)
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_norm_is_certified(getkey, constraint, shape, out, scale):
+    map_ = make(constraint, shape, out, scale=scale, key=getkey())
+    baked = map_.bake()
+    values = singular_values(baked, shape)
+    bound = float(map_.norm())
+    assert 0.1 < values[0] <= bound <= 1 + 2e-3
+    x = jr.normal(getkey(), shape)
+    assert jnp.abs(map_(x) - baked(x)).max() < 1e-6
+    assert no_reparametrisation(baked, x)
+    # The transpose is the transpose, and both agree with the dense reference.
+    forward = dense_matrix(baked, shape)
+    y = baked(x)
+    assert np.abs(forward @ np.asarray(x, np.float64).ravel() - y.ravel()).max() < 1e-5
+    back = dense_matrix(baked.transpose, y.shape)
+    assert np.abs(back - forward.T).max() < 1e-5
+
+
+@pytest.mark.parametrize("constraint", ["rescaled", "aol", "sll"])
+def test_zero_padding_is_certified_and_is_zero_padding(getkey, constraint):
+    for shape, out in [((4, 5, 3), 4), ((3, 3, 4), 2)]:
+        map_ = make(constraint, shape, out, "zero", key=getkey())
+        assert singular_values(map_, shape)[0] <= float(map_.norm()) <= 1 + 2e-3
+        # A shift of what stands far from the border is a shift of the result.
+        y = np.asarray(map_(jnp.ones(shape)))
+        assert not np.allclose(y[0], y[1], atol=1e-3)
+        corner = map_(jnp.zeros(shape).at[0, 0].set(1.0))
+        assert jnp.abs(corner[2:, :]).max() == jnp.abs(corner[:, 2:]).max() == 0
+
+
+def test_orthogonal_maps_are_orthogonal(getkey):
+    for constraint, slack in (("cayley", 1e-5), ("newton_schulz", 1e-2)):
+        for shape, out in SHAPES:
+            map_ = make(constraint, shape, out, key=getkey())
+            values = singular_values(map_, shape)
+            rank = int(np.prod(shape[:-1])) * min(shape[-1], out)
+            assert np.abs(values[:rank] - 1).max() < slack
+            assert values[rank:].max(initial=0) < 1e-5
+
+
+def test_newton_schulz_states_its_residual(getkey):
+    for map_, shape in (
+        (NewtonSchulzDense(8, 5, key=getkey()), (8,)),
+        (NewtonSchulzConv(3, 4, grid=(4, 5), key=getkey()), (4, 5, 3)),
+    ):
+        values = singular_values(map_, shape)
+        rank = int(np.prod(shape[:-1])) * min(
+            map_.bake()(jnp.zeros(shape)).shape[-1], shape[-1]
+        )
+        worst = np.abs(values[:rank] ** 2 - 1).max()
+        assert worst <= float(map_.residual()) < 0.05
+
+
+def test_rescaled_conv_reaches_its_bound(getkey):
+    # Circular convolutions are rescaled by all but their exact norm.
+    conv = RescaledConv(4, 4, grid=(6, 5), key=getkey())
+    assert singular_values(conv, (6, 5, 4))[0] > 0.95
+
+
+def test_gram_iteration_is_an_upper_bound_at_every_iteration(getkey):
+    for rows, columns in [(5, 5), (3, 8), (20, 20)]:
+        w = jr.normal(getkey(), (rows, columns))
+        exact = np.linalg.norm(np.asarray(w, np.float64), 2)
+        bounds = [float(gram_iteration(real_column(w), k)[0]) for k in range(1, 9)]
+        assert all(exact <= bound for bound in bounds)
+        assert bounds[-1] <= exact * 1.02
+        assert bounds[3] < bounds[0]
+    # Complex matrices in column form, and matrices of zeros.
+    re, im = jr.normal(getkey(), (2, 4, 6))
+    exact = np.linalg.norm(np.asarray(re) + 1j * np.asarray(im), 2)
+    bound = float(gram_iteration(jnp.concatenate([re, im])[None])[0])
+    assert exact <= bound <= exact * 1.05
+    zero = jnp.zeros((1, 4, 2))
+    assert 0 <= gram_iteration(zero)[0] < 1e-3
+    assert jnp.isfinite(jax.grad(lambda z: gram_iteration(z)[0])(zero)).all()
+
+
+def test_residual_sees_imaginary_parts():
+    # Re(Q^H Q) = I, but Q^H Q has an imaginary part, so Q is no isometry.
+    re = np.eye(2)
+    im = 0.1 * np.asarray([[0.0, 1.0], [0.0, 0.0]])
+    q = re + 1j * im
+    q = q / np.linalg.norm(q, axis=0)
+    exact = np.linalg.norm(q, 2)
+    column = jnp.asarray(np.concatenate([q.real, q.imag]), jnp.float32)[None]
+    assert exact > 1.04
+    assert float(isometry_norm(column)) >= exact
+    gram = q.conj().T @ q - np.eye(2)
+    assert float(isometry_residual(column)) >= np.linalg.norm(gram, 2)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_bounds_survive_training(getkey, standard_promotion, constraint):
+    map_ = constrained((5, 4, 4), 6, constraint=constraint, key=getkey())
+    x, target = jr.normal(getkey(), (5, 4, 4)), jr.normal(getkey(), (5, 4, 6))
+    optimizer = optax.adam(0.05)
+
+    @eqx.filter_jit
+    def step(map_, state):
+        loss = lambda m: jnp.sum((m(x) - target) ** 2)
+        grads = eqx.filter_grad(loss)(map_)
+        updates, state = optimizer.update(grads, state)
+        return eqx.apply_updates(map_, updates), state
+
+    state, before = optimizer.init(map_), jnp.sum((map_(x) - target) ** 2)
+    for _ in range(20):
+        map_, state = step(map_, state)
+    assert jnp.sum((map_(x) - target) ** 2) < 0.9 * before
+    assert singular_values(map_, (5, 4, 4))[0] <= float(map_.norm()) <= 1 + 2e-3
+
+
+def test_strided_orthogonal_convolution(getkey):
+    map_ = Chain(SpaceToDepth(2), CayleyConv(8, 4, grid=(2, 3), key=getkey()))
+    values = singular_values(map_, (4, 6, 2))
+    assert values.shape == (24,) and np.abs(values - 1).max() < 1e-5
+    assert values[0] <= float(map_.norm()) < 1 + 1e-3
+    assert map_(jnp.zeros((4, 6, 2))).shape == (2, 3, 4)
+    forward = dense_matrix(map_.bake(), (4, 6, 2))
+    assert np.abs(dense_matrix(map_.transpose, (2, 3, 4)) - forward.T).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda k: constrained((4,), 4, constraint="qr", key=k), "cayley, rescaled"),
+        (
+            lambda k: constrained((4, 4, 2), 2, padding="zero", key=k),
+            "must be 'circular', not 'zero'.*rescaled, aol or sll",
+        ),
+        (
+            lambda k: NewtonSchulzConv(2, 2, grid=(4, 4), padding="zero", key=k),
+            "padding of NewtonSchulzConv",
+        ),
+        (
+            lambda k: RescaledConv(2, 2, grid=(4, 4), padding="same", key=k),
+            "circular, zero",
+        ),
+        (lambda k: RescaledConv(2, 2, grid=(4, 0), key=k), "width must be"),
+        (lambda k: SpaceToDepth(0), "size must be"),
+        (lambda k: SpaceToDepth(2)(jnp.zeros((3, 4, 1))), "divide the grid's sides"),
+        (lambda k: Chain(), "at least one"),
+    ],
+)
+def test_bad_maps(getkey, build, message):
+    with pytest.raises(ValueError, match=message):
+        build(getkey())
