@@ -72,7 +72,7 @@ def certify_run(
         model = model.freeze(data.to_float(jnp.asarray(first.images))[0])
     reason = certify.refusal(model)
     if reason is not None:
-        raise ValueError(f"certificate: {reason}.")
+        raise ValueError(f"No certificate: {reason.removeprefix('none: ')}.")
     model = model.bake()
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
     proven = certify.certified_radii(model, images, test.labels)

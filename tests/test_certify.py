@@ -100,17 +100,10 @@ def test_no_attack_inside_the_radius(getkey):
     attack = jnode.attacks.PGD(1.0, norm="l2", steps=30)
     broken = 0
     for share in (0.999, 3.0):
-        moved = []
-        for image, label, r in zip(images, predictions, radii, strict=True):
-            one = eqx.tree_at(lambda a: a.epsilon, attack, share * r)
-            moved.append(
-                eqx.filter_jit(one)(
-                    jnode.attacks.Batched(model),
-                    image[None],
-                    label[None],
-                    key=getkey(),
-                )[0]
-            )
+        moved = [
+            attack_within(attack, share * r, model, image, label, getkey())
+            for image, label, r in zip(images, predictions, radii, strict=True)
+        ]
         broken = jnp.argmax(jax.vmap(model)(jnp.stack(moved)), axis=1) != predictions
         if share < 1:
             assert not broken.any()
@@ -139,6 +132,70 @@ def test_adaptive_and_free_models_get_no_certificate(getkey):
     for model in (adaptive, free):
         assert model.lipschitz() == jnp.inf
         assert (certify.radius(model, images) == 0).all()
+
+
+def test_contraction_counts(getkey, x64):
+    """With a negative logarithmic norm, small steps are certified to contract."""
+    field = jnode.GradientFlowField((6,), lipschitz=1.0, decay=1.0, key=getkey())
+    field = jax.tree.map(lambda w: w.astype(jnp.float32), field).bake()
+    for name in ("euler", "heun", "rk4"):
+        solver = jnode.Solver(name, steps=20)
+        bound = float(amplification(field, solver))
+        assert np.exp(-1) < bound < 0.5
+        exact = jax.tree.map(lambda w: w.astype(jnp.float64), field)
+        f = jax.jit(lambda y, s=solver: jnode.solve(exact, y, s).y)
+        assert strongest_stretch(f, jr.normal(getkey(), (6,)), key=getkey()) <= bound
+
+
+@pytest.mark.parametrize("field", ["ortho", "gradient_flow", "skew", "hamiltonian"])
+def test_no_attack_inside_the_local_radius(getkey, field):
+    options = {"activation": "tanh"} if field == "ortho" else {}
+    solver = jnode.Solver("rk4", steps=2)
+    model = small_model(getkey(), field, solver, lipschitz=3.0, **options).bake()
+    images = jr.uniform(getkey(), (16, 8, 8, 1))
+    predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
+    radii = certify.radius(model, images)
+    local = eqx.filter_jit(certify.local_radius)(model, images)
+    assert (local >= radii * (1 - 1e-5)).all()
+    if field == "ortho":
+        assert (local > 1.1 * radii).any()
+    attack = jnode.attacks.PGD(1.0, norm="l2", steps=30)
+    for share in (0.999, 4.0):
+        moved = [
+            attack_within(attack, share * r, model, image, label, getkey())
+            for image, label, r in zip(images, predictions, local, strict=True)
+        ]
+        broken = jnp.argmax(jax.vmap(model)(jnp.stack(moved)), axis=1) != predictions
+        if share < 1:
+            assert not broken.any()
+    assert broken.any()  # the attack is not toothless
+
+
+@eqx.filter_jit
+def attack_within(attack, epsilon, model, image, label, key):
+    attack = eqx.tree_at(lambda a: a.epsilon, attack, epsilon)
+    batch = jnode.attacks.Batched(model)
+    return attack(batch, image[None], label[None], key=key)[0]
+
+
+def test_frozen_model_is_certified(getkey):
+    model = small_model(getkey(), solver=jnode.Solver("bosh3"))
+    image = jr.uniform(getkey(), (8, 8, 1))
+    frozen = model.freeze(image)
+    assert certify.refusal(model) is not None and certify.refusal(frozen) is None
+    assert jnp.abs(frozen(image) - model(image)).max() < 1e-4
+    assert (certify.radius(frozen, image[None]) > 0).all()
+    assert (certify.local_radius(model, image[None]) == 0).all()
+
+
+def test_estimate_stays_below_the_bound(getkey):
+    field = jnode.OrthoField((6,), lipschitz=2.0, key=getkey())
+    states = jr.normal(getkey(), (20, 6))
+    estimate = float(certify.estimate_lipschitz(field, states, key=getkey()))
+    jacobians = jax.vmap(jax.jacobian(lambda y: field(0.0, y)))(states)
+    exact = float(jnp.linalg.norm(jacobians, ord=2, axis=(1, 2)).max())
+    assert estimate == pytest.approx(exact, rel=0.02)
+    assert estimate <= float(field.lipschitz())
 
 
 def test_envelopes(getkey):

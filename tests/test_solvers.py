@@ -154,6 +154,11 @@ def test_failed_solves_raise(getkey, solver, value, message, jit):
         (dict(name="dopri5", atol=-1.0), "atol must be positive"),
         (dict(name="dopri5", max_steps=0), "max_steps must be"),
         (dict(name="dopri5", adjoint="magic"), "direct, checkpointed"),
+        (dict(name="heun", grid=(0.0, 0.5, 0.4, 1.0)), "increase from 0 to 1"),
+        (dict(name="heun", grid=(0.0, 0.9)), "increase from 0 to 1"),
+        (dict(name="heun", grid=(0.0, 0.5, 1.0), steps=3), "left out beside a grid"),
+        (dict(name="heun", grid=(0.0, 1.0), rtol=1e-3), "take no rtol"),
+        (dict(name="heun", grid=(0.0, 1.0), adjoint="backsolve"), "equal steps"),
     ],
 )
 def test_bad_solvers(kwargs, message):

@@ -79,7 +79,8 @@ def estimate_lipschitz(
 
         v = jr.normal(key, y.shape, y.dtype)
         v = jax.lax.fori_loop(0, iterations, body, v)
+        # A Jacobian of zeros leaves nothing of the vector.
         image = jax.jvp(f, (y,), (v,))[1]
-        return jnp.sqrt(jnp.sum(image**2)) / jnp.sqrt(jnp.sum(v**2))
+        return jnp.sqrt(jnp.sum(image**2) / jnp.maximum(jnp.sum(v**2), 1e-30))
 
     return jnp.max(jax.vmap(one)(states, jr.split(key, len(states))))
