@@ -7,6 +7,7 @@ import pytest
 
 import jnode
 from jnode.models import ConvEncoder, IsometricEncoder
+from jnode.models.config import FIELDS
 from jnode.train import PRESETS, get_preset
 from tests.helpers import small_model
 
@@ -27,7 +28,7 @@ def test_conv_encoder(getkey):
     assert encoder.lipschitz() == jnp.inf
 
 
-@pytest.mark.parametrize("field", ["ortho", "gradient_flow", "free"])
+@pytest.mark.parametrize("field", FIELDS)
 def test_model_maps_one_image_and_batches(getkey, field):
     model = small_model(getkey(), field)
     images = jr.uniform(getkey(), (3, 8, 8, 1))
@@ -59,8 +60,8 @@ def test_unit_norm_head(getkey):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda k: get_preset("resnet"), "ortho, contractive, twin"),
-        (lambda k: jnode.ModelConfig(field="magic"), "ortho, gradient_flow, free"),
+        (lambda k: get_preset("resnet"), "ortho, contractive, certified_mnist"),
+        (lambda k: jnode.ModelConfig(field="magic"), "ortho, gradient_flow, skew"),
         (lambda k: jnode.ModelConfig(encoder="magic"), "isometric, conv"),
         (lambda k: IsometricEncoder((9, 8, 1), patch=2, features=4), "patch must"),
         (lambda k: IsometricEncoder((8, 8, 1), patch=2, features=3), "features must"),
@@ -74,3 +75,37 @@ def test_unit_norm_head(getkey):
 def test_bad_models(getkey, act, message):
     with pytest.raises(ValueError, match=message):
         act(getkey())
+
+
+def test_pieces_and_field_options(getkey):
+    solver = jnode.Solver("euler", steps=4)
+    options = dict(pieces=2, potentials=2, decay=0.1, constraint="sll", padding="zero")
+    model = small_model(getkey(), "gradient_flow", solver, **options)
+    assert isinstance(model.field, jnode.PiecewiseField)
+    piece = model.field.piece(0)
+    assert len(piece.weights) == 2 and piece.decay == 0.1
+    assert piece.weights[0].padding == "zero"
+    image = jr.uniform(getkey(), (8, 8, 1))
+    assert jnp.abs(model(image) - model.bake()(image)).max() < 1e-5
+    assert 0 < float(model.lipschitz()) < 1.1
+    free = model.with_solver(jnode.Solver("tsit5"))
+    assert free.lipschitz() == jnp.inf and free(image).shape == (4,)
+    with pytest.raises(ValueError, match="multiple of the field's 2 pieces"):
+        small_model(getkey(), solver=jnode.Solver("euler", steps=3), pieces=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(field="resnet"), "field must be one of ortho, gradient_flow"),
+        (dict(encoder="vit"), "encoder must be one of"),
+        (dict(pieces=0), "pieces must be"),
+        (dict(field="ortho", decay=0.1), "decay must be left out for field 'ortho'"),
+        (dict(field="ortho", group_norm=True), "group_norm must be left out"),
+        (dict(field="free", constraint="aol"), "constraint must be left out"),
+        (dict(field="gradient_flow", time=True), "time must be left out"),
+    ],
+)
+def test_bad_model_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        jnode.ModelConfig(**options)

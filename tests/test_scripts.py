@@ -61,8 +61,24 @@ def test_train_evaluate_certify_report(tmp_path):
     }
     attacked = evaluation["attacks"][2]["robust_accuracy"]
     assert sure[0.5] <= attacked <= evaluation["clean_accuracy"]
-    done = script("certify.py", run, "--num-examples", "50", "--radii", "0.5")
+    options = ["--num-examples", "50", "--num-attacked", "20"]
+    done = script("certify.py", run, *options, "--radii", "1/2", "--linf", "1/255")
     assert f"certified accuracy at L2 0.5: {100 * sure[0.5]:.1f} %" in done.stdout
+    certificate = json.loads((run / "certificate.json").read_text())
+    l2, linf = certificate["certified_accuracy"]
+    assert l2 == {"norm": "l2", "radius": 0.5, "certified_accuracy": sure[0.5]}
+    # An Linf ball of 1/255 lies in the L2 ball of 28/255, about 0.11.
+    assert sure[0.15] <= linf["certified_accuracy"] <= sure[0.1]
+    (row,) = certificate["attacked"]["rows"]
+    assert row["certified_accuracy"] <= row["certified_locally"]
+    assert row["certified_locally"] <= row["robust_accuracy"]
+    assert 1 <= certificate["tightness"]["ratio"] < 2
+    assert (run / "certificate.png").read_bytes()[:4] == b"\x89PNG"
+    smooth = ["--smoothing", "0.25", "--samples", "100", "--num-examples", "3"]
+    done = script("certify.py", run, *smooth)
+    assert "abstained" in done.stdout
+    smoothed = json.loads((run / "certificate-smoothed.json").read_text())
+    assert smoothed["smoothing"]["n"] == 100 and smoothed["num_examples"] == 3
     done = script("report.py", run)
     assert (run / "report.html").is_file()
     assert str((run / "report.html").resolve()) in done.stdout
@@ -117,3 +133,17 @@ def test_import_is_quick_and_light():
     assert {o[1].strip() for o in outputs} == {"set()"}
     # The best of three: the machine may be busy with other things.
     assert min(float(o[0]) for o in outputs) < 3
+
+
+def test_certify_refuses_or_freezes_an_adaptive_run(tmp_path):
+    run = tmp_path / "run"
+    adaptive = ["--solver.name", "bosh3", "--solver.steps", "None"]
+    adaptive += ["--loss.name", "natural"]
+    script("train.py", "ortho", run, *TINY, *adaptive)
+    done = script("certify.py", run, "--num-examples", "10", check=False)
+    assert done.returncode == 2 and "--freeze" in done.stderr
+    few = ["--num-examples", "10", "--num-attacked", "5", "--radii", "0.1"]
+    done = script("certify.py", run, "--freeze", *few)
+    assert "bosh3 on a grid of" in done.stdout
+    grid = json.loads((run / "certificate.json").read_text())["frozen_grid"]
+    assert grid[0] == 0 and grid[-1] == 1

@@ -5,14 +5,18 @@ import json
 import os
 import signal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 
 import jnode
+from jnode.fields import Decay
 from jnode.train import (
+    PRESETS,
     DataConfig,
     Interrupted,
     LossConfig,
@@ -20,6 +24,7 @@ from jnode.train import (
     TrainConfig,
     get_preset,
     loop,
+    losses,
     make_loss,
     train,
 )
@@ -105,7 +110,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkey
 
 def test_bounds_hold_after_training(finished):
     _, model = finished
-    weight = model.field.weight.bake()
+    weight = model.field.weights[0].bake()
     values = singular_values(weight, (4, 4, 50))
     assert np.abs(values - 1).max() < 1e-4
     assert values.max() <= float(weight.norm())
@@ -155,7 +160,7 @@ def test_not_a_run(tmp_path):
 
 
 def test_config_survives_json():
-    for name in ("ortho", "contractive", "twin", "odenet"):
+    for name in PRESETS:
         config = get_preset(name)
         text = json.dumps(dataclasses.asdict(config))
         assert from_dict(TrainConfig, json.loads(text)) == config
@@ -174,6 +179,56 @@ def test_losses(getkey):
     assert value(name="noise", sigma=0.0) == pytest.approx(natural, rel=1e-6)
     assert value(name="noise", sigma=0.5) != pytest.approx(natural, rel=1e-3)
     assert value(name="adversarial", epsilon=0.1, steps=3) > natural
+
+
+def test_unrest_of_a_field_at_rest(getkey):
+    """On fields whose trajectories are known: f = -y, and f = 0."""
+    model = small_model(getkey(), "ortho", jnode.Solver("rk4", steps=4))
+    decaying = eqx.tree_at(lambda m: m.field, model, Decay(1.0))
+    resting = eqx.tree_at(lambda m: m.field, model, Decay(0.0))
+    states = jr.normal(getkey(), (3, 4, 4, 4))
+    mean = jnp.mean(jnp.abs(states), axis=(1, 2, 3))
+    key = getkey()
+    unrest = losses.steady_state_unrest(decaying, states, key)
+    # The integral of |y(1)| e^-(t - 1) over [1, 2], by the trapezoidal rule.
+    assert unrest.tolist() == pytest.approx(
+        (mean * (1 - np.exp(-1))).tolist(), rel=1e-2
+    )
+    assert (losses.steady_state_unrest(resting, states, key) == 0).all()
+    # J = -I is diagonal: the dominance is -1, the trace's mean is -1.
+    speed = jnp.sqrt(jnp.mean(states**2, axis=(1, 2, 3)))
+    expected = speed + 2 * jax.nn.softplus(-1.0)
+    ours = losses.lyapunov_unrest(decaying, states, key)
+    assert ours.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    moving = eqx.tree_at(
+        lambda m: m.field, model, jnode.OrthoField((4, 4, 4), time=True, key=key)
+    )
+    with pytest.raises(ValueError, match="time-invariant"):
+        losses.steady_state_unrest(moving, states, key)
+
+
+@pytest.mark.parametrize("name", ["steady_state", "lyapunov"])
+def test_training_for_rest_lessens_unrest(getkey, name):
+    model = small_model(getkey(), "free", jnode.Solver("rk4", steps=2))
+    images = jr.uniform(getkey(), (16, 8, 8, 1))
+    labels = jnp.arange(16) % 4
+    loss = make_loss(LossConfig(name, weight=1.0))
+    optimizer = optax.adam(0.01)
+    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state):
+        (_, aux), grads = eqx.filter_value_and_grad(loss, has_aux=True)(
+            model, images, labels, jr.key(0)
+        )
+        updates, state = optimizer.update(grads, state)
+        return eqx.apply_updates(model, updates), state, aux["unrest"]
+
+    seen = []
+    for _ in range(30):
+        model, state, unrest = step(model, state)
+        seen.append(float(unrest))
+    assert seen[-1] < 0.8 * seen[0]
 
 
 def test_explosion_is_named(tmp_path, monkeypatch):
@@ -195,6 +250,25 @@ def test_explosion_is_named(tmp_path, monkeypatch):
         (lambda: LossConfig(rho=-1.0), "rho must be at least 0"),
         (lambda: LossConfig(epsilon=-0.1), "epsilon must be at least 0"),
         (lambda: LossConfig(temperature=0.0), "temperature must be positive"),
+        (lambda: LossConfig("lyapunov", weight=-1.0), "weight must be at least 0"),
+        (
+            lambda: TrainConfig(
+                model=jnode.ModelConfig(time=True), loss=LossConfig("steady_state")
+            ),
+            "must not change with time",
+        ),
+        (
+            lambda: TrainConfig(
+                solver=jnode.Solver("tsit5"), loss=LossConfig("margin")
+            ),
+            "take a fixed-step solver",
+        ),
+        (
+            lambda: TrainConfig(
+                model=jnode.ModelConfig("free"), loss=LossConfig("margin")
+            ),
+            "a constrained field",
+        ),
         (lambda: TrainConfig(epochs=0), "epochs must be at least 1"),
         (lambda: TrainConfig(learning_rate=0.0), "learning_rate must be positive"),
         (lambda: DataConfig(pad=-1), "pad must be at least 0"),

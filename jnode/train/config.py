@@ -66,6 +66,21 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be at least 1, not {getattr(self, name)}."
                 )
+        unbounded = self.model.field == "free" or self.model.encoder == "conv"
+        if self.loss.name == "margin" and (self.solver.adaptive or unbounded):
+            raise ValueError(
+                "the margin loss asks for a margin in proportion to a certified "
+                f"constant, and {self.solver} with field {self.model.field!r} and "
+                f"encoder {self.model.encoder!r} has none: take a fixed-step solver, a "
+                "constrained field and the isometric encoder, or loss.name natural."
+            )
+        if self.loss.name == "steady_state" and (
+            self.model.time or self.model.pieces > 1
+        ):
+            raise ValueError(
+                "model.time and model.pieces must be left out for the steady_state "
+                "loss, whose field must not change with time."
+            )
         if not self.learning_rate > 0:
             raise ValueError(
                 f"learning_rate must be positive, not {self.learning_rate}."
