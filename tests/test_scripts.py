@@ -133,17 +133,3 @@ def test_import_is_quick_and_light():
     assert {o[1].strip() for o in outputs} == {"set()"}
     # The best of three: the machine may be busy with other things.
     assert min(float(o[0]) for o in outputs) < 3
-
-
-def test_certify_refuses_or_freezes_an_adaptive_run(tmp_path):
-    run = tmp_path / "run"
-    adaptive = ["--solver.name", "bosh3", "--solver.steps", "None"]
-    adaptive += ["--loss.name", "natural"]
-    script("train.py", "ortho", run, *TINY, *adaptive)
-    done = script("certify.py", run, "--num-examples", "10", check=False)
-    assert done.returncode == 2 and "--freeze" in done.stderr
-    few = ["--num-examples", "10", "--num-attacked", "5", "--radii", "0.1"]
-    done = script("certify.py", run, "--freeze", *few)
-    assert "bosh3 on a grid of" in done.stdout
-    grid = json.loads((run / "certificate.json").read_text())["frozen_grid"]
-    assert grid[0] == 0 and grid[-1] == 1
