@@ -1,5 +1,8 @@
 """Attacks on any JAX classifier, through whatever solver it holds."""
 
+from jnode.attacks.apgd import APGDCE as APGDCE
+from jnode.attacks.apgd import APGDDLR as APGDDLR
+from jnode.attacks.apgd import APGDT as APGDT
 from jnode.attacks.base import AbstractAttack as AbstractAttack
 from jnode.attacks.base import Batched as Batched
 from jnode.attacks.fgsm import FGSM as FGSM

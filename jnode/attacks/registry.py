@@ -1,11 +1,13 @@
 """Attacks by name."""
 
+from jnode.attacks.apgd import APGDCE, APGDDLR, APGDT
 from jnode.attacks.base import AbstractAttack
 from jnode.attacks.fgsm import FGSM
 from jnode.attacks.noise import GaussianNoise
 from jnode.attacks.pgd import PGD
 
-ATTACKS = ("gaussian", "fgsm", "pgd")
+_ITERATED = {"pgd": PGD, "apgd-ce": APGDCE, "apgd-dlr": APGDDLR, "apgd-t": APGDT}
+ATTACKS = ("gaussian", "fgsm", *_ITERATED)
 """The known attacks."""
 
 
@@ -29,8 +31,8 @@ def make(
         return GaussianNoise(epsilon)
     if name == "fgsm":
         return FGSM(epsilon, norm=norm)
-    if name == "pgd":
-        return PGD(epsilon, norm=norm, steps=steps, restarts=restarts)
+    if name in _ITERATED:
+        return _ITERATED[name](epsilon, norm=norm, steps=steps, restarts=restarts)
     raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {name!r}.")
 
 
