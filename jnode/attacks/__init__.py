@@ -12,3 +12,4 @@ from jnode.attacks.registry import ATTACKS as ATTACKS
 from jnode.attacks.registry import make as make
 from jnode.attacks.registry import number as number
 from jnode.attacks.registry import parse as parse
+from jnode.attacks.square import Square as Square

@@ -5,8 +5,15 @@ from jnode.attacks.base import AbstractAttack
 from jnode.attacks.fgsm import FGSM
 from jnode.attacks.noise import GaussianNoise
 from jnode.attacks.pgd import PGD
+from jnode.attacks.square import Square
 
-_ITERATED = {"pgd": PGD, "apgd-ce": APGDCE, "apgd-dlr": APGDDLR, "apgd-t": APGDT}
+_ITERATED = {
+    "pgd": PGD,
+    "apgd-ce": APGDCE,
+    "apgd-dlr": APGDDLR,
+    "apgd-t": APGDT,
+    "square": Square,
+}
 ATTACKS = ("gaussian", "fgsm", *_ITERATED)
 """The known attacks."""
 

@@ -32,8 +32,8 @@ PRESETS: dict[str, TrainConfig] = {
             field="gradient_flow", features=64, hidden=32, pieces=6, lipschitz=12.0
         ),
         solver=Solver("euler", steps=6),
-        loss=LossConfig("margin", rho=0.7, temperature=5.0),
-        epochs=15,
+        loss=LossConfig("margin", rho=0.7, temperature=8.0),
+        epochs=16,
         learning_rate=5e-3,
         weight_decay=0.0,
     ),
