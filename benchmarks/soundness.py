@@ -210,6 +210,8 @@ def main() -> None:
             {"field": name, "map": map_, "solver": str(solver), "lipschitz": scale}
             | found
         )
+        # Every combination compiles anew, and memory maps are not endless.
+        jax.clear_caches()
     summary = {
         "args": dataclasses.asdict(args),
         "versions": versions(),

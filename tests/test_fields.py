@@ -192,6 +192,24 @@ def test_vjp_change_holds_in_the_ball(getkey, name):
         assert change(moves).max() <= limit * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("name", [n for n in FIELDS if not n.startswith("free")])
+def test_certificates_have_finite_gradients(getkey, name):
+    # The margin loss differentiates them.
+    field = FIELDS[name]((4,), getkey())
+    for solver in (jnode.Solver("euler", steps=2), jnode.Solver("rk4", steps=2)):
+        bound = lambda f, s=solver: jnode.certify.amplification(f.bake(), s)
+        grads = jax.tree.leaves(eqx.filter_grad(bound)(field))
+        assert all(jnp.isfinite(g).all() for g in grads)
+
+
+def test_learnable_constant_is_trained_through_the_certificate(getkey):
+    for kind in (jnode.OrthoField, jnode.SkewField, jnode.HamiltonianField):
+        field = kind((4,), lipschitz=2.0, learnable=True, key=getkey())
+        bound = lambda f: jnode.certify.amplification(f, jnode.Solver("rk4", steps=2))
+        slope = eqx.filter_grad(bound)(field).scale.raw
+        assert jnp.isfinite(slope) and slope != 0
+
+
 def test_time_invariance(getkey):
     ortho = lambda time: jnode.OrthoField((4,), time=time, key=getkey())
     assert ortho(False).time_invariant and not ortho(True).time_invariant

@@ -5,6 +5,7 @@ from jnode.attacks.apgd import APGDDLR as APGDDLR
 from jnode.attacks.apgd import APGDT as APGDT
 from jnode.attacks.base import AbstractAttack as AbstractAttack
 from jnode.attacks.base import Batched as Batched
+from jnode.attacks.fab import FABT as FABT
 from jnode.attacks.fgsm import FGSM as FGSM
 from jnode.attacks.noise import GaussianNoise as GaussianNoise
 from jnode.attacks.pgd import PGD as PGD

@@ -2,6 +2,7 @@
 
 from jnode.attacks.apgd import APGDCE, APGDDLR, APGDT
 from jnode.attacks.base import AbstractAttack
+from jnode.attacks.fab import FABT
 from jnode.attacks.fgsm import FGSM
 from jnode.attacks.noise import GaussianNoise
 from jnode.attacks.pgd import PGD
@@ -12,6 +13,7 @@ _ITERATED = {
     "apgd-ce": APGDCE,
     "apgd-dlr": APGDDLR,
     "apgd-t": APGDT,
+    "fab-t": FABT,
     "square": Square,
 }
 ATTACKS = ("gaussian", "fgsm", *_ITERATED)

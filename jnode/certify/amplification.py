@@ -84,7 +84,8 @@ def step_amplification(
     drift = 2 * h * jnp.where(mu > 0, mu * growth * up**2, mu * least / up)
     energy = 1 + drift + squares / radius * up
     excess = jnp.maximum((1 + 4 * u) / radius - (1 - 8 * u) * 2 * cocoercivity / h, 0)
-    safe = jnp.maximum(cocoercivity, jnp.finfo(lipschitz.dtype).tiny * 1e6)
+    # Below this there is no slope; and no quotient, or its gradient, overflows.
+    safe = jnp.maximum(cocoercivity, h / (2 * radius))
     slope = jnp.maximum(2 * h * (1 - 8 * u) - h**2 / (radius * safe) * (1 + 8 * u), 0)
     circle = 1 + excess * squares + slope / up * jnp.minimum(mu, 0) * least
     circle = jnp.where(cocoercivity > 0, circle, jnp.inf)
