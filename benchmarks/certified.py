@@ -59,9 +59,36 @@ def collect(folder: Path) -> dict:
     }
 
 
+def overview(rows: list[dict]) -> str:
+    """Markdown, one row a run."""
+    lines = [
+        "| preset | training images | minutes | clean % | certified % at L2 |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        proven = ", ".join(
+            f"{100 * r['certified_accuracy']:.1f} at {_label(r['radius'])}"
+            for r in row["certified_accuracy"]
+            if r["norm"] == "l2"
+        )
+        lines.append(
+            f"| `{row['run']}` | {row['num_train']:,} | "
+            f"{row['training_seconds'] / 60:.0f} | "
+            f"{100 * row['clean_accuracy']:.1f} | {proven} |"
+        )
+    return "\n".join(lines)
+
+
+def _label(radius: float) -> str:
+    """A radius as people know it: 36/255 rather than 0.1412."""
+    levels = 255 * radius
+    whole = abs(levels - round(levels)) < 1e-6 and round(levels) != 255
+    return f"{round(levels)}/255" if whole else f"{radius:g}"
+
+
 def table(rows: list[dict]) -> str:
-    """Markdown, one section a run."""
-    parts = []
+    """Markdown: the overview, then one section a run."""
+    parts = [overview(rows), ""]
     for row in rows:
         tight, attacked = row["tightness"], row["attacked"]
         parts += [
@@ -83,11 +110,13 @@ def table(rows: list[dict]) -> str:
             if proven["norm"] != "l2":
                 continue
             seen = some[proven["radius"]]
-            parts.append(
-                f"| {proven['radius']:.4g} | {100 * proven['certified_accuracy']:.1f} "
-                f"| {100 * seen['certified_locally']:.1f} "
-                f"| {100 * seen['robust_accuracy']:.1f} |"
+            shares = (
+                proven["certified_accuracy"],
+                seen["certified_locally"],
+                seen["robust_accuracy"],
             )
+            cells = [_label(proven["radius"]), *(f"{100 * s:.1f}" for s in shares)]
+            parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts)
 
