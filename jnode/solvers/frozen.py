@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jnode.fields import AbstractVectorField, PiecewiseField
-from jnode.solvers.solve import check_span, solve
+from jnode.solvers.solve import check_span, save_adaptive, solve
 from jnode.solvers.solver import Solver
 
 
@@ -54,19 +54,8 @@ def _on(solver, grid):
 
 @eqx.filter_jit
 def _times(field, y0, solver, t0, t1):
-    rtol, atol = solver.tolerances
-    sol = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        solver.diffrax(),
-        t0,
-        t1,
-        None,
-        y0,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        max_steps=solver.max_steps,
-        saveat=diffrax.SaveAt(steps=True, fn=lambda t, y, args: jnp.zeros(())),
-    )
-    return sol.ts
+    saveat = diffrax.SaveAt(steps=True, fn=lambda t, y, args: jnp.zeros(()))
+    return save_adaptive(field, y0, solver, t0, t1, saveat).ts
 
 
 def _shares(field, y0, solver, t0, t1) -> Float[np.ndarray, " times"]:

@@ -140,11 +140,37 @@ def _scan(field, y0, solver, t0, t1):
     return Solution(y1, _stats(steps, steps, 0, steps * solver.stages))
 
 
+def save_adaptive(
+    field: AbstractVectorField,
+    y0: Float[Array, "*state"],
+    solver: Solver,
+    t0: float,
+    t1: float,
+    saveat: diffrax.SaveAt,
+) -> diffrax.Solution:
+    """An adaptive solver's own solve, with something saved on the way."""
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver.diffrax(),
+        t0,
+        t1,
+        None,
+        y0,
+        stepsize_controller=_controller(solver),
+        max_steps=solver.max_steps,
+        saveat=saveat,
+    )
+
+
+def _controller(solver):
+    rtol, atol = solver.tolerances
+    return diffrax.PIDController(rtol=rtol, atol=atol)
+
+
 def _diffrax(field, y0, solver, t0, t1):
     method = solver.diffrax()
     if solver.adaptive:
-        rtol, atol = solver.tolerances
-        controller = diffrax.PIDController(rtol=rtol, atol=atol)
+        controller = _controller(solver)
         dt0, max_steps = None, solver.max_steps
     elif solver.adjoint == "backsolve":
         # The way back runs over the same steps in the other direction, which times

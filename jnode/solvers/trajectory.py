@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jnode.fields import AbstractVectorField, PiecewiseField
-from jnode.solvers.solve import check_span, step
+from jnode.solvers.solve import check_span, save_adaptive, step
 from jnode.solvers.solver import Solver
 
 
@@ -63,16 +63,5 @@ def _one(field, y0, solver, t0, t1, points) -> tuple[np.ndarray, Any]:
         _, states = jax.lax.scan(body, y0, (starts, lengths))
         return times, jnp.concatenate([y0[None], states])
     times = np.linspace(t0, t1, points)
-    rtol, atol = solver.tolerances
-    sol = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        solver.diffrax(),
-        t0,
-        t1,
-        None,
-        y0,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        max_steps=solver.max_steps,
-        saveat=diffrax.SaveAt(ts=jnp.asarray(times, y0.dtype)),
-    )
-    return times, sol.ys
+    saveat = diffrax.SaveAt(ts=jnp.asarray(times, y0.dtype))
+    return times, save_adaptive(field, y0, solver, t0, t1, saveat).ys
