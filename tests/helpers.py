@@ -11,7 +11,9 @@ def dense_matrix(map_, shape):
     """A linear map on states of this shape, materialised on the identity basis."""
     n = int(np.prod(shape))
     basis = jnp.eye(n).reshape(n, *shape)
-    return np.asarray(jax.vmap(map_)(basis).reshape(n, -1).T, np.float64)
+    # One compilation rather than one of each operation.
+    apply = jax.jit(lambda basis: jax.vmap(map_)(basis).reshape(n, -1).T)
+    return np.asarray(apply(basis), np.float64)
 
 
 def singular_values(map_, shape):

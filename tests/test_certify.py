@@ -147,12 +147,12 @@ def test_contraction_counts(getkey, x64):
         assert strongest_stretch(f, jr.normal(getkey(), (6,)), key=getkey()) <= bound
 
 
-@pytest.mark.parametrize("field", ["ortho", "gradient_flow", "skew", "hamiltonian"])
+@pytest.mark.parametrize("field", ["ortho", "skew", "hamiltonian"])
 def test_no_attack_inside_the_local_radius(getkey, field):
     options = {"activation": "tanh"} if field == "ortho" else {}
     solver = jnode.Solver("rk4", steps=2)
     model = small_model(getkey(), field, solver, lipschitz=3.0, **options).bake()
-    images = jr.uniform(getkey(), (16, 8, 8, 1))
+    images = jr.uniform(getkey(), (12, 8, 8, 1))
     predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
     radii = certify.radius(model, images)
     local = eqx.filter_jit(certify.local_radius)(model, images)
@@ -160,13 +160,13 @@ def test_no_attack_inside_the_local_radius(getkey, field):
     if field == "ortho":
         assert (local > 1.1 * radii).any()
     attack = jnode.attacks.PGD(1.0, norm="l2", steps=30)
-    for share in (0.999, 30.0):
+    for budgets in (0.999 * local, jnp.full_like(local, 4.0)):
         moved = [
-            attack_within(attack, share * r, model, image, label, getkey())
-            for image, label, r in zip(images, predictions, local, strict=True)
+            attack_within(attack, budget, model, image, label, getkey())
+            for image, label, budget in zip(images, predictions, budgets, strict=True)
         ]
         broken = jnp.argmax(jax.vmap(model)(jnp.stack(moved)), axis=1) != predictions
-        if share < 1:
+        if budgets[0] < 4:
             assert not broken.any()
     assert broken.any()  # the attack is not toothless
 

@@ -22,7 +22,7 @@ from jnode.linear import (
 from jnode.linear.gram import isometry_norm, isometry_residual, real_column
 from tests.helpers import dense_matrix, singular_values
 
-SHAPES = [((16,), 16), ((5,), 9), ((9,), 5), ((5, 6, 4), 4), ((4, 4, 3), 5)]
+SHAPES = [((16,), 16), ((5,), 9), ((9,), 5), ((4, 5, 3), 4)]
 
 
 def make(constraint, shape, out, padding="circular", scale=1.0, *, key):
@@ -36,7 +36,7 @@ def no_reparametrisation(function, *args):
     return not any(f" {name}" in text for name in ("while", "scan", "sqrt", "div"))
 
 
-@pytest.mark.parametrize("scale", [1e-2, 1.0, 30.0])
+@pytest.mark.parametrize("scale", [1e-2, 30.0])
 @pytest.mark.parametrize(("shape", "out"), SHAPES)
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_norm_is_certified(getkey, constraint, shape, out, scale):
@@ -72,7 +72,7 @@ def test_orthogonal_maps_are_orthogonal(getkey):
     for constraint, slack in (("cayley", 1e-5), ("newton_schulz", 1e-2)):
         for shape, out in SHAPES:
             map_ = make(constraint, shape, out, key=getkey())
-            values = singular_values(map_, shape)
+            values = singular_values(map_.bake(), shape)
             rank = int(np.prod(shape[:-1])) * min(shape[-1], out)
             assert np.abs(values[:rank] - 1).max() < slack
             assert values[rank:].max(initial=0) < 1e-5
@@ -146,12 +146,12 @@ def test_bounds_survive_training(getkey, standard_promotion, constraint):
     for _ in range(20):
         map_, state = step(map_, state)
     assert jnp.sum((map_(x) - target) ** 2) < 0.9 * before
-    assert singular_values(map_, (5, 4, 4))[0] <= float(map_.norm()) <= 1 + 2e-3
+    assert singular_values(map_.bake(), (5, 4, 4))[0] <= float(map_.norm()) <= 1 + 2e-3
 
 
 def test_strided_orthogonal_convolution(getkey):
     map_ = Chain(SpaceToDepth(2), CayleyConv(8, 4, grid=(2, 3), key=getkey()))
-    values = singular_values(map_, (4, 6, 2))
+    values = singular_values(map_.bake(), (4, 6, 2))
     assert values.shape == (24,) and np.abs(values - 1).max() < 1e-5
     assert values[0] <= float(map_.norm()) < 1 + 1e-3
     assert map_(jnp.zeros((4, 6, 2))).shape == (2, 3, 4)

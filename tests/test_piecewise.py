@@ -109,20 +109,23 @@ def near_list(values):
     return pytest.approx([float(v) for v in values], rel=1e-3)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_frozen_steps_give_the_adaptive_result(getkey, count):
+@pytest.mark.parametrize(
+    ("count", "adaptive"),
+    [(1, jnode.Solver("dopri5", rtol=1e-5)), (2, jnode.Solver("bosh3"))],
+)
+def test_frozen_steps_give_the_adaptive_result(getkey, count, adaptive):
     field = pieces(getkey(), count)
     field = field if count > 1 else field.piece(0)
     y0, other = jr.normal(getkey(), (2, 5))
-    for adaptive in (jnode.Solver("bosh3"), jnode.Solver("dopri5", rtol=1e-5)):
-        frozen = freeze(field, y0, adaptive)
-        ours, theirs = (jnode.solve(field, y0, s) for s in (frozen, adaptive))
-        assert jnp.abs(ours.y - theirs.y).max() < 1e-5
-        assert ours.stats["num_steps"] == theirs.stats["num_accepted_steps"]
-        assert jnp.isfinite(certify.amplification(field, frozen))
-        # From elsewhere the same steps, and what the tolerance suggests.
-        near = jnode.solve(field, other, frozen).y
-        assert jnp.abs(near - jnode.solve(field, other, adaptive).y).max() < 0.1
+    frozen = freeze(field, y0, adaptive)
+    solve = eqx.filter_jit(jnode.solve)
+    ours, theirs = (solve(field, y0, s) for s in (frozen, adaptive))
+    assert jnp.abs(ours.y - theirs.y).max() < 1e-5
+    assert ours.stats["num_steps"] == theirs.stats["num_accepted_steps"]
+    assert jnp.isfinite(certify.amplification(field, frozen))
+    # From elsewhere the same steps, and what the tolerance suggests.
+    near = solve(field, other, frozen).y
+    assert jnp.abs(near - solve(field, other, adaptive).y).max() < 0.1
     with pytest.raises(ValueError, match="must be adaptive"):
         freeze(field, y0, frozen)
 
