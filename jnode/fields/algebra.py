@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 from jnode.fields.base import (
     AbstractVectorField,
+    check_rate,
     contraction_cocoercivity,
     round_up,
 )
-from jnode.fields.gradient_flow import check_rate
 from jnode.linear import AbstractLinear
 
 

@@ -105,6 +105,13 @@ def check_shape(shape: Shape) -> Shape:
     return shape
 
 
+def check_rate(name: str, value: float) -> float:
+    """Raises `ValueError` for a rate that is not a finite number of at least 0."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0, not {value}.")
+    return float(value)
+
+
 class Scale(eqx.Module):
     """A positive factor: fixed, or learnable up to a cap."""
 

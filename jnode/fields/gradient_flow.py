@@ -13,6 +13,7 @@ from jnode.fields.base import (
     Scale,
     Shape,
     add_bias,
+    check_rate,
     check_shape,
     round_up,
 )
@@ -134,10 +135,3 @@ class GradientFlowField(AbstractVectorField):
     def bake(self) -> "GradientFlowField":
         baked = tuple(weight.bake() for weight in self.weights)
         return eqx.tree_at(lambda f: f.weights, self, baked)
-
-
-def check_rate(name: str, value: float) -> float:
-    """Raises `ValueError` for a rate that is not a finite number of at least 0."""
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a finite number of at least 0, not {value}.")
-    return float(value)

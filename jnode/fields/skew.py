@@ -24,11 +24,11 @@ from jnode.fields.base import (
     Scale,
     Shape,
     add_bias,
+    check_rate,
     check_shape,
     contraction_cocoercivity,
     round_up,
 )
-from jnode.fields.gradient_flow import check_rate
 from jnode.linear import AbstractLinear, constrained
 
 
