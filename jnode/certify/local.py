@@ -54,7 +54,7 @@ def local_radius(
     lipschitz = model.lipschitz()
 
     def one(image):
-        y, slack, gaps = margins(model, image)
+        y, slack, gaps = margins(model, image, lipschitz)
         rows = model.head.rows()
         rows = rows[y][None] - rows
         steps = list(_forward(model, image))
@@ -160,7 +160,8 @@ def _gradient_bound(model, image, steps: list[_Step], row, r) -> Float[Array, ""
                 spread = spread + step.h * abs(a[m][i]) * spreads[m]
             t, state = step.t + c[i] * step.h, step.stages[i]
             _, pull = jax.vjp(lambda y, t=t, f=step.field: f(t, y), state)
-            rounding = ROUNDING * (1 + jnp.sqrt(jnp.sum(state**2)))
+            size = 1 + jnp.sqrt(jnp.sum(state**2))
+            rounding = ROUNDING * size * jnp.maximum(1, step.spreads[i])
             change = step.field.vjp_change(
                 t, state, cotangent, r * step.spreads[i], rounding
             )
