@@ -183,7 +183,9 @@ def test_convex_potential_layer_is_one_euler_step(getkey):
     )
 
 
-@pytest.mark.parametrize("name", [n for n in FIELDS if not n.startswith("free")])
+@pytest.mark.parametrize(
+    "name", ["ortho tanh", "ortho maxmin", "flow decaying", "skew leaky", "hamiltonian"]
+)
 def test_vjp_change_holds_in_the_ball(getkey, name):
     field = FIELDS[name]((2, 3, 4), getkey()).bake()
     y, v = jr.normal(getkey(), (2, 2, 3, 4))
