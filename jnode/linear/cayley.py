@@ -3,9 +3,10 @@ r"""The Cayley transform by matrix products alone.
 A square $U$ gives the skew-Hermitian $A = U - U^H$ and the unitary
 $Q = (I + A)^{-1}(I - A) = 2(I + A)^{-1} - I$. A tall matrix, $V$ below $U$, gives the
 isometry $[2(I + A)^{-1} - I; -2V(I + A)^{-1}]$ with $A = U - U^H + V^H V$ (Trockman &
-Kolter, ICLR 2021). The inverse, of the smaller side, comes from Newton's iteration
-$X \leftarrow X(2I - (I + A)X)$ (Schulz 1933): no LAPACK call, which can deadlock when
-batched inside a jitted graph on CPU, and nothing that a TPU or GPU is slow at.
+Kolter, ICLR 2021). The inverse, of the smaller side, comes from block elimination down
+to small blocks and Newton's iteration $X \leftarrow X(2I - (I + A)X)$ (Schulz 1933)
+there: no LAPACK call, which can deadlock when batched inside a jitted graph on CPU, and
+nothing that a TPU or GPU is slow at.
 
 A complex matrix $R + iS$ is carried by its *column form* $[R; S]$, twice as high, and
 acts by its real embedding $[[R, -S], [S, R]]$: real products on every platform.
@@ -22,6 +23,8 @@ RESIDUAL = 1e-9
 # ||A|| is kept under this: rounding in the inverse grows with it, and an orthogonal
 # matrix whose angles come within 2 atan(1 / 12) of pi is no poorer for the cap.
 MAX_NORM = 12.0
+# Matrices of at most this size are inverted by Newton's iteration.
+LEAF = 16
 
 
 def embed(
@@ -62,37 +65,57 @@ def _norm_bound(a):
 
 
 @jax.custom_vjp
-def _inverse(
-    a: Float[Array, "batch twice_n n"], norm: Float[Array, "batch 1 1"]
-) -> Float[Array, "batch twice_n n"]:
-    """$(I + A)^{-1}$ for $A$ in column form whose Hermitian part is at least 0."""
-    eye = _identity(a.shape[-1], a.dtype)[None]
-    shifted = embed(eye + a)
-    # I + A has singular values in [1, 1 + N].
-    square = (1 + norm) ** 2
-    x = adjoint(eye + a) * (2 / (1 + square))
+def _inverse(m: Float[Array, "batch twice_n n"]) -> Float[Array, "batch twice_n n"]:
+    """$M^{-1}$ in column form, for $M$ whose Hermitian part is at least $I$."""
+    return _eliminate(m)
+
+
+def _eliminate(m):
+    # With [[P, Q], [R, S]], the Schur complement S - R P^-1 Q has a Hermitian part of
+    # at least I as well, so no pivoting is needed. All levels together cost about as
+    # much as one product, where Newton's iteration alone costs some twenty.
+    n = m.shape[-1]
+    if n <= LEAF or n % 2:
+        return _newton(m)
+    h = n // 2
+    (upper, lower), p, q = _split_rows(m, h), slice(h), slice(h, n)
+    first = _eliminate(upper[..., p])
+    left = _product(lower[..., p], first)
+    right = _product(first, upper[..., q])
+    second = _eliminate(lower[..., q] - _product(left, upper[..., q]))
+    below = -_product(second, left)
+    beside = -_product(right, second)
+    top = jnp.concatenate([first - _product(right, below), beside], axis=-1)
+    return _join_rows(top, jnp.concatenate([below, second], axis=-1))
+
+
+def _newton(m):
+    eye = _identity(m.shape[-1], m.dtype)[None]
+    # The singular values of M = I + A lie in [1, 1 + |A|].
+    square = (1 + _norm_bound(m - eye)) ** 2
+    x = adjoint(m) * (2 / (1 + square))
     # Eigenvalues of the first residual are at most (S - 1) / (S + 1) in size, and each
-    # iteration squares them: 7 iterations at N = 2, 11 at the cap.
+    # iteration squares them.
     first = jnp.min(jnp.log1p(2 / jnp.maximum(square - 1, 1e-6)))
     iterations = jnp.ceil(jnp.log2(-math.log(RESIDUAL) / first))
+    embedded = embed(m)
 
     def body(_, x):
-        residual = 2 * eye - jnp.matmul(shifted, x, precision="highest")
+        residual = 2 * eye - jnp.matmul(embedded, x, precision="highest")
         return _product(x, residual)
 
     return jax.lax.fori_loop(0, jnp.maximum(iterations, 1).astype(int), body, x)
 
 
-def _inverse_fwd(a, norm):
-    x = _inverse(a, norm)
-    return x, (x, norm)
+def _inverse_fwd(m):
+    x = _inverse(m)
+    return x, x
 
 
-def _inverse_bwd(kept, g):
-    # dX = -X dA X, so the cotangent of A is -X^H G X^H: two products, no unrolling.
-    x, norm = kept
+def _inverse_bwd(x, g):
+    # dX = -X dM X, so the cotangent of M is -X^H G X^H: two products, no unrolling.
     xh = adjoint(x)
-    return -_product(_product(xh, g), xh), jnp.zeros_like(norm)
+    return (-_product(_product(xh, g), xh),)
 
 
 _inverse.defvjp(_inverse_fwd, _inverse_bwd)
@@ -118,8 +141,9 @@ def cayley(
         a = a + _product(adjoint(w), w)
     norm = _norm_bound(a)
     scale = jnp.minimum(1.0, MAX_NORM / norm).astype(a.dtype)
-    x = _inverse(a * scale, jax.lax.stop_gradient(norm * scale))
-    top = 2 * x - _identity(n, a.dtype)[None]
+    eye = _identity(n, a.dtype)[None]
+    x = _inverse(eye + a * scale)
+    top = 2 * x - eye
     if not w.shape[-2]:
         return top
     below = -2 * _product(w * jnp.sqrt(scale), x)
