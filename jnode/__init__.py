@@ -8,6 +8,7 @@ from jnode import fields as fields
 from jnode import linear as linear
 from jnode import models as models
 from jnode import report as report
+from jnode import sharding as sharding
 from jnode import solvers as solvers
 from jnode import train as train
 from jnode.evaluate import evaluate as evaluate

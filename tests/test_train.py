@@ -80,8 +80,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkey
     make_step = loop.make_step
     taken = []
 
-    def interrupting(config, total):
-        step = make_step(config, total)
+    def interrupting(*args):
+        step = make_step(*args)
 
         def wrapped(batch, state):
             result = step(batch, state)
@@ -171,7 +171,7 @@ def test_losses(getkey):
     images = jr.uniform(getkey(), (8, 8, 8, 1))
     labels = jnp.arange(8) % 4
     value = lambda **kw: float(
-        make_loss(LossConfig(**kw))(model, images, labels, jr.key(0))[0]
+        make_loss(LossConfig(**kw))(model, images, labels, jr.split(jr.key(0), 8))[0]
     )
     natural = value()
     assert value(name="margin", rho=0.0) == pytest.approx(natural, rel=1e-6)
@@ -188,23 +188,23 @@ def test_unrest_of_a_field_at_rest(getkey):
     resting = eqx.tree_at(lambda m: m.field, model, Decay(0.0))
     states = jr.normal(getkey(), (3, 4, 4, 4))
     mean = jnp.mean(jnp.abs(states), axis=(1, 2, 3))
-    key = getkey()
-    unrest = losses.steady_state_unrest(decaying, states, key)
+    keys = jr.split(getkey(), 3)
+    unrest = losses.steady_state_unrest(decaying, states, keys)
     # The integral of |y(1)| e^-(t - 1) over [1, 2], by the trapezoidal rule.
     assert unrest.tolist() == pytest.approx(
         (mean * (1 - np.exp(-1))).tolist(), rel=1e-2
     )
-    assert (losses.steady_state_unrest(resting, states, key) == 0).all()
+    assert (losses.steady_state_unrest(resting, states, keys) == 0).all()
     # J = -I is diagonal: the dominance is -1, the trace's mean is -1.
     speed = jnp.sqrt(jnp.mean(states**2, axis=(1, 2, 3)))
     expected = speed + 2 * jax.nn.softplus(-1.0)
-    ours = losses.lyapunov_unrest(decaying, states, key)
+    ours = losses.lyapunov_unrest(decaying, states, keys)
     assert ours.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
     moving = eqx.tree_at(
-        lambda m: m.field, model, jnode.OrthoField((4, 4, 4), time=True, key=key)
+        lambda m: m.field, model, jnode.OrthoField((4, 4, 4), time=True, key=getkey())
     )
     with pytest.raises(ValueError, match="time-invariant"):
-        losses.steady_state_unrest(moving, states, key)
+        losses.steady_state_unrest(moving, states, keys)
 
 
 @pytest.mark.parametrize("name", ["steady_state", "lyapunov"])
@@ -219,7 +219,7 @@ def test_training_for_rest_lessens_unrest(getkey, name):
     @eqx.filter_jit
     def step(model, state):
         (_, aux), grads = eqx.filter_value_and_grad(loss, has_aux=True)(
-            model, images, labels, jr.key(0)
+            model, images, labels, jr.split(jr.key(0), 16)
         )
         updates, state = optimizer.update(grads, state)
         return eqx.apply_updates(model, updates), state, aux["unrest"]

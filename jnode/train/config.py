@@ -44,7 +44,9 @@ class TrainConfig:
     """A whole training run.
 
     - `data`, `model`, `solver`, `loss`: the parts.
-    - `epochs`, `batch_size`: how long, and images a step.
+    - `epochs`, `batch_size`: how long, and images a step, over all devices.
+    - `accumulate`: in how many parts each device takes its share of a batch, one after
+        another; more need less memory.
     - `learning_rate`: the peak of a cosine schedule with linear warm-up (AdamW).
     - `weight_decay`: of AdamW.
     - `seed`: of the weights, the order of the images and the noise.
@@ -56,12 +58,13 @@ class TrainConfig:
     loss: LossConfig = _LOSS
     epochs: int = 15
     batch_size: int = 128
+    accumulate: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} must be at least 1, not {getattr(self, name)}."

@@ -9,20 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode import data
 from jnode._versions import versions
 from jnode.data import Dataset
 from jnode.models import ODEClassifier
+from jnode.sharding import check_divides, replicate, shard_batch
 from jnode.train.config import TrainConfig
 from jnode.train.files import write_tree
-from jnode.train.losses import make_loss
 from jnode.train.run_dir import RunDir
-from jnode.train.state import TrainState, init_state, make_optimizer
+from jnode.train.state import TrainState, init_state
+from jnode.train.step import make_step
 
 
 class Interrupted(SystemExit):
@@ -40,6 +41,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> ODEClassifier:
     """Trains a model and writes its run folder.
 
@@ -47,7 +49,8 @@ def train(
     A resumed run equals an uninterrupted one, on CPU bit for bit.
 
     **Arguments:** the configuration; the folder; whether to replace a run that is
-    there; whether to continue it; whether to draw a progress bar.
+    there; whether to continue it; whether to draw a progress bar; over what devices to
+    spread each batch (`jnode.sharding.data_mesh`; by default JAX's first device).
 
     **Returns:** the trained model.
 
@@ -63,6 +66,7 @@ def train(
             f"{run.path} was started with another configuration: repeat its options, "
             "or start anew with --overwrite."
         )
+    share = check_divides(config.batch_size, mesh, accumulate=config.accumulate)
     dataset = data.load(config.data.name, split="train", data_dir=config.data.dir)
     if config.data.num_train is not None:
         dataset = dataset.take(config.data.num_train)
@@ -89,39 +93,17 @@ def train(
             num_train=len(dataset),
             versions=versions(),
         )
-    state = _run(config, run, dataset, state, total, progress)
+    if progress:
+        print(_sizes(config, mesh, share))
+    state = _run(config, run, dataset, state, total, progress, mesh)
     write_tree(run.path / "model.eqx", state.model)
     return state.model
 
 
-def make_step(config: TrainConfig, total_steps: int):
-    """The jitted training step: `step((images, labels), state) -> state, metrics`."""
-    optimizer = make_optimizer(config, total_steps)
-    loss = make_loss(config.loss)
-    root = jax.random.key(config.seed + 1)
-
-    @eqx.filter_jit(donate="all-except-first")
-    def step(batch, state: TrainState):
-        images, labels = batch
-        augment_key, loss_key = jax.random.split(jax.random.fold_in(root, state.step))
-        images = data.to_float(images)
-        if config.data.flip or config.data.pad:
-            images = data.augment(
-                images, augment_key, flip=config.data.flip, pad=config.data.pad
-            )
-        (value, aux), grads = eqx.filter_value_and_grad(loss, has_aux=True)(
-            state.model, images, labels, loss_key
-        )
-        params = eqx.filter(state.model, eqx.is_inexact_array)
-        updates, opt = optimizer.update(grads, state.optimizer_state, params)
-        model = eqx.apply_updates(state.model, updates)
-        return TrainState(model, opt, state.step + 1), {"loss": value, **aux}
-
-    return step
-
-
-def _run(config, run, dataset, state, total, progress) -> TrainState:
-    step = make_step(config, total)
+def _run(config, run, dataset, state, total, progress, mesh) -> TrainState:
+    step = make_step(config, total, mesh)
+    if mesh is not None:
+        state = replicate(state, mesh)
     per_epoch = total // config.epochs
     start = time.perf_counter()
     done = int(state.step)
@@ -129,9 +111,8 @@ def _run(config, run, dataset, state, total, progress) -> TrainState:
     with bar, _signals() as caught, open(run.metrics, "a") as log:
         for epoch in range(done // per_epoch, config.epochs):
             rows = []
-            for batch in _batches(
-                dataset, config, epoch, skip=done - epoch * per_epoch
-            ):
+            skip = done - epoch * per_epoch
+            for batch in _batches(dataset, config, epoch, mesh, skip=skip):
                 state, metrics = step(batch, state)
                 rows.append(metrics)
                 done += 1
@@ -156,11 +137,25 @@ def _run(config, run, dataset, state, total, progress) -> TrainState:
     return state
 
 
-def _batches(dataset: Dataset, config, epoch: int, *, skip: int) -> Iterator:
+def _sizes(config: TrainConfig, mesh: Mesh | None, share: int) -> str:
+    """For people: `batch of 128 = 2 devices x 4 in turn x 16 images`."""
+    devices = 1 if mesh is None else mesh.size
+    turns = f" x {config.accumulate} in turn" if config.accumulate > 1 else ""
+    plural = "s" if devices > 1 else ""
+    return f"batch of {config.batch_size} = {devices} device{plural}{turns} x {share}"
+
+
+def _batches(
+    dataset: Dataset, config, epoch: int, mesh: Mesh | None, *, skip: int
+) -> Iterator:
     batches = data.batches(dataset, config.batch_size, seed=config.seed, epoch=epoch)
-    for i, (images, labels) in enumerate(batches):
+    for i, batch in enumerate(batches):
         if i >= skip:
-            yield jnp.asarray(images), jnp.asarray(labels)
+            yield (
+                jax.tree.map(jnp.asarray, batch)
+                if mesh is None
+                else shard_batch(batch, mesh)
+            )
 
 
 def _show(bar, metrics, step) -> None:

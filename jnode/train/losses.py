@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from jnode.models import ODEClassifier
 from jnode.solvers import trajectory
@@ -57,25 +57,28 @@ class LossConfig:
 
 
 Loss = Callable[
-    [ODEClassifier, Float[Array, "b h w c"], Int[Array, " b"], PRNGKeyArray],
+    [ODEClassifier, Float[Array, "b h w c"], Int[Array, " b"], Key[Array, " b"]],
     tuple[Float[Array, ""], dict],
 ]
 
 
 def make_loss(config: LossConfig) -> Loss:
-    """The loss of a batch: `loss(model, images, labels, key) -> value, aux`.
+    """The loss of a batch: `loss(model, images, labels, keys) -> value, aux`.
+
+    Each image has a key of its own, so that its random numbers do not depend on the
+    images beside it. All results are means over the images.
 
     `aux` holds the batch's accuracy (on the images that the loss sees) and mean `nfe`;
     with a term for rest, its value `unrest`.
     """
 
-    def loss(model, images, labels, key):
+    def loss(model, images, labels, keys):
         model = model.bake()
         if config.name == "noise":
-            images = images + config.sigma * jr.normal(key, images.shape)
-            images = jnp.clip(images, 0, 1)
+            noise = jax.vmap(lambda key: jr.normal(key, images.shape[1:]))(keys)
+            images = jnp.clip(images + config.sigma * noise, 0, 1)
         elif config.name == "adversarial":
-            images = _adversarial(model, images, labels, key, config)
+            images = _adversarial(model, images, labels, keys, config)
         solutions = jax.vmap(model.solution)(images)
         features = solutions.y.reshape(len(images), -1)
         logits = jax.vmap(model.head)(features)
@@ -92,7 +95,7 @@ def make_loss(config: LossConfig) -> Loss:
         aux = {"accuracy": accuracy, "nfe": nfe}
         if config.name not in _RESTS:
             return jnp.mean(entropy), aux
-        unrest = jnp.mean(_RESTS[config.name](model, solutions.y, key))
+        unrest = jnp.mean(_RESTS[config.name](model, solutions.y, keys))
         aux["unrest"] = unrest
         return jnp.mean(entropy) + config.weight * unrest, aux
 
@@ -100,7 +103,7 @@ def make_loss(config: LossConfig) -> Loss:
 
 
 def steady_state_unrest(
-    model: ODEClassifier, states: Float[Array, "b *state"], key: PRNGKeyArray
+    model: ODEClassifier, states: Float[Array, "b *state"], keys: Key[Array, " b"]
 ) -> Float[Array, " b"]:
     r"""$\int_T^{2T} |f(y(t))|\,dt$ beyond the end $T = 1$, a mean over the state.
 
@@ -110,7 +113,7 @@ def steady_state_unrest(
 
     **Raises:** `ValueError` for one that is not.
     """
-    del key
+    del keys
     if not model.field.time_invariant:
         raise ValueError(
             "model.field must be time-invariant for the steady-state loss, as a point "
@@ -126,7 +129,7 @@ def steady_state_unrest(
 
 
 def lyapunov_unrest(
-    model: ODEClassifier, states: Float[Array, "b *state"], key: PRNGKeyArray
+    model: ODEClassifier, states: Float[Array, "b *state"], keys: Key[Array, " b"]
 ) -> Float[Array, " b"]:
     r"""How far each end $y(T)$ is from being a Lyapunov-stable point of rest.
 
@@ -150,13 +153,13 @@ def lyapunov_unrest(
         softplus = jax.nn.softplus
         return speed + softplus(jnp.mean(diagonal)) + softplus(dominance)
 
-    return jax.vmap(one)(states, jr.split(key, len(states)))
+    return jax.vmap(one)(states, keys)
 
 
 _RESTS = {"steady_state": steady_state_unrest, "lyapunov": lyapunov_unrest}
 
 
-def _adversarial(model, images, labels, key, config):
+def _adversarial(model, images, labels, keys, config):
     from jnode import attacks
 
     attack = attacks.make(
@@ -168,4 +171,8 @@ def _adversarial(model, images, labels, key, config):
     )
     frozen = jax.lax.stop_gradient
     model = jax.tree.map(lambda x: frozen(x) if hasattr(x, "dtype") else x, model)
-    return frozen(attack(jax.vmap(model), images, labels, key=key))
+
+    def one(image, label, key):
+        return attack(jax.vmap(model), image[None], label[None], key=key)[0]
+
+    return frozen(jax.vmap(one)(images, labels, keys))

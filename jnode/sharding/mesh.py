@@ -1,0 +1,192 @@
+"""Data parallelism over a mesh: every device holds the model and a share of the batch.
+
+Under plain `jit` a batch that is spread over devices is still one program, so that an
+adaptive solve asks all devices before each step whether any of them is still at work.
+Here each device runs its own program on its own share (`jax.shard_map`): a loop ends
+where its samples are done, and nothing is exchanged inside it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree
+
+AXIS = "batch"
+"""The name of the mesh's axis."""
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis over these devices; by default all, of all processes."""
+    devices = jax.devices() if devices is None else list(devices)
+    # The order follows the machine's own ring where it has one.
+    return jax.make_mesh(
+        (len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
+    )
+
+
+def check_divides(batch_size: int, mesh: Mesh | None, *, accumulate: int = 1) -> int:
+    """The images that a device takes at a time, of a batch in `accumulate` parts.
+
+    **Raises:** `ValueError` where the batch cannot be shared out evenly.
+    """
+    devices = 1 if mesh is None else mesh.size
+    shares = devices * accumulate
+    if batch_size % shares:
+        parts = f" times accumulate={accumulate}" if accumulate > 1 else ""
+        lower = batch_size - batch_size % shares
+        advice = f"{lower} or {lower + shares}" if lower else f"{shares}"
+        raise ValueError(
+            f"batch_size must be a multiple of the {devices} devices{parts}, not "
+            f"{batch_size}: take {advice}."
+        )
+    return batch_size // shares
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The arrays of a tree, whole on every device; the rest as it is.
+
+    With several processes each gives the same values, which JAX checks.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda x: jax.device_put(x, whole) if eqx.is_array(x) else x, tree
+    )
+
+
+def shard_batch(tree: PyTree[np.ndarray], mesh: Mesh) -> PyTree[Array]:
+    """Arrays whose first axis is the batch, spread over the devices.
+
+    With several processes each gives its own rows (`local_rows`), and gets arrays of
+    the whole batch of which it holds those rows.
+
+    **Raises:** `ValueError` where the rows cannot be shared out evenly.
+    """
+    spread = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def one(x):
+        x = np.asarray(x)
+        check_divides(len(x) * jax.process_count(), mesh)
+        return jax.make_array_from_process_local_data(spread, x)
+
+    return jax.tree.map(one, tree)
+
+
+def local_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " rows"]:
+    """Which rows of each batch belong to the devices of this process, in order."""
+    if mesh is None:
+        return np.arange(batch_size)
+    spread = NamedSharding(mesh, PartitionSpec(AXIS))
+    shares = spread.addressable_devices_indices_map((batch_size,)).values()
+    rows = np.arange(batch_size)
+    return np.sort(np.concatenate([rows[share] for share in shares]))
+
+
+def sharded(f: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """`f(shared, *batches) -> rows`, of which each device computes its own rows.
+
+    For functions of one sample at a time, mapped: a row of the result must depend on
+    no other row of the batches. `shared` is whole on every device (a model, say).
+    """
+    return f if mesh is None else _on_each_device(f, mesh, PartitionSpec(AXIS))
+
+
+def averaged(f: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """`f(shared, *batches) -> means` over the rows, as means over all devices' rows.
+
+    `means` is a tree of float arrays of one type. Costs one all-reduce, at the end.
+    """
+
+    def mean(tree):
+        # In one piece: an all-reduce of each leaf would wait for the slowest each time.
+        flat, unravel = ravel_pytree(tree)
+        return unravel(jax.lax.pmean(flat, AXIS))
+
+    return f if mesh is None else _on_each_device(f, mesh, PartitionSpec(), mean)
+
+
+def _on_each_device(f, mesh, out, finish=lambda tree: tree):
+    def call(shared, *batches):
+        arrays, static = eqx.partition(shared, eqx.is_array)
+
+        def whole(arrays, *batches):
+            return f(eqx.combine(arrays, static), *batches)
+
+        # Traced before the mesh is entered: gradients of Diffrax's loops compare the
+        # types of what they are called with, and types know of the mesh inside it.
+        shapes = jax.tree.map(_shape, arrays), *jax.tree.map(share, batches)
+        closed, result = jax.make_jaxpr(whole, return_shape=True)(*shapes)
+
+        def local(*args):
+            leaves = jax.core.eval_jaxpr(
+                closed.jaxpr, closed.consts, *jax.tree.leaves(args)
+            )
+            return finish(jax.tree.unflatten(jax.tree.structure(result), leaves))
+
+        split = (PartitionSpec(AXIS),) * len(batches)
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), *split),
+            out_specs=out,
+            check_vma=False,
+        )(arrays, *batches)
+
+    def share(x):
+        return _shape(x, (check_divides(len(x), mesh), *x.shape[1:]))
+
+    return call
+
+
+def _shape(x, shape=None):
+    return jax.ShapeDtypeStruct(x.shape if shape is None else shape, x.dtype)
+
+
+class Sharded(eqx.Module):
+    """A classifier of batches whose images are shared out over a mesh.
+
+    What attacks do around the model keeps to whole batches, so their random numbers do
+    not depend on the number of devices; the solves inside the model are each device's
+    own. Differentiable in the images alone, in reverse mode.
+    """
+
+    model: Callable
+    mesh: Mesh = eqx.field(static=True)
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        """Logits of each image; as many images as the devices divide."""
+        return _classify(images, self.model, self.mesh)
+
+
+# Diffrax's loops can be differentiated on each device, but not through the mesh.
+@eqx.filter_custom_vjp
+def _classify(images, model, mesh):
+    return sharded(lambda model, x: model(x), mesh)(model, images)
+
+
+@_classify.def_fwd
+def _classify_fwd(perturbed, images, model, mesh):
+    del perturbed
+
+    def local(model, x):
+        logits, pull = jax.vjp(model, x)
+        # Whatever a device keeps for the way back is a row of its own.
+        return logits, jax.tree.map(lambda kept: kept[None], pull)
+
+    return sharded(local, mesh)(model, images)
+
+
+@_classify.def_bwd
+def _classify_bwd(pull, cotangent, perturbed, images, model, mesh):
+    del perturbed, images, model
+
+    def local(_, pull, cotangent):
+        return jax.tree.map(lambda kept: kept[0], pull)(cotangent)[0]
+
+    return sharded(local, mesh)(None, pull, cotangent)
