@@ -1,5 +1,7 @@
 """Data parallelism: the same numbers on any number of devices, and few exchanges."""
 
+import contextlib
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 import jnode
 from jnode import sharding
+from jnode.attacks import Batched
 from jnode.train import DataConfig, LossConfig, TrainConfig
 from jnode.train.state import TrainState, make_optimizer
 from jnode.train.step import make_step
@@ -96,3 +99,96 @@ def test_training_equals_one_device(mesh, single):
     found = sharding.collectives(text)
     assert found.counts == {"all-reduce": 1} and found.in_loops == 0
     assert all(len(x.sharding.device_set) == 2 for x in jax.tree.leaves(state.step))
+
+
+def test_adaptive_training_accumulates(mesh):
+    """Half the batch a device, in two parts; adversarial, by an adaptive solver."""
+    loss = LossConfig("adversarial", steps=2)
+    _, alone, _ = train_steps(None, 2, loss=loss, solver=ADAPTIVE)
+    _, both, text = train_steps(mesh, 2, loss=loss, solver=ADAPTIVE, accumulate=2)
+    assert both == pytest.approx(alone, abs=1e-5)
+    found = sharding.collectives(text)
+    assert found.counts == {"all-reduce": 1} and found.in_loops == 0
+
+
+@pytest.fixture(scope="module")
+def adaptive(mesh):
+    """An adaptive model and images, on one device and on two."""
+    model, images = Batched(model_of(ADAPTIVE)), pixels(16)
+    labels = batch_of(16)[1]
+    alone = model, jnp.asarray(images), jnp.asarray(labels)
+    both = (
+        sharding.replicate(sharding.Sharded(model, mesh), mesh),
+        *sharding.shard_batch((images, labels), mesh),
+    )
+    return alone, both
+
+
+def compiled_text(f, model, *args):
+    arrays, static = eqx.partition(model, eqx.is_array)
+    whole = jax.jit(lambda arrays, *args: f(eqx.combine(arrays, static), *args))
+    return whole.lower(arrays, *args).compile().as_text()
+
+
+def test_adaptive_solves_do_not_wait_for_each_other(adaptive):
+    (model, *_), (spread, images, _) = adaptive
+    classify = lambda model, images: model(images)
+    # Plain jit on the same images: each turn of the solver's loop asks all devices.
+    naive = sharding.collectives(
+        compiled_text(classify, sharding.replicate(model, spread.mesh), images)
+    )
+    assert naive.in_loops > 0
+    ours = sharding.collectives(compiled_text(classify, spread, images))
+    assert ours.total == 0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacks_equal_one_device(adaptive, norm):
+    attack = jnode.attacks.PGD(0.1, norm=norm, steps=3, restarts=2)
+    perturb = lambda model, images, labels: attack(model, images, labels, key=jr.key(5))
+    alone, both = adaptive
+    found = eqx.filter_jit(perturb)(*both)
+    assert len(found.sharding.device_set) == 2
+    assert float(jnp.abs(found - both[1]).max()) > 0.01
+    ours = np.asarray(found)
+    assert np.abs(ours - np.asarray(eqx.filter_jit(perturb)(*alone))).max() < 1e-5
+
+
+def test_certified_radii_equal_one_device(mesh):
+    model, images = model_of(FIXED), pixels(13)
+    labels = np.array(jnp.argmax(jax.vmap(model)(jnp.asarray(images)), axis=1))
+    labels[3] = (labels[3] + 1) % 4
+    ours, alone = (
+        jnode.certify.certified_radii(model, images, labels, batch_size=8, mesh=m)
+        for m in (mesh, None)
+    )
+    assert np.abs(ours - alone).max() < 1e-5
+    assert ours[3] == -1 and (np.delete(ours, 3) > 0).all()
+
+
+def test_batches_that_cannot_be_shared_out(mesh):
+    with pytest.raises(ValueError, match="devices, not 9: take 8 or 10"):
+        sharding.check_divides(9, mesh)
+    with pytest.raises(ValueError, match="2 devices times accumulate=3, not 16"):
+        sharding.check_divides(16, mesh, accumulate=3)
+    assert sharding.check_divides(12, mesh, accumulate=3) == 2
+    with pytest.raises(ValueError, match="multiple of the 2 devices"):
+        sharding.shard_batch(np.zeros((3, 2)), mesh)
+    assert sharding.local_rows(6, mesh).tolist() == [0, 1, 2, 3, 4, 5]
+    model = model_of(FIXED)
+    with pytest.raises(ValueError, match="multiple of the 2 devices"):
+        jnode.certify.certified_radii(
+            model, pixels(4), np.zeros(4, int), batch_size=3, mesh=mesh
+        )
+
+
+def test_a_failed_solve_raises_on_a_mesh(mesh):
+    """On the device that has it; the other one does not wait for ever."""
+    model = Batched(model_of(jnode.Solver("bosh3", max_steps=1)))
+    spread = sharding.replicate(sharding.Sharded(model, mesh), mesh)
+    images = sharding.shard_batch(pixels(4), mesh)
+    with pytest.raises(RuntimeError, match="max_steps=1"):
+        eqx.filter_jit(lambda m, x: m(x))(spread, images).block_until_ready()
+    # The runtime tells of it once more when it is waited for.
+    with contextlib.suppress(RuntimeError):
+        jax.effects_barrier()

@@ -7,11 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jnode.certify.radius import radius
 from jnode.data import check_images, check_labels, padded_batches
+from jnode.sharding import check_divides, replicate, shard_batch, sharded
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -39,27 +41,34 @@ def certified_radii(
     labels: ArrayLike,
     *,
     batch_size: int = 250,
+    mesh: Mesh | None = None,
 ) -> Float[np.ndarray, " n"]:
     """Each image's certified L2 radius, and -1 where the prediction is wrong.
 
     **Arguments:** a model; images [n, height, width, channels] with pixels in [0, 1];
-    their classes [n]; how many images at a time.
+    their classes [n]; how many images at a time; over what devices to spread them
+    (`jnode.sharding.data_mesh`; by default JAX's first device).
 
-    **Raises:** `TypeError` and `ValueError` for bad images or labels.
+    **Raises:** `TypeError` and `ValueError` for bad images or labels, or a batch that
+    cannot be spread evenly.
     """
+    check_divides(batch_size, mesh)
     images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, shape=model.image_shape)
     check_labels(labels, len(model.head.bias))
-    model = model.bake()
+    model = replicate(model.bake(), mesh)
 
-    @eqx.filter_jit
     def one_batch(model, images, labels):
         predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
         return jnp.where(predictions == labels, radius(model, images), -1.0)
 
+    rows = eqx.filter_jit(sharded(one_batch, mesh))
+    images = images.astype(np.float32)
     parts = [
-        np.asarray(one_batch(model, jnp.asarray(x, jnp.float32), jnp.asarray(y)))[mask]
-        for x, y, mask in padded_batches(images, labels, batch_size)
+        np.asarray(rows(model, *shard_batch((x, y), mesh)))[mask]
+        for x, y, mask in padded_batches(
+            images, labels, batch_size, multiple=1 if mesh is None else mesh.size
+        )
     ]
     return np.concatenate(parts)
 

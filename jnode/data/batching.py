@@ -56,12 +56,14 @@ def padded_batches(
     | UInt8[np.ndarray, "n height width channels"],
     labels: Int[np.ndarray, " labels"],
     batch_size: int,
+    *,
+    multiple: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Bool[np.ndarray, " batch"]]]:
     """Batches of (images, labels, mask) in order, all of one size.
 
     The last is filled by repeating the first samples, and `mask` is false at the fill,
     so that one compilation serves every batch. Fewer samples than `batch_size` make
-    one batch of their own number.
+    one batch of their own number, rounded up to a multiple of `multiple`.
 
     **Raises:** `ValueError` at the call for no samples, or labels of another number.
     """
@@ -73,7 +75,7 @@ def padded_batches(
         )
     if n == 0:
         raise ValueError("images must hold at least one image, not none.")
-    size = min(batch_size, n)
+    size = min(batch_size, -(-n // multiple) * multiple)
     indices = (np.arange(start, start + size) for start in range(0, n, size))
     return ((images[i % n], labels[i % n], i < n) for i in indices)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -47,25 +48,31 @@ def check_divides(batch_size: int, mesh: Mesh | None, *, accumulate: int = 1) ->
     return batch_size // shares
 
 
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """The arrays of a tree, whole on every device; the rest as it is.
 
     With several processes each gives the same values, which JAX checks.
     """
+    if mesh is None:
+        return tree
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
         lambda x: jax.device_put(x, whole) if eqx.is_array(x) else x, tree
     )
 
 
-def shard_batch(tree: PyTree[np.ndarray], mesh: Mesh) -> PyTree[Array]:
+def shard_batch(tree: PyTree[np.ndarray], mesh: Mesh | None) -> PyTree[Array]:
     """Arrays whose first axis is the batch, spread over the devices.
+
+    Without a mesh they go to JAX's first device.
 
     With several processes each gives its own rows (`local_rows`), and gets arrays of
     the whole batch of which it holds those rows.
 
     **Raises:** `ValueError` where the rows cannot be shared out evenly.
     """
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, tree)
     spread = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def one(x):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -102,8 +101,7 @@ def train(
 
 def _run(config, run, dataset, state, total, progress, mesh) -> TrainState:
     step = make_step(config, total, mesh)
-    if mesh is not None:
-        state = replicate(state, mesh)
+    state = replicate(state, mesh)
     per_epoch = total // config.epochs
     start = time.perf_counter()
     done = int(state.step)
@@ -151,11 +149,7 @@ def _batches(
     batches = data.batches(dataset, config.batch_size, seed=config.seed, epoch=epoch)
     for i, batch in enumerate(batches):
         if i >= skip:
-            yield (
-                jax.tree.map(jnp.asarray, batch)
-                if mesh is None
-                else shard_batch(batch, mesh)
-            )
+            yield shard_batch(batch, mesh)
 
 
 def _show(bar, metrics, step) -> None:
