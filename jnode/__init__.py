@@ -4,6 +4,7 @@ from jnode import activations as activations
 from jnode import attacks as attacks
 from jnode import certify as certify
 from jnode import data as data
+from jnode import evaluation as evaluation
 from jnode import fields as fields
 from jnode import linear as linear
 from jnode import models as models
@@ -11,7 +12,7 @@ from jnode import report as report
 from jnode import sharding as sharding
 from jnode import solvers as solvers
 from jnode import train as train
-from jnode.evaluate import evaluate as evaluate
+from jnode.evaluation import evaluate as evaluate
 from jnode.fields import AbstractVectorField as AbstractVectorField
 from jnode.fields import FreeField as FreeField
 from jnode.fields import GradientFlowField as GradientFlowField

@@ -16,7 +16,7 @@ from jnode import certify, data
 from jnode.attacks import PGD, Batched
 from jnode.certify import Smoothing
 from jnode.data import padded_batches
-from jnode.evaluate import evaluate
+from jnode.evaluation import evaluate
 from jnode.models import ODEClassifier
 from jnode.train import RunDir, load
 from jnode.train.files import write_json

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +12,12 @@ import numpy as np
 from jnode import certify, data
 from jnode._versions import versions
 from jnode.attacks import AbstractAttack, Batched
-from jnode.evaluate import describe, evaluate
+from jnode.evaluation import PROTOCOLS, Store, budgets, describe, evaluate, plan, twins
+from jnode.evaluation.check_model import check_model
+from jnode.evaluation.checks import adjoint
+from jnode.evaluation.cost import cost_of, estimate, minutes
+from jnode.evaluation.recheck import recheck
+from jnode.evaluation.store import described, fingerprint
 from jnode.report import Pictures
 from jnode.solvers import trajectory
 from jnode.train import RunDir, load
@@ -25,46 +29,116 @@ RADII = tuple(round(0.05 * i, 2) for i in range(41))
 
 def evaluate_run(
     run_dir: str | os.PathLike,
-    attacks: Sequence[AbstractAttack],
+    attacks: Sequence[AbstractAttack] = (),
     *,
+    protocol: str | None = None,
+    norm: str | None = None,
+    epsilons: Sequence[float] = (),
     num_examples: int | None = None,
     batch_size: int = 250,
     seed: int = 0,
     data_dir: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Attacks and certifies the model of a run on its test images.
+    """Attacks, checks and certifies the model of a run on its test images.
 
-    Writes `evaluation.json` and `pictures.npz` into the run folder.
+    Writes `evaluation.json` and `pictures.npz` into the run folder, and what each
+    finished attack and check found into its folder `evaluation/`: called again with the
+    same arguments after an interruption, it goes on from there.
 
-    **Arguments:** the folder; the attacks; how many test images (by default all);
-    images at a time; the attacks' seed; where the data lie, if elsewhere than in
-    training; whether to draw a progress bar.
+    **Arguments:**
+
+    - `run_dir`: the folder.
+    - `attacks`: each run on all samples by itself; or else
+    - `protocol`: "quick", "standard" or "full", whose attacks run on what still stands.
+    - `norm`, `epsilons`: a protocol's budgets, by default those usual for the data.
+    - `num_examples`: how many test images, by default all or the protocol's number.
+    - `batch_size`: images at a time.
+    - `seed`: of the attacks' random numbers.
+    - `data_dir`: where the data lie, if elsewhere than in training.
+    - `progress`: whether to say what it will cost, and to draw a progress bar.
 
     **Returns:** what `evaluation.json` holds.
 
-    **Raises:** what `jnode.load`, `jnode.data.load` and `jnode.evaluate` raise.
+    **Raises:** `ValueError` for both attacks and a protocol, or an unknown protocol;
+    what `jnode.load`, `jnode.data.load` and `jnode.evaluate` raise.
     """
+    if (protocol is not None) == bool(attacks):
+        raise ValueError("give either attacks or a protocol, one of them.")
+    if protocol is not None and protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise ValueError(f"protocol must be one of {known}, not {protocol!r}.")
+    if protocol is None and (norm is not None or epsilons):
+        raise ValueError("norm and epsilon belong to a protocol; attacks have theirs.")
     model = load(run_dir)
     run = RunDir(run_dir)
     config, facts = run.read_config()
+    chosen = None if protocol is None else PROTOCOLS[protocol]
     test = data.load(
         config.data.name, split="test", data_dir=data_dir or config.data.dir
     )
+    if num_examples is None and chosen is not None:
+        num_examples = chosen.num_examples
     if num_examples is not None:
         test = test.take(num_examples)
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
+    first = jnp.asarray(images[:batch_size])
+    nfe = eqx.filter_jit(jax.vmap(lambda x: model.solution(x).stats["nfe"]))
+    mean_nfe = float(np.mean(nfe(first)))
+    through, wanted = {}, []
+    if chosen is not None:
+        wanted = budgets(test.name, norm, epsilons)
+        through = twins(model, images, test.labels, chosen.twins)
+        attacks = plan(chosen, wanted, through, classes=test.num_classes)
+    cost = None
+    if chosen is not None:
+        cost = cost_of(model, images, test.labels, through, batch_size)
+    found = versions()
+    store = Store(
+        run.path / "evaluation",
+        {
+            "the model": fingerprint(run.path / "model.eqx", config.solver),
+            "the data": fingerprint(images, test.labels),
+            "the attacks": described(attacks),
+            "the protocol": [protocol, seed, batch_size],
+            "the versions": found,
+        },
+    )
+    if progress:
+        for sentence in (store.news, _announce(protocol, attacks, len(test), cost)):
+            if sentence:
+                print(sentence, flush=True)
+    whole = Batched(model)
     result = evaluate(
-        Batched(model),
+        whole,
         images,
         test.labels,
         attacks,
         batch_size=batch_size,
         seed=seed,
+        successive=protocol is not None,
+        store=store,
+        cost=cost,
         progress=progress,
     )
-    nfe = eqx.filter_jit(jax.vmap(lambda x: model.solution(x).stats["nfe"]))
-    first = jnp.asarray(images[:batch_size])
+    checks = {**result.summary["checks"]}
+    checks["stored_images"] = recheck(
+        whole, images, test.labels, attacks, result.attacked, batch_size=batch_size
+    )
+    if chosen is None:
+        checks["adjoint"] = adjoint(model.solver)
+    else:
+        checks |= check_model(
+            model,
+            images,
+            test.labels,
+            chosen,
+            wanted[0],
+            seed=seed,
+            keep=store.check,
+        )
+    raised = [*result.summary["flags"]]
+    raised += [flag for check in checks.values() for flag in check.pop("flags", ())]
     refusal = certify.refusal(model)
     rows = []
     if refusal is None:
@@ -75,36 +149,58 @@ def evaluate_run(
         note = f"up to L = {float(model.lipschitz()):.4f} from pixels to features"
     else:
         note = refusal
-    found = versions()
     device = found.pop("device")
     summary = {
         "dataset": test.name,
         "split": test.split,
         "num_train": facts["num_train"],
+        "protocol": protocol,
         **result.summary,
+        "checks": checks,
+        "flags": raised,
         "solver": str(model.solver),
         "certified_accuracy": rows,
         "certificate": note,
-        "nfe": float(np.mean(nfe(first))),
+        "nfe": mean_nfe,
         "versions": found,
         "device": device,
     }
     pictures = _pictures(model, images, test.labels, attacks, result)
     if pictures is not None:
         pictures.save(run.path)
-    write_json(Path(run_dir) / "evaluation.json", summary)
+    write_json(run.path / "evaluation.json", summary)
     return summary
+
+
+def _announce(protocol, attacks, n, cost) -> str:
+    """What a protocol will do and cost, before it starts."""
+    if protocol is None:
+        return ""
+    work, compiling = estimate(attacks, cost, n)
+    return (
+        f"Protocol {protocol}: {len(attacks)} attacks on {n} images take at most "
+        f"{minutes(work)}, and some {minutes(compiling)} for compilation (a batch of "
+        f"{cost.batch_size} takes {cost.forward:.3f} s, its gradient "
+        f"{cost.gradient:.3f} s); samples that are broken are attacked no more."
+    )
 
 
 def _pictures(model, images, labels, attacks, result) -> Pictures | None:
     """Pairs under the strongest Linf attack, with their trajectories."""
+
+    def rank(i):
+        # Where later attacks were spared what earlier ones broke: one that saw most.
+        return len(result.attacked[i].samples), attacks[i].steps, -i
+
     iterated = [i for i, a in enumerate(attacks) if a.norm == "linf"]
     if not iterated:
         return None
-    chosen = max(iterated, key=lambda i: (attacks[i].steps, -i))
-    twins = result.adversarial[chosen]
+    chosen = max(iterated, key=rank)
+    twins = result.attacked[chosen].shown
     n = len(twins)
-    times, envelopes = None, None
+    if n == 0:
+        return None
+    shown = result.attacked[chosen].samples[:n]
 
     @eqx.filter_jit
     def states(model, images):
@@ -113,7 +209,7 @@ def _pictures(model, images, labels, attacks, result) -> Pictures | None:
         )(images)
 
     times, _ = trajectory(model.field, model.encoder(images[0]), model.solver)
-    clean, attacked = (states(model, jnp.asarray(x)) for x in (images[:n], twins))
+    clean, attacked = (states(model, jnp.asarray(x)) for x in (images[shown], twins))
     difference = np.asarray(clean - attacked).reshape(n, len(times), -1)
     grid = jnp.asarray(times, jnp.float32)
     envelopes = [
@@ -121,11 +217,11 @@ def _pictures(model, images, labels, attacks, result) -> Pictures | None:
     ]
     return Pictures(
         attack=describe(attacks[chosen]),
-        clean=images[:n],
+        clean=images[shown],
         adversarial=twins,
-        labels=labels[:n],
-        clean_predictions=result.predictions[:n],
-        adversarial_predictions=result.adversarial_predictions[chosen][:n],
+        labels=labels[shown],
+        clean_predictions=result.predictions[shown],
+        adversarial_predictions=result.attacked[chosen].predictions[:n],
         times=np.asarray(grid),
         distances=np.linalg.norm(difference, axis=-1),
         gronwall=np.asarray(envelopes[0]),

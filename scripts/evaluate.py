@@ -1,7 +1,8 @@
-"""Attack and certify a trained run: python scripts/evaluate.py RUN_DIR."""
+"""Attack, check and certify a trained run: python scripts/evaluate.py RUN_DIR."""
 
 import dataclasses
-from typing import Annotated
+import sys
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,16 +26,26 @@ DEFAULT = (
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Attacks and certifies the model of a run; writes its evaluation.json."""
+    """Attacks, checks and certifies the model of a run; writes its evaluation.json."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
     """A folder that scripts/train.py wrote."""
 
-    attack: tuple[str, ...] = DEFAULT
-    """Attacks as name:norm:epsilon[:steps[:restarts]], or gaussian:sigma."""
+    protocol: Literal["quick", "standard", "full"] | None = None
+    """Attacks, transfers and checks by name; what it will cost is said first."""
+
+    norm: Literal["linf", "l2"] | None = None
+    """Of a protocol's budgets; by default both."""
+
+    epsilon: tuple[str, ...] = ()
+    """A protocol's budgets, such as 8/255; by default those usual for the data."""
+
+    attack: tuple[str, ...] = ()
+    """In place of a protocol, attacks as name:norm:epsilon[:steps[:restarts]], or
+    gaussian:sigma. By default noise, FGSM and PGD."""
 
     num_examples: int | None = None
-    """How many test images; by default all."""
+    """How many test images; by default all, or the protocol's number."""
 
     batch_size: int = 250
     """Images at a time."""
@@ -51,16 +62,26 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    evaluate_run(
-        args.run_dir,
-        [attacks.parse(spec) for spec in args.attack],
-        num_examples=args.num_examples,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        data_dir=args.data_dir,
-    )
+    specs = args.attack or (() if args.protocol else DEFAULT)
+    try:
+        found = evaluate_run(
+            args.run_dir,
+            [attacks.parse(spec) for spec in specs],
+            protocol=args.protocol,
+            norm=args.norm,
+            epsilons=[attacks.number(text) for text in args.epsilon],
+            num_examples=args.num_examples,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            data_dir=args.data_dir,
+        )
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on after the last finished attack.")
+        sys.exit(130)
     if not args.quiet:
         print(table([read_run(args.run_dir)]))
+    for flag in found["flags"]:
+        print(f"FLAG: {flag}")
 
 
 if __name__ == "__main__":

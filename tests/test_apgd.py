@@ -13,7 +13,7 @@ from jnode.attacks.apgd import (
     targeted_ratio,
 )
 from jnode.attacks.norms import size
-from jnode.evaluate import evaluate
+from jnode.evaluation import evaluate
 from tests.helpers import small_model
 
 NAMES = ["apgd-ce", "apgd-dlr", "apgd-t"]

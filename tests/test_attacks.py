@@ -9,7 +9,7 @@ import pytest
 
 from jnode import attacks
 from jnode.attacks.norms import size
-from jnode.evaluate import evaluate
+from jnode.evaluation import evaluate
 
 
 class Linear(eqx.Module):

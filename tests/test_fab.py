@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from jnode import attacks
 from jnode.attacks.fab import to_hyperplane
 from jnode.attacks.norms import size
-from jnode.evaluate import evaluate
+from jnode.evaluation import evaluate
 from tests.helpers import small_model
 
 

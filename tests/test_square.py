@@ -9,7 +9,7 @@ import pytest
 from jnode import attacks
 from jnode.attacks.norms import size
 from jnode.attacks.square import _bump, margin, shares
-from jnode.evaluate import evaluate
+from jnode.evaluation import evaluate
 from tests.helpers import small_model
 
 

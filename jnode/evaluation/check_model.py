@@ -1,0 +1,67 @@
+"""All checks of a protocol on one model."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Float, Int
+
+from jnode.attacks import PGD, Batched
+from jnode.evaluation import checks
+from jnode.evaluation.one_batch import check_budget, perturb
+from jnode.evaluation.protocols import Budget, Protocol
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
+
+Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+
+
+def check_model(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    protocol: Protocol,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    keep: Keep = lambda name, make: make(),
+) -> dict[str, dict[str, Any]]:
+    """Runs each check on the first images.
+
+    **Arguments:** the model; images and labels; the protocol, which says how many of
+    them, and how long the longest PGD is; the budget of attacked images; the seed;
+    `keep`, which is given each check's name and the function that runs it, and may
+    remember what was found.
+
+    **Returns:** per check its numbers, what it `says` in words, and its `flags`.
+    """
+    x = jnp.asarray(images[: protocol.checked], jnp.float32)
+    y = jnp.asarray(labels[: protocol.checked])
+    whole = Batched(model)
+    norm, epsilon = budget
+    attack, key = PGD(epsilon, norm=norm, steps=20), jr.key(seed)
+    made: list[jax.Array] = []
+
+    def attacked() -> jax.Array:
+        if not made:
+            made.append(perturb(attack, whole, x, y, key))
+            check_budget(attack, x, made[0])
+        return made[0]
+
+    every: dict[str, Callable[[], dict[str, Any]]] = {
+        "adjoint": lambda: checks.adjoint(model.solver),
+        "gradient": lambda: checks.gradient(whole, x, y, seed=seed),
+        "batch_mates": lambda: checks.batch_mates(whole, x, seed=seed),
+        "tolerance": lambda: checks.tolerance(model, x, attacked()),
+        "work": lambda: checks.work(model, x, attacked(), attack, key=key),
+    }
+    if protocol.longer is not None:
+        steps = (20, protocol.longer)
+        every["longer"] = lambda: checks.longer(
+            whole, x, y, epsilon=epsilon, norm=norm, key=key, steps=steps
+        )
+    return {name: keep(name, make) for name, make in every.items()}

@@ -1,0 +1,137 @@
+"""Whether the gradient that attacks follow is the gradient of the evaluated solve."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.typing import ArrayLike
+
+from jnode.attacks.square import margin
+
+LARGE = 0.1
+"""The median relative discrepancy above which there is a flag."""
+STEPS64, STEPS32 = (1e-6, 1e-4, 1e-2), (1e-3, 1e-2, 3e-2)
+DIRECTIONS = 8
+
+
+def gradient(
+    model: Callable,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    samples: int = 8,
+    seed: int = 0,
+) -> dict[str, Any]:
+    r"""Compares the margin's gradient with central differences of its value.
+
+    $g$ is the gradient of $z_y - \max_{i \ne y} z_i$ that reverse mode gives, in the
+    precision of the evaluation; the differences $(m(x + hd) - m(x - hd)) / 2h$ are
+    taken of the same solve in float64, along $g$ and along random directions $d$ of
+    length 1, for steps $h$ of which each sample keeps the one that agrees best. The
+    discrepancy is an estimate of $\|g - \nabla m\| / \|\nabla m\|$: an average over
+    the random directions, whose squares estimate a squared norm, or what is seen along
+    $g$ if that is more.
+
+    An adaptive solver's gradient holds the steps fast that the solve took (Diffrax
+    stops gradients at step sizes), and where a step is accepted or rejected there is a
+    jump. The differences see both, so their discrepancy tells how much of the map the
+    gradient does not know of.
+
+    **Arguments:** a map from a batch of images to logits; images and labels, of which
+    the first `samples` are looked at; the seed of the directions.
+
+    **Returns:** the discrepancies, their median, the precision, the noise level of the
+    differences (relative, of rounding), words and flags.
+    """
+    x = jnp.asarray(images, jnp.float32)[:samples]
+    y = jnp.asarray(labels)[:samples]
+    g = np.asarray(_gradient(model, x, y), np.float64)
+    size = np.sqrt(np.sum(g**2, axis=(1, 2, 3), keepdims=True))
+    random = np.asarray(jr.normal(jr.key(seed), (DIRECTIONS, *x.shape)), np.float64)
+    random /= np.sqrt(np.sum(random**2, axis=(2, 3, 4), keepdims=True))
+    directions = np.concatenate([(g / np.maximum(size, 1e-300))[None], random])
+    slopes = np.sum(g * directions, axis=(2, 3, 4))
+    quotients, steps, precision, noise = _quotients(model, x, y, directions)
+    along, random = np.split(quotients - slopes, [1], axis=1)
+    n = x[0].size
+    norm_of = lambda e: np.sqrt(n * np.mean(e**2, axis=1))  # noqa: E731
+    error = np.maximum(np.abs(along[:, 0]), norm_of(random))
+    truth = np.maximum(size.ravel(), norm_of(quotients[:, 1:]))
+    relative = np.where(error == 0, 0.0, error / np.maximum(truth, 1e-300))
+    best = np.argmin(relative, axis=0)
+    relative = relative[best, np.arange(len(x))]
+    median = float(np.median(relative))
+    rounding = float(np.median(noise * np.sqrt(n) / np.maximum(size, 1e-300)))
+    found = {
+        "discrepancies": [_short(r) for r in relative],
+        "median": _short(median),
+        "largest": _short(np.max(relative)),
+        "steps": [steps[i] for i in best],
+        "precision": precision,
+        "noise": _short(rounding),
+    }
+    flags = []
+    if not median <= LARGE:
+        flags.append(
+            f"wrong gradient: it differs by {median:.1%} (median of {len(x)} images) "
+            "from finite differences of the evaluated solve, so attacks that follow it "
+            "go astray."
+        )
+    says = (
+        f"The attacks' gradient differs from central differences of the evaluated "
+        f"model in {precision} by {median:.2%} (median of {len(x)} images; at most "
+        f"{float(np.max(relative)):.2%})."
+    )
+    return {**found, "says": says, "flags": flags}
+
+
+@eqx.filter_jit
+def _gradient(model, x, y):
+    return jax.grad(lambda x: jnp.sum(margin(model(x), y)))(x)
+
+
+@eqx.filter_jit
+def _values(model, x, y, moves):
+    """The margins at each of some moved images, which are mapped one after another."""
+    return jax.lax.map(lambda move: margin(model(x + move), y), moves)
+
+
+def _quotients(model, x, y, directions):
+    """Difference quotients [steps, directions, samples], in float64 where it goes."""
+    try:
+        with jax.enable_x64(True):
+            model64 = jax.tree.map(
+                lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, model
+            )
+            x64 = jnp.asarray(np.asarray(x, np.float64))
+            moves = jnp.asarray(_moves(directions, STEPS64))
+            values = _values(model64, x64, y, moves)
+            if values.dtype == jnp.float64:
+                return _differences(np.asarray(values), STEPS64, "float64")
+    except TypeError:
+        pass  # a model with its own float32 constants, under strict promotion
+    moves = jnp.asarray(_moves(directions, STEPS32), jnp.float32)
+    values = np.asarray(_values(model, x, y, moves), np.float64)
+    return _differences(values, STEPS32, "float32")
+
+
+def _moves(directions, steps):
+    h = np.asarray(steps)[:, None, None, None, None, None]
+    both = np.stack([h * directions, -h * directions])
+    return both.reshape(-1, *directions.shape[1:])
+
+
+def _differences(values, steps, precision):
+    plus, minus = values.reshape(2, len(steps), -1, values.shape[-1])
+    h = np.asarray(steps)[:, None, None]
+    noise = np.finfo(precision).eps * max(1.0, float(np.max(np.abs(values)))) / steps[1]
+    return (plus - minus) / (2 * h), steps, precision, noise
+
+
+def _short(value) -> float:
+    """Four digits, and a large finite number where there is none: JSON has no inf."""
+    return float(f"{np.nan_to_num(float(value), nan=1e9, posinf=1e9):.4g}")

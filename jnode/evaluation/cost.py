@@ -1,0 +1,129 @@
+"""What an evaluation will cost, from the time of one batch."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jnode.attacks.base import AbstractAttack, Batched, loss_and_gradient
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds that one batch takes: its logits, their gradient, and one compilation.
+
+    `sources` tells how much more an attack takes that goes through another model. The
+    default holds no seconds, only ratios, which a progress bar can use.
+    """
+
+    forward: float = 1.0
+    gradient: float = 3.0
+    compilation: float = 0.0
+    sources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    batch_size: int = 250
+
+    def of(self, attack: AbstractAttack) -> float:
+        """Seconds of one batch under an attack that stops for no sample."""
+        forwards, gradients = evaluations(attack)
+        ratio = self.sources.get(getattr(attack, "via", ""), 1.0)
+        return forwards * self.forward + ratio * gradients * self.gradient
+
+
+def evaluations(attack: AbstractAttack) -> tuple[int, int]:
+    """How many times an attack asks for logits and for gradients, at most."""
+    rounds = int(attack.steps) * attack.restarts
+    if attack.name == "square":
+        return rounds + 1, 0
+    if attack.norm not in ("linf", "l2"):
+        return 1, 0  # noise asks for nothing
+    return (rounds + 1 if attack.name.startswith("fab") else 1), rounds
+
+
+def cost_of(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    sources: Mapping[str, Callable],
+    batch_size: int,
+) -> Cost:
+    """Times one batch: each part is compiled and run once, and then timed.
+
+    **Arguments:** the model; images and labels; the `sources` of transferred attacks,
+    whose cost is taken to grow with their evaluations of the vector field; images at a
+    time.
+    """
+    x, y = jnp.asarray(images[:batch_size]), jnp.asarray(labels[:batch_size])
+    whole = Batched(model)
+    forward, _ = _seconds(_forward, whole, x)
+    gradient, compilation = _seconds(_gradient, whole, x, y)
+    own = _nfe(model, x)
+    ratios = {}
+    for via, source in sources.items():
+        inner = getattr(source, "model", source)
+        if hasattr(inner, "solution"):
+            ratios[via] = max(_nfe(inner, x) / own, 0.1)
+        else:
+            ratios[via] = 0.1  # no solve at all
+    return Cost(forward, gradient, compilation, ratios, len(x))
+
+
+@eqx.filter_jit
+def _forward(model, images):
+    return model(images)
+
+
+@eqx.filter_jit
+def _gradient(model, images, labels):
+    return loss_and_gradient(model, images, labels)
+
+
+def _nfe(model, images) -> float:
+    if not model.solver.adaptive:
+        return float(model.solver.steps * model.solver.stages)
+    few = eqx.filter_jit(jax.vmap(lambda x: model.solution(x).stats["nfe"]))
+    return float(jnp.max(few(images[:8])))
+
+
+def _seconds(function, *arguments) -> tuple[float, float]:
+    """Of a run, and of the compilation before it."""
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        took.append(time.perf_counter() - start)
+    return min(took[1:]), max(took[0] - min(took[1:]), 0.0)
+
+
+def estimate(
+    attacks: Sequence[AbstractAttack], cost: Cost, num_examples: int
+) -> tuple[float, float]:
+    """Seconds of all attacks on so many images: work, and compilation.
+
+    The work is the most that it can be: samples that are broken are attacked no more.
+    One program is compiled for each kind of attack, norm, number of steps and source.
+    """
+    programs = {
+        (a.name, a.norm, int(a.steps), a.restarts, getattr(a, "via", ""))
+        for a in attacks
+    }
+    batches = -(-num_examples // cost.batch_size)
+    work = batches * sum(cost.of(attack) for attack in attacks)
+    return work, len(programs) * cost.compilation
+
+
+def minutes(seconds: float) -> str:
+    """For people: `40 seconds`, `12 minutes`, `3.5 hours`."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} seconds"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"

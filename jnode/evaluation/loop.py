@@ -1,0 +1,265 @@
+"""Worst-case robust accuracy, sample by sample."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Int
+from tqdm import tqdm
+
+from jnode.attacks.base import AbstractAttack
+from jnode.data import check_images, check_labels
+from jnode.evaluation import flags
+from jnode.evaluation.attacked import Attacked
+from jnode.evaluation.batches import gathered
+from jnode.evaluation.cost import Cost
+from jnode.evaluation.one_batch import check_budget, perturb, predict
+from jnode.evaluation.outputs import Outputs
+from jnode.evaluation.store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    - `summary`: the numbers, ready for JSON.
+    - `predictions`: the class given to each clean image.
+    - `standing`: per attack, which samples are right before and after it.
+    - `attacked`: per attack, what it did.
+    """
+
+    summary: dict[str, Any]
+    predictions: Int[np.ndarray, " n"]
+    standing: list[Bool[np.ndarray, " n"]]
+    attacked: list[Attacked]
+
+
+def evaluate(
+    model: Callable,
+    images: ArrayLike,
+    labels: ArrayLike,
+    attacks: Sequence[AbstractAttack],
+    *,
+    batch_size: int = 250,
+    seed: int = 0,
+    successive: bool = False,
+    keep: int = 16,
+    store: Store | None = None,
+    cost: Cost | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Clean accuracy, and accuracy that is left after each attack and after all.
+
+    Only samples whose clean image is classified rightly are attacked; the others are
+    lost already. A sample stands if its attacked image is classified rightly too;
+    attacked images are classified anew, after their budget was checked. The worst case
+    of a budget counts a sample as standing only if it stands under every attack of that
+    norm and of at most that epsilon.
+
+    **Arguments:**
+
+    - `model`: a map from a batch of images to logits; a model of single images is
+        wrapped in `jnode.attacks.Batched`.
+    - `images`: [n, height, width, channels], floats in [0, 1].
+    - `labels`: [n], the true classes as integers.
+    - `attacks`: from `jnode.attacks`, or a `Transfer`.
+    - `batch_size`: images at a time; the last batch is filled up.
+    - `seed`: of the attacks' random numbers.
+    - `successive`: whether an attack is spared the samples that one before it broke, in
+        the same norm with at most the same epsilon. A row's robust accuracy is then
+        what stands after all of them, and not after this attack alone.
+    - `keep`: how many attacked images to return of each attack, broken or not.
+    - `store`: keeps what finished attacks found, and gives it back.
+    - `cost`: of a batch, so that the progress bar knows the remaining time better.
+    - `progress`: whether to draw it.
+
+    **Returns:** an `Evaluation`. Its `summary["flags"]` names results that look like
+    masked gradients.
+
+    **Raises:** `TypeError` and `ValueError` for bad images or labels, or for too few
+    classes; `RuntimeError` for an attack that leaves its budget.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    _check(model, images, labels, batch_size, attacks)
+    images = images.astype(np.float32)
+    n, length = len(labels), min(batch_size, len(labels))
+    cost = Cost() if cost is None else cost
+    with _Bar(attacks, n, length, cost, progress) as bar:
+        outputs = Outputs()
+        clean = []
+        for _, x, y, mask in gathered(images, labels, np.arange(n), length):
+            outputs.look(model, x, y, mask)
+            clean.append(np.asarray(predict(model, x))[mask])
+        predictions = np.concatenate(clean)
+        right = predictions == labels
+        rows, standing, attacked = [], [], []
+        for i, attack in enumerate(attacks):
+            before = right.copy()
+            if successive:
+                for earlier, after in zip(attacks[:i], standing, strict=True):
+                    if _covers(earlier, attack):
+                        before &= after
+            bar.begin(i, int(before.sum()))
+
+            def make():
+                return _attack(
+                    attack,  # noqa: B023
+                    model,
+                    (images, labels, np.flatnonzero(before), length),  # noqa: B023
+                    jax.random.fold_in(jax.random.key(seed), i),  # noqa: B023
+                    keep,
+                    bar,
+                )
+
+            found = make() if store is None else store.attack(i, make)
+            attacked.append(found)
+            standing.append(found.standing(before))
+            rows.append(_row(attack, found, standing[-1]))
+    checks = {"outputs": outputs.result()}
+    found = [*checks["outputs"].pop("flags")]
+    found += flags.beaten_white_box(rows, n, successive=successive)
+    if not successive:
+        found += flags.weak_beats_strong(rows)
+    summary = {
+        "num_examples": n,
+        "seed": seed,
+        "clean_accuracy": float(right.mean()),
+        "successive": successive,
+        "attacks": rows,
+        "worst_case": worst_case(rows, standing),
+        "checks": checks,
+        "flags": found,
+    }
+    return Evaluation(summary, predictions, standing, attacked)
+
+
+def describe(attack: AbstractAttack) -> str:
+    """For people: `pgd-40 linf 0.1`, `pgd-40 linf 0.1 via rk4x8`."""
+    steps = f"-{int(attack.steps)}" if attack.steps > 1 else ""
+    via = getattr(attack, "via", "")
+    budget = f"{attack.norm} {float(attack.epsilon):.3g}"
+    return f"{attack.name}{steps} {budget}" + (f" via {via}" if via else "")
+
+
+def worst_case(
+    rows: list[dict], standing: list[Bool[np.ndarray, " n"]]
+) -> list[dict[str, Any]]:
+    """Per norm and epsilon, the share of samples that stand under every such attack.
+
+    An attack with a smaller budget counts for a larger one too, and a transferred one
+    like any other.
+    """
+    budgets = sorted({(r["norm"], r["epsilon"]) for r in rows})
+    worst = []
+    for norm, epsilon in budgets:
+        masks = [
+            mask
+            for row, mask in zip(rows, standing, strict=True)
+            if row["norm"] == norm and row["epsilon"] <= epsilon
+        ]
+        accuracy = float(np.logical_and.reduce(masks).mean())
+        worst.append({"norm": norm, "epsilon": epsilon, "robust_accuracy": accuracy})
+    return worst
+
+
+def _check(model, images, labels, batch_size, attacks):
+    check_images(images)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32")
+    classes = jax.eval_shape(model, one).shape[1]
+    check_labels(labels, classes)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"images and labels must be as many, not {len(images)} and {len(labels)}."
+        )
+    for attack in attacks:
+        inner = getattr(attack, "attack", attack)
+        least = getattr(inner, "least_classes", 2)
+        if classes < least:
+            raise ValueError(
+                f"{attack.name} needs a model of at least {least} classes, not "
+                f"{classes}: leave it out."
+            )
+
+
+def _covers(earlier: AbstractAttack, attack: AbstractAttack) -> bool:
+    """Whether an image that `earlier` broke is broken in `attack`'s budget too."""
+    same = earlier.norm == attack.norm
+    return same and float(earlier.epsilon) <= float(attack.epsilon)
+
+
+def _attack(attack, model, data, key, keep, bar) -> Attacked:
+    start = time.perf_counter()
+    images, labels, samples, length = data
+    predicted, broken, wrong, shown = [], [], [], []
+    for k, (chosen, x, y, mask) in enumerate(gathered(images, labels, samples, length)):
+        adversarial = perturb(attack, model, x, y, jax.random.fold_in(key, k))
+        check_budget(attack, x, adversarial)
+        classes = np.asarray(predict(model, adversarial))[mask]
+        adversarial = np.asarray(adversarial)[mask]
+        hit = classes != labels[chosen]
+        predicted.append(classes)
+        broken.append(chosen[hit])
+        wrong.append(adversarial[hit])
+        shown.append(adversarial[: max(0, keep - k * length)])
+        bar.step()
+    none = np.zeros((0, *images.shape[1:]), np.float32)
+    return Attacked(
+        samples,
+        np.concatenate([np.zeros(0, int), *predicted]),
+        np.concatenate([np.zeros(0, int), *broken]),
+        np.concatenate([none, *wrong]),
+        np.concatenate([none, *shown]),
+        round(time.perf_counter() - start, 3),
+    )
+
+
+def _row(attack, found, standing) -> dict[str, Any]:
+    return {
+        "name": attack.name,
+        "via": getattr(attack, "via", ""),
+        "norm": attack.norm,
+        "epsilon": round(float(attack.epsilon), 7),
+        "steps": int(attack.steps),
+        "restarts": attack.restarts,
+        "attacked": len(found.samples),
+        "broken": len(found.broken),
+        "robust_accuracy": float(standing.mean()),
+        "seconds": round(float(found.seconds), 3),
+    }
+
+
+class _Bar:
+    """A progress bar that knows what each attack costs and how many samples stand."""
+
+    def __init__(self, attacks, n, length, cost, progress):
+        self.attacks, self.length, self.cost = attacks, length, cost
+        self.now = 0
+        self.bar = tqdm(
+            total=self._left(0, n),
+            disable=not progress,
+            smoothing=0.05,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, left {remaining}",
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def _left(self, i, n):
+        return -(-n // self.length) * sum(self.cost.of(a) for a in self.attacks[i:])
+
+    def begin(self, i, stand):
+        self.now = i
+        self.bar.total = self.bar.n + self._left(i, stand)
+        self.bar.set_description(f"{describe(self.attacks[i])}, {stand} stand")
+
+    def step(self):
+        self.bar.update(self.cost.of(self.attacks[self.now]))

@@ -1,0 +1,131 @@
+"""What is run under the name quick, standard or full."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from jnode.attacks import APGDCE, APGDT, FABT, PGD, AbstractAttack, Square
+from jnode.attacks.base import Classifier
+from jnode.evaluation.transfers import TWINS, Transfer
+
+Budget = tuple[str, float]
+"""A norm and an epsilon."""
+DIGITS = {"linf": (0.1, 0.2, 0.3), "l2": (0.5, 1.0)}
+PHOTOGRAPHS = {"linf": (2 / 255, 8 / 255), "l2": (36 / 255, 0.5)}
+BUDGETS: dict[str, dict[str, tuple[float, ...]]] = {
+    "mnist5k": DIGITS,
+    "mnist": DIGITS,
+    "fashion_mnist": DIGITS,
+    "cifar10": PHOTOGRAPHS,
+    "cifar100": PHOTOGRAPHS,
+    "svhn_cropped": PHOTOGRAPHS,
+}
+"""The budgets that the literature reports, a data set, in pixel units."""
+
+
+def _few_steps(epsilon: float, norm: str) -> list[AbstractAttack]:
+    return [
+        PGD(epsilon, norm=norm, steps=20),
+        APGDCE(epsilon, norm=norm, steps=20),
+        APGDT(epsilon, norm=norm, steps=20, restarts=3),
+        Square(epsilon, norm=norm, steps=200),
+    ]
+
+
+def _autoattack(epsilon: float, norm: str) -> list[AbstractAttack]:
+    return [
+        APGDCE(epsilon, norm=norm),
+        APGDT(epsilon, norm=norm, restarts=9),
+        FABT(epsilon, norm=norm, restarts=9),
+        Square(epsilon, norm=norm),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """An evaluation with a name.
+
+    - `num_examples`: how many test images, unless told; `None` for all.
+    - `attacks`: the white- and black-box attacks of one budget, the first the cheapest.
+    - `twins`: through which models attacks are transferred (`TWINS`).
+    - `transfer`: the attack that is transferred, of one budget.
+    - `checked`: how many images the checks look at.
+    - `longer`: the steps of the PGD that stands beside PGD-20, if any.
+    """
+
+    num_examples: int | None
+    attacks: Callable[[float, str], Sequence[AbstractAttack]]
+    twins: tuple[str, ...]
+    transfer: Callable[[float, str], AbstractAttack]
+    checked: int
+    longer: int | None = None
+
+
+PROTOCOLS = {
+    "quick": Protocol(
+        num_examples=200,
+        attacks=_few_steps,
+        twins=("fixed", "encoder"),
+        transfer=lambda epsilon, norm: PGD(epsilon, norm=norm, steps=20),
+        checked=64,
+    ),
+    "standard": Protocol(
+        num_examples=1000,
+        attacks=_autoattack,
+        twins=TWINS,
+        transfer=lambda epsilon, norm: PGD(epsilon, norm=norm, steps=40),
+        checked=200,
+    ),
+    "full": Protocol(
+        num_examples=None,
+        attacks=_autoattack,
+        twins=TWINS,
+        transfer=lambda epsilon, norm: PGD(epsilon, norm=norm, steps=100, restarts=3),
+        checked=200,
+        longer=1000,
+    ),
+}
+
+
+def budgets(
+    dataset: str, norm: str | None = None, epsilons: Sequence[float] = ()
+) -> list[Budget]:
+    """The budgets to attack with, each norm's in growing order.
+
+    **Arguments:** the data set, whose usual budgets are taken unless `norm` ("linf" or
+    "l2") or `epsilons` (of that norm, by default Linf) say otherwise.
+
+    **Raises:** `ValueError` for another norm.
+    """
+    usual = BUDGETS.get(dataset, PHOTOGRAPHS)
+    if norm is not None and norm not in usual:
+        raise ValueError(f"norm must be one of {', '.join(usual)}, not {norm!r}.")
+    if epsilons:
+        return [(norm or "linf", epsilon) for epsilon in sorted(epsilons)]
+    norms = usual if norm is None else (norm,)
+    return [(norm, epsilon) for norm in norms for epsilon in sorted(usual[norm])]
+
+
+def plan(
+    protocol: Protocol,
+    budgets: Sequence[Budget],
+    twins: Mapping[str, Classifier],
+    *,
+    classes: int,
+) -> list[AbstractAttack]:
+    """The attacks of a protocol in their order: budget by budget, transfers last.
+
+    Attacks that need more classes than there are, are left out; the check of outputs
+    flags that.
+    """
+    attacks: list[AbstractAttack] = []
+    for norm, epsilon in budgets:
+        attacks += [
+            attack
+            for attack in protocol.attacks(epsilon, norm)
+            if getattr(attack, "least_classes", 2) <= classes
+        ]
+        attacks += [
+            Transfer(protocol.transfer(epsilon, norm), source, via)
+            for via, source in twins.items()
+        ]
+    return attacks

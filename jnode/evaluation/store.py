@@ -1,0 +1,115 @@
+"""Finished parts of an evaluation, kept on disk."""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from jnode.attacks.base import AbstractAttack
+from jnode.evaluation.attacked import Attacked
+from jnode.train.files import write_atomic, write_json
+
+DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class Store:
+    """The folder of an evaluation: `evaluation/` of a run.
+
+    `arguments.json` says of what the parts are: the model, the images, the attacks and
+    all else that decides the result. Each finished attack is one `.npz`, each finished
+    check one `.json`, written at once or not at all.
+    """
+
+    def __init__(self, folder: str | os.PathLike, arguments: dict[str, Any]):
+        """Opens the folder, and empties it where it holds another evaluation.
+
+        `news` is one sentence for people about what was found there, or empty.
+        """
+        self.folder = Path(folder)
+        # As JSON gives it back.
+        arguments = json.loads(json.dumps(arguments))
+        path = self.folder / "arguments.json"
+        self.news = ""
+        if path.is_file():
+            try:
+                old = json.loads(path.read_text())
+            except ValueError:
+                old = {}
+            if old == arguments:
+                count = len([*self.folder.glob("attack-*.npz")])
+                if count:
+                    self.news = f"{count} finished attacks are taken from {folder}."
+                return
+            changed = [k for k in arguments if old.get(k) != arguments[k]]
+            self.news = (
+                f"Starting anew: {' and '.join(changed) or 'the format'} changed since "
+                f"the evaluation in {folder}."
+            )
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, arguments)
+
+    def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
+        """What an attack found: read, or else made and written."""
+        path = self.folder / f"attack-{index:03d}.npz"
+        if path.is_file():
+            try:
+                with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                    return Attacked(**dict(file))
+            except DAMAGED:
+                pass  # made anew
+        found = make()
+        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
+        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
+        return found
+
+    def check(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What a check found: read, or else made and written."""
+        path = self.folder / f"check-{name}.json"
+        if path.is_file():
+            try:
+                return json.loads(path.read_text())
+            except ValueError:
+                pass
+        found = make()
+        write_json(path, found)
+        return found
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of files (paths), arrays and plain values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            digest.update(part.read_bytes())
+        elif isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def described(attacks: Sequence[AbstractAttack]) -> list[dict[str, Any]]:
+    """Attacks as plain data, each setting of theirs included, a source by its name."""
+
+    def plain(value):
+        if isinstance(value, AbstractAttack):
+            return {
+                "class": type(value).__name__,
+                **{k: plain(v) for k, v in vars(value).items() if k != "source"},
+            }
+        if eqx.is_array(value):
+            return np.asarray(jax.device_get(value)).tolist()
+        return value if isinstance(value, int | float | str | None) else repr(value)
+
+    return [plain(attack) for attack in attacks]

@@ -1,0 +1,187 @@
+"""Attacks made through another model and evaluated on the one in question."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jnode.attacks.base import AbstractAttack, Batched, Classifier, Images
+from jnode.models.encoders import AbstractEncoder
+from jnode.solvers import Solver
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
+
+TWINS = ("fixed", "finer", "other", "encoder")
+"""The kinds of twin that `twins` makes; "adjoint" is added where it differs."""
+FIXED_STEPS = 8
+
+
+class Transfer(AbstractAttack):
+    """An attack that is run on `source` whatever the model.
+
+    A model whose gradients lead nowhere may fall to images that were made through
+    another with useful ones (Papernot et al., 2016; Athalye et al., ICML 2018). `via`
+    says what the source is; budget, steps and restarts are the attack's.
+    """
+
+    attack: AbstractAttack
+    source: Classifier
+    via: str = eqx.field(static=True)
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.attack.name
+
+    @property
+    def epsilon(self) -> Float[Array, ""]:
+        return self.attack.epsilon
+
+    @property
+    def norm(self) -> str:
+        return self.attack.norm
+
+    @property
+    def steps(self) -> int | Int[Array, ""]:
+        return self.attack.steps
+
+    @property
+    def restarts(self) -> int:
+        return self.attack.restarts
+
+    def __call__(
+        self,
+        model: Classifier,
+        images: Images,
+        labels: Int[Array, " batch"],
+        *,
+        key: PRNGKeyArray,
+    ) -> Images:
+        del model
+        return self.attack(self.source, images, labels, key=key)
+
+
+class NearestMean(eqx.Module):
+    r"""A classifier of the encoder's output alone: $z_c = -\|e(x) - m_c\|^2 / s$.
+
+    $m_c$ is the mean of the encoded images of class $c$ and $s$ their mean squared
+    distance from it, so that logits have the scale of one.
+    """
+
+    encoder: AbstractEncoder
+    means: Float[Array, "classes features"]
+    scale: Float[Array, ""]
+
+    def __call__(
+        self, image: Float[Array, "height width channels"]
+    ) -> Float[Array, " classes"]:
+        code = self.encoder(image).ravel()
+        return -jnp.sum((code[None] - self.means) ** 2, axis=1) / self.scale
+
+
+@eqx.filter_jit
+def nearest_mean(
+    encoder: AbstractEncoder,
+    images: Float[Array, "n height width channels"],
+    labels: Int[Array, " n"],
+    classes: int,
+) -> NearestMean:
+    """The substitute of a model that knows its encoder only. Arguments as they say."""
+    codes = jax.vmap(lambda x: encoder(x).ravel())(images)
+    member = jax.nn.one_hot(labels, classes)
+    counts = jnp.maximum(jnp.sum(member, axis=0), 1)
+    means = jnp.matmul(member.T, codes) / counts[:, None]
+    scale = jnp.mean(jnp.sum((codes - means[labels]) ** 2, axis=1))
+    return NearestMean(encoder, means, jnp.maximum(scale, 1e-12))
+
+
+def twins(
+    model: "ODEClassifier",
+    images: ArrayLike,
+    labels: ArrayLike,
+    kinds: Sequence[str] = TWINS,
+) -> dict[str, Classifier]:
+    """Models that share weights with `model`, by what they are.
+
+    **Arguments:**
+
+    - `model`: the model in question.
+    - `images`, `labels`: [n, height, width, channels] and [n], for the means of the
+        kind "encoder".
+    - `kinds`: of "fixed" (eight or more classical Runge-Kutta steps), "finer" (a tenth
+        of the tolerances, or twice the steps), "other" (another method) and "encoder"
+        (a nearest-mean classifier on the encoder's output, without the ODE).
+
+    **Returns:** classifiers of batches. All are differentiated step by step: where the
+    model's adjoint is continuous, one more twin is its own solve, so differentiated.
+
+    **Raises:** `ValueError` for an unknown kind.
+    """
+    for kind in kinds:
+        if kind not in TWINS:
+            raise ValueError(f"twin must be one of {', '.join(TWINS)}, not {kind!r}.")
+    found: dict[str, Classifier] = {}
+    own = dataclasses.replace(model.solver, adjoint="direct")
+    if model.solver.adjoint == "backsolve":
+        found[f"{own}, direct adjoint"] = Batched(model.with_solver(own))
+    pieces = getattr(model.field, "count", 1)
+    makers = {
+        "fixed": lambda: Solver("rk4", steps=pieces * -(-FIXED_STEPS // pieces)),
+        "finer": lambda: rescaled(own, 10),
+        "other": lambda: _another(own),
+    }
+    for kind in kinds:
+        if kind == "encoder":
+            substitute = nearest_mean(
+                model.encoder,
+                jnp.asarray(images),
+                jnp.asarray(labels),
+                len(model.head.bias),
+            )
+            found["encoder"] = Batched(substitute)
+        else:
+            solver = makers[kind]()
+            if str(solver) != str(own):
+                found[str(solver)] = Batched(model.with_solver(solver))
+    return found
+
+
+def rescaled(solver: Solver, factor: float) -> Solver:
+    """The same method, more exact for a `factor` above 1 and coarser below.
+
+    An adaptive solver's tolerances are divided by it; of a fixed-step solver every step
+    is halved (above 1), or every two steps made one (below).
+
+    **Raises:** `ValueError` for coarser steps where there is one only.
+    """
+    if solver.adaptive:
+        rtol, atol = (tolerance / factor for tolerance in solver.tolerances)
+        # Smaller tolerances take more steps, of which there must be enough.
+        longer = round(solver.max_steps * max(1.0, factor))
+        return dataclasses.replace(solver, rtol=rtol, atol=atol, max_steps=longer)
+    shares = solver.shares.tolist()
+    if factor > 1:
+        middle = [(a + b) / 2 for a, b in itertools.pairwise(shares)]
+        shares = sorted([*shares, *middle])
+    elif len(shares) < 3:
+        raise ValueError(f"{solver} has one step, and none can be coarser.")
+    else:
+        shares = [*shares[:-1:2], 1.0]
+    if solver.grid is None:
+        return dataclasses.replace(solver, steps=len(shares) - 1)
+    return dataclasses.replace(solver, grid=tuple(shares), steps=None)
+
+
+def _another(solver: Solver) -> Solver:
+    if solver.adaptive:
+        return dataclasses.replace(
+            solver, name="bosh3" if solver.name != "bosh3" else "dopri5"
+        )
+    name = {"rk4": "heun"}.get(solver.name, "rk4")
+    return dataclasses.replace(solver, name=name)
