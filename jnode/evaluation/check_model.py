@@ -52,9 +52,19 @@ def check_model(
             check_budget(attack, x, made[0])
         return made[0]
 
+    def gradient() -> dict[str, Any]:
+        found = checks.gradient(whole, x, y, seed=seed)
+        if model.solver.adaptive and not found["flags"]:
+            found["held_steps"] = checks.held_steps(model, x, y)
+            found["says"] += (
+                f" From the gradient of the steps that the solve took it differs by "
+                f"{found['held_steps']:.0e}."
+            )
+        return found
+
     every: dict[str, Callable[[], dict[str, Any]]] = {
         "adjoint": lambda: checks.adjoint(model.solver),
-        "gradient": lambda: checks.gradient(whole, x, y, seed=seed),
+        "gradient": gradient,
         "batch_mates": lambda: checks.batch_mates(whole, x, seed=seed),
         "tolerance": lambda: checks.tolerance(model, x, attacked()),
         "work": lambda: checks.work(model, x, attacked(), attack, key=key),

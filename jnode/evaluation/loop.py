@@ -120,7 +120,7 @@ def evaluate(
             standing.append(found.standing(before))
             rows.append(_row(attack, found, standing[-1]))
     checks = {"outputs": outputs.result()}
-    found = [*checks["outputs"].pop("flags")]
+    found = [*checks["outputs"]["flags"]]
     found += flags.beaten_white_box(rows, n, successive=successive)
     if not successive:
         found += flags.weak_beats_strong(rows)
@@ -178,8 +178,7 @@ def _check(model, images, labels, batch_size, attacks):
             f"images and labels must be as many, not {len(images)} and {len(labels)}."
         )
     for attack in attacks:
-        inner = getattr(attack, "attack", attack)
-        least = getattr(inner, "least_classes", 2)
+        least = getattr(attack, "least_classes", 2)
         if classes < least:
             raise ValueError(
                 f"{attack.name} needs a model of at least {least} classes, not "

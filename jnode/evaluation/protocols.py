@@ -47,7 +47,7 @@ class Protocol:
     - `num_examples`: how many test images, unless told; `None` for all.
     - `attacks`: the white- and black-box attacks of one budget, the first the cheapest.
     - `twins`: through which models attacks are transferred (`TWINS`).
-    - `transfer`: the attack that is transferred, of one budget.
+    - `transfer`: steps and restarts of each transferred attack.
     - `checked`: how many images the checks look at.
     - `longer`: the steps of the PGD that stands beside PGD-20, if any.
     """
@@ -55,7 +55,7 @@ class Protocol:
     num_examples: int | None
     attacks: Callable[[float, str], Sequence[AbstractAttack]]
     twins: tuple[str, ...]
-    transfer: Callable[[float, str], AbstractAttack]
+    transfer: tuple[int, int]
     checked: int
     longer: int | None = None
 
@@ -65,21 +65,21 @@ PROTOCOLS = {
         num_examples=200,
         attacks=_few_steps,
         twins=("fixed", "encoder"),
-        transfer=lambda epsilon, norm: PGD(epsilon, norm=norm, steps=20),
+        transfer=(20, 1),
         checked=64,
     ),
     "standard": Protocol(
         num_examples=1000,
         attacks=_autoattack,
         twins=TWINS,
-        transfer=lambda epsilon, norm: PGD(epsilon, norm=norm, steps=40),
+        transfer=(40, 1),
         checked=200,
     ),
     "full": Protocol(
         num_examples=None,
         attacks=_autoattack,
         twins=TWINS,
-        transfer=lambda epsilon, norm: PGD(epsilon, norm=norm, steps=100, restarts=3),
+        transfer=(100, 3),
         checked=200,
         longer=1000,
     ),
@@ -118,6 +118,7 @@ def plan(
     flags that.
     """
     attacks: list[AbstractAttack] = []
+    steps, restarts = protocol.transfer
     for norm, epsilon in budgets:
         attacks += [
             attack
@@ -125,7 +126,7 @@ def plan(
             if getattr(attack, "least_classes", 2) <= classes
         ]
         attacks += [
-            Transfer(protocol.transfer(epsilon, norm), source, via)
+            Transfer(source, via, epsilon, norm=norm, steps=steps, restarts=restarts)
             for via, source in twins.items()
         ]
     return attacks

@@ -103,13 +103,14 @@ def described(attacks: Sequence[AbstractAttack]) -> list[dict[str, Any]]:
     """Attacks as plain data, each setting of theirs included, a source by its name."""
 
     def plain(value):
-        if isinstance(value, AbstractAttack):
-            return {
-                "class": type(value).__name__,
-                **{k: plain(v) for k, v in vars(value).items() if k != "source"},
-            }
         if eqx.is_array(value):
             return np.asarray(jax.device_get(value)).tolist()
         return value if isinstance(value, int | float | str | None) else repr(value)
 
-    return [plain(attack) for attack in attacks]
+    return [
+        {
+            "class": type(attack).__name__,
+            **{k: plain(v) for k, v in vars(attack).items() if k != "source"},
+        }
+        for attack in attacks
+    ]

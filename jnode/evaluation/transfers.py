@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jnode.attacks.base import AbstractAttack, Batched, Classifier, Images
+from jnode.attacks.base import (
+    AbstractAttack,
+    Batched,
+    Classifier,
+    Images,
+    check_budget,
+)
+from jnode.evaluation.ascent import ascend
 from jnode.models.encoders import AbstractEncoder
 from jnode.solvers import Solver
 
@@ -24,36 +31,38 @@ FIXED_STEPS = 8
 
 
 class Transfer(AbstractAttack):
-    """An attack that is run on `source` whatever the model.
+    """PGD that climbs the loss of `source` whatever the model (see `ascend`).
 
     A model whose gradients lead nowhere may fall to images that were made through
     another with useful ones (Papernot et al., 2016; Athalye et al., ICML 2018). `via`
-    says what the source is; budget, steps and restarts are the attack's.
+    says what the source is.
     """
 
-    attack: AbstractAttack
+    name: ClassVar[str] = "pgd"
     source: Classifier
     via: str = eqx.field(static=True)
+    epsilon: Float[Array, ""]
+    norm: str = eqx.field(static=True)
+    steps: Int[Array, ""]
+    restarts: int = eqx.field(static=True)
 
-    @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.attack.name
-
-    @property
-    def epsilon(self) -> Float[Array, ""]:
-        return self.attack.epsilon
-
-    @property
-    def norm(self) -> str:
-        return self.attack.norm
-
-    @property
-    def steps(self) -> int | Int[Array, ""]:
-        return self.attack.steps
-
-    @property
-    def restarts(self) -> int:
-        return self.attack.restarts
+    def __init__(
+        self,
+        source: Classifier,
+        via: str,
+        epsilon: float,
+        *,
+        norm: str = "linf",
+        steps: int = 40,
+        restarts: int = 1,
+    ):
+        """**Arguments:** a map from a batch of images to logits, what to call it, the
+        budget in pixel units, its norm, and the number of steps and of random starts.
+        """
+        self.source, self.via = source, via
+        self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
+        self.norm, self.restarts = norm, restarts
+        self.steps = jnp.asarray(steps, jnp.int32)
 
     def __call__(
         self,
@@ -64,7 +73,16 @@ class Transfer(AbstractAttack):
         key: PRNGKeyArray,
     ) -> Images:
         del model
-        return self.attack(self.source, images, labels, key=key)
+        return ascend(
+            self.source,
+            images,
+            labels,
+            epsilon=self.epsilon,
+            norm=self.norm,
+            steps=self.steps,
+            restarts=self.restarts,
+            key=key,
+        )
 
 
 class NearestMean(eqx.Module):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jnode.report import figures, parts
+from jnode.report.checks import checks
 from jnode.report.run_report import RunReport, distinct
 from jnode.report.style import STYLE
 from jnode.train.files import write_atomic
@@ -79,6 +80,7 @@ def render(runs: Sequence[RunReport]) -> str:
     body += _pictures(runs)
     if any(run.metrics for run in runs):
         body += ["<h2>Training</h2>", _drawn("training", figures.training(runs))]
+    body.append(checks(runs, [parts.dot(i) for i in range(len(runs))]))
     body += ["<h2>What was run</h2>", parts.setup(runs), *map(parts.details, runs)]
     return "\n".join(
         [

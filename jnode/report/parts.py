@@ -56,7 +56,8 @@ def flags(runs: Sequence[RunReport]) -> str:
     if not found:
         note = (
             "<p>The checks for masked gradients (do gradients vanish, does a weak "
-            "attack do better than a strong one) raised no flag.</p>"
+            "attack do better than a strong one, and those listed below) raised no "
+            "flag.</p>"
         )
     else:
         note = ""

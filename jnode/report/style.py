@@ -44,6 +44,12 @@ th:first-child { text-align: left; white-space: nowrap; }
     color-mix(in srgb, var(--c) 60%, transparent) var(--v), transparent 0); }
 tr.group th:first-child { white-space: normal; }
 tr.group th { font-weight: 650; font-size: .88rem; padding-top: 1rem; }
+.checks th, .checks td { text-align: left; vertical-align: top; }
+.checks td { max-width: 46rem; overflow-wrap: anywhere; }
+.checks td .dim { display: block; font-size: .88rem; }
+.checks .mark { display: block; font-size: .82rem; color: var(--dim); }
+.checks .flagged { background: color-mix(in srgb, var(--warn) 12%, transparent); }
+.checks .flagged .mark { color: var(--warn); font-weight: 650; }
 figure { margin: 1.2rem 0 2rem; break-inside: avoid; }
 figure img { display: block; max-width: 100%; background: white; border-radius: 8px;
              padding: .5rem; border: 1px solid var(--line); }

@@ -37,20 +37,30 @@ def budget_label(norm: str, epsilon: float) -> str:
 
 
 def attack_label(row: dict) -> str:
-    """`pgd-40 Linf 0.1`, `pgd-40x5 L2 0.5` with five restarts, `gaussian σ 0.2`."""
+    """`pgd-40 Linf 0.1`, `pgd-40x5 L2 0.5` with five restarts, `gaussian σ 0.2`.
+
+    And `pgd-40 Linf 0.1 via rk4x8` where it was transferred.
+    """
     steps = f"-{row['steps']}" if row["steps"] > 1 else ""
     restarts = f"x{row['restarts']}" if row["restarts"] > 1 else ""
-    return f"{row['name']}{steps}{restarts} {budget_label(row['norm'], row['epsilon'])}"
+    via = f" via {row['via']}" if row.get("via") else ""
+    budget = budget_label(row["norm"], row["epsilon"])
+    return f"{row['name']}{steps}{restarts} {budget}{via}"
 
 
 def sections(runs: Sequence[RunReport]) -> list[Section]:
     """What the runs reached: attacked, worst case and certified kept apart."""
     evaluations = [run.evaluation for run in runs]
-    attacked = _align(
-        [
-            [(attack_label(r), r["robust_accuracy"]) for r in e["attacks"]]
-            for e in evaluations
-        ]
+    alone, left = (
+        _align(
+            [
+                [(attack_label(r), r["robust_accuracy"]) for r in e["attacks"]]
+                if bool(e.get("successive")) == successive
+                else []
+                for e in evaluations
+            ]
+        )
+        for successive in (False, True)
     )
     worst = _align(
         [
@@ -78,7 +88,8 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
     )
     found = [
         Section("", [_line("clean", [e["clean_accuracy"] for e in evaluations])]),
-        Section("accuracy under attack: empirical upper bound", attacked),
+        Section("accuracy under attack: empirical upper bound", alone),
+        Section("left by one attack after another: empirical upper bound", left),
         Section("standing after all those attacks: empirical upper bound", worst),
         Section("certified accuracy: proven lower bound", proven),
         Section(
@@ -86,6 +97,7 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
             [
                 Line("solver", [str(e["solver"]) for e in evaluations]),
                 Line("NFE", [f"{e['nfe']:.4g}" for e in evaluations]),
+                *_nfe_under_attack(evaluations),
                 Line(
                     "training seconds",
                     [NONE if r.seconds is None else f"{r.seconds:.0f}" for r in runs],
@@ -94,6 +106,29 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
         ),
     ]
     return [section for section in found if section.lines]
+
+
+def _nfe_under_attack(evaluations: Sequence[dict]) -> list[Line]:
+    """Mean and largest number of evaluations, clean and attacked side by side."""
+    found = [e.get("checks", {}).get("work", {}) for e in evaluations]
+    kinds = {
+        "clean": "NFE, clean (mean / largest)",
+        "attacked": "NFE, attacked",
+        "attacked_for_cost": "NFE, attacked for cost",
+    }
+    return [
+        Line(
+            label,
+            [
+                f"{work[kind]['nfe']:.4g} / {work[kind]['nfe_largest']}"
+                if kind in work
+                else NONE
+                for work in found
+            ],
+        )
+        for kind, label in kinds.items()
+        if any(kind in work for work in found)
+    ]
 
 
 def _line(label: str, shares: list[float | None]) -> Line:

@@ -9,9 +9,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
 
-from jnode.attacks import PGD
 from jnode.attacks.base import cross_entropy
 from jnode.evaluation.one_batch import check_budget, perturb
+from jnode.evaluation.transfers import Transfer
 
 GAP = 0.02
 """The share of images that many more steps may break before there is a flag."""
@@ -46,7 +46,7 @@ def longer(
     x, y = jnp.asarray(images, jnp.float32), jnp.asarray(labels)
     rows = []
     for count in steps:
-        attack = PGD(epsilon, norm=norm, steps=count)
+        attack = Transfer(model, "itself", epsilon, norm=norm, steps=count)
         adversarial = perturb(attack, model, x, y, key)
         check_budget(attack, x, adversarial)
         losses, right = _judge(model, adversarial, y)

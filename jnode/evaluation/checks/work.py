@@ -9,8 +9,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.attacks import PGD, AbstractAttack
-from jnode.evaluation.one_batch import perturb
+from jnode.attacks import AbstractAttack
+from jnode.evaluation.ascent import ascend
+from jnode.evaluation.one_batch import check_budget
 from jnode.solvers import Solver, solve
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Hardness(eqx.Module):
     An adaptive solver takes steps in proportion to a power of its error estimate, which
     Diffrax does not differentiate; $d = \|y_2 - y_1\|$ of $n$ and $2n$ classical
     Runge-Kutta steps grows with the same local errors, and is smooth. As the logits
-    $(0, s \ln d)$ with the label 0 any attack on the cross-entropy makes it large.
+    $(0, \ln d)$ with the label 0 it grows with the cross-entropy.
     """
 
     model: "ODEClassifier"
@@ -52,6 +53,19 @@ def _stats(model, images):
     return jax.vmap(one)(images)
 
 
+@eqx.filter_jit
+def _costly(model, images, attack, key):
+    return ascend(
+        Hardness(model),
+        images,
+        jnp.zeros(len(images), int),
+        epsilon=attack.epsilon,
+        norm=attack.norm,
+        steps=jnp.asarray(20),
+        key=key,
+    )
+
+
 def work(
     model: "ODEClassifier",
     images: ArrayLike,
@@ -63,17 +77,16 @@ def work(
     """Steps and NFE on clean images, on attacked ones, and under an attack on cost.
 
     **Arguments:** the model; clean images and attacked ones, [n, height, width,
-    channels]; the attack that made them, whose budget the attack on cost is given (PGD
-    on `Hardness`, for adaptive solvers only); the key of its random start.
+    channels]; the attack that made them, whose budget the attack on cost is given
+    (`ascend` on `Hardness`, for adaptive solvers only); the key of its random start.
 
     **Returns:** mean and largest number of steps and NFE of each; words and flags.
     """
     clean, attacked = (jnp.asarray(x, jnp.float32) for x in (images, attacked))
     kinds = {"clean": clean, "attacked": attacked}
     if model.solver.adaptive:
-        costly = PGD(float(attack.epsilon), norm=attack.norm, steps=20)
-        zeros = jnp.zeros(len(clean), int)
-        kinds["attacked_for_cost"] = perturb(costly, Hardness(model), clean, zeros, key)
+        kinds["attacked_for_cost"] = _costly(model, clean, attack, key)
+        check_budget(attack, clean, kinds["attacked_for_cost"])
     rows = {}
     for name, x in kinds.items():
         stats = jax.device_get(_stats(model, x))

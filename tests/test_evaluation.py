@@ -1,0 +1,309 @@
+"""Evaluation: what stands is attacked, what is finished is kept, budgets hold."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from jnode.attacks import APGDCE, PGD, Batched, Square
+from jnode.evaluation import Store, Transfer, evaluate, loop, plan, twins
+from jnode.evaluation.cost import Cost, estimate, evaluations, minutes
+from jnode.evaluation.protocols import PROTOCOLS, budgets
+from jnode.evaluation.recheck import recheck
+from jnode.evaluation.store import described, fingerprint
+from tests.helpers import small_model
+
+ATTACKS = [
+    PGD(0.02, steps=3),
+    Square(0.02, steps=5),
+    PGD(0.05, steps=3),
+    PGD(0.3, norm="l2", steps=3),
+]
+BATCH = 16
+
+
+def make_problem():
+    """A model, 40 images, and labels of which the first four are wrong."""
+    model = Batched(small_model(jr.key(0)).bake())
+    images = np.asarray(jr.uniform(jr.key(1), (40, 8, 8, 1)))
+    labels = np.array(jnp.argmax(model(jnp.asarray(images)), axis=1))
+    labels[:4] = (labels[:4] + 1) % 4
+    return model, images, labels
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_problem()
+
+
+def run(problem, attacks=ATTACKS, **kwargs):
+    settings = {"batch_size": BATCH, "progress": False, "successive": True}
+    return evaluate(*problem, attacks, **settings | kwargs)
+
+
+@pytest.fixture(scope="module")
+def found(problem):
+    return run(problem)
+
+
+def test_only_standing_samples_are_attacked_and_rows_never_rise(found):
+    rows = found.summary["attacks"]
+    assert found.summary["clean_accuracy"] == 36 / 40
+    left = np.arange(4, 40)
+    for attacked, row in zip(found.attacked[:3], rows, strict=False):
+        assert (attacked.samples == left).all()
+        assert set(attacked.broken) <= set(left)
+        left = np.setdiff1d(left, attacked.broken)
+        assert row["robust_accuracy"] == len(left) / 40
+        assert (row["attacked"], row["broken"]) == (
+            len(attacked.samples),
+            len(attacked.broken),
+        )
+    assert 0 < len(left) < 36
+    # Another norm begins anew; wrong predictions never stand.
+    assert (found.attacked[3].samples == np.arange(4, 40)).all()
+    assert not found.standing[3][:4].any()
+    worst = {
+        (r["norm"], r["epsilon"]): r["robust_accuracy"]
+        for r in found.summary["worst_case"]
+    }
+    assert worst["linf", 0.05] == rows[2]["robust_accuracy"] <= worst["linf", 0.02]
+
+
+def test_stored_images_prove_the_accuracy(problem, found):
+    model, images, labels = problem
+    for attack, attacked in zip(ATTACKS, found.attacked, strict=True):
+        clean = images[attacked.broken]
+        assert np.all((attacked.images >= 0) & (attacked.images <= 1))
+        order = np.inf if attack.norm == "linf" else 2
+        moved = (attacked.images - clean).astype(np.float64).reshape(-1, 64)
+        lengths = np.linalg.norm(moved, order, axis=1)
+        assert np.all(lengths <= float(attack.epsilon) + 1e-6)
+        predicted = np.argmax(model(jnp.asarray(attacked.images)), axis=1)
+        assert (predicted != labels[attacked.broken]).all()
+    again = recheck(model, images, labels, ATTACKS, found.attacked, batch_size=BATCH)
+    assert again["stored"] == again["misclassified"] > 0 and again["flags"] == []
+    assert again["standing"] == [
+        round(40 * row["robust_accuracy"]) for row in found.summary["attacks"]
+    ]
+    # An image that proves nothing is found out, and one outside its budget.
+    first = found.attacked[2]
+    at = len(first.broken) - 1
+    forged = first.images.copy()
+    forged[at] = images[first.broken[at]]
+    tampered = dataclasses.replace(first, images=forged)
+    out = recheck(model, images, labels, ATTACKS[2:3], [tampered], batch_size=BATCH)
+    assert out["misclassified"] == out["stored"] - 1
+    assert out["flags"][0].startswith("stored images")
+    forged[at] = 1 - images[first.broken[at]]
+    with pytest.raises(RuntimeError, match="left its budget"):
+        recheck(model, images, labels, ATTACKS[2:3], [tampered], batch_size=BATCH)
+
+
+def test_one_compilation_for_ragged_batches_and_budgets(problem):
+    model, images, labels = problem
+    traces = []
+
+    class Counting(eqx.Module):
+        inner: Batched
+
+        def __call__(self, x):
+            traces.append(x.shape)
+            return self.inner(x)
+
+    attacks = [PGD(0.02, steps=2), PGD(0.03, steps=5), PGD(0.04, steps=2)]
+    one = attacks[:1]
+    run((Counting(model), images[:32], labels[:32]), one)
+    whole = len(traces)
+    traces.clear()
+    # Now batches of 16, 16 and 8 clean ones, and whatever stands at three budgets:
+    # beyond the shape check and the second look at the outputs all is compiled.
+    run((Counting(model), images, labels), attacks)
+    assert 0 < len(traces) <= 2 < whole
+    assert all(shape[0] in (1, BATCH) for shape in traces)
+
+
+class Once(PGD):
+    """Raises when it is run in an evaluation: an interruption."""
+
+    def __call__(self, model, images, labels, *, key):
+        raise KeyboardInterrupt
+
+
+def arguments(problem, attacks):
+    return {"the data": fingerprint(*problem[1:]), "the attacks": described(attacks)}
+
+
+def test_an_interrupted_evaluation_goes_on(problem, found, tmp_path, monkeypatch):
+    store = Store(tmp_path / "evaluation", arguments(problem, ATTACKS))
+    assert store.news == ""
+    with pytest.raises(KeyboardInterrupt):
+        run(problem, [*ATTACKS[:2], Once(0.05, steps=3), ATTACKS[3]], store=store)
+    done, real = [], loop._attack
+    monkeypatch.setattr(loop, "_attack", lambda a, *r: done.append(a) or real(a, *r))
+    store = Store(tmp_path / "evaluation", arguments(problem, ATTACKS))
+    assert "2 finished attacks" in store.news
+    resumed = run(problem, store=store)
+    assert done == ATTACKS[2:]
+    # As if nothing had happened; and the third time nothing is left to do.
+    same = lambda e: [
+        {k: v for k, v in row.items() if k != "seconds"} for row in e.summary["attacks"]
+    ]
+    assert same(resumed) == same(found)
+    assert run(problem, store=store).summary == resumed.summary
+    assert done == ATTACKS[2:]
+    # A damaged part is made anew, and only that.
+    (tmp_path / "evaluation" / "attack-001.npz").write_bytes(b"PK half a file")
+    assert same(run(problem, store=store)) == same(found)
+    assert done[2:] == ATTACKS[1:2]
+    # Another attack, and nothing of the old is believed.
+    other = [*ATTACKS[:3], PGD(0.4, norm="l2", steps=3)]
+    store = Store(tmp_path / "evaluation", arguments(problem, other))
+    assert store.news.startswith("Starting anew: the attacks changed")
+    assert not [*(tmp_path / "evaluation").glob("attack-*")]
+
+
+CHILD = """
+import sys
+from jnode.attacks import PGD
+from jnode.evaluation import Store
+from tests.test_evaluation import ATTACKS, arguments, make_problem, run
+problem = make_problem()
+attacks = [*ATTACKS[:1], PGD(0.02, steps=100_000_000)]
+run(problem, attacks, store=Store(sys.argv[1], arguments(problem, ATTACKS)))
+"""
+
+
+def test_a_killed_evaluation_leaves_only_whole_files(problem, found, tmp_path):
+    folder = tmp_path / "evaluation"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)], cwd=Path(__file__).parent.parent
+    )
+    try:
+        until = time.time() + 200
+        while not (folder / "attack-000.npz").exists():
+            assert child.poll() is None and time.time() < until
+            time.sleep(0.1)
+        child.terminate()
+        assert child.wait(60) != 0
+    finally:
+        child.kill()
+    store = Store(folder, arguments(problem, ATTACKS))
+    assert "1 finished attacks" in store.news
+    kept = store.attack(0, lambda: pytest.fail("it was finished"))
+    assert (kept.broken == found.attacked[0].broken).all()
+    assert kept.images == pytest.approx(found.attacked[0].images)
+
+
+def test_described_attacks_tell_all_that_matters(problem):
+    model, *_ = problem
+    one = described([PGD(0.1, steps=3)])
+    for other in (PGD(0.1, steps=4), PGD(0.2, steps=3), APGDCE(0.1, steps=3)):
+        assert described([other]) != one
+    assert described([Transfer(model, "rk4x8", 0.1, steps=3)]) != one
+    arrays = np.zeros(3), np.zeros(3, np.float32), np.zeros((3, 1))
+    assert len({fingerprint(a) for a in arrays}) == 3
+
+
+# Transfers.
+
+
+def test_transfers_attack_the_source_and_are_judged_by_the_model(problem):
+    model, images, labels = problem
+    blind = lambda x: model(jnp.round(x * 255) / 255)  # no gradient anywhere
+    attack = PGD(0.05, steps=5)
+    through = Transfer(model, "smooth", 0.05, steps=5)
+    result = run((blind, images, labels), [attack, through])
+    rows = result.summary["attacks"]
+    assert [r["via"] for r in rows] == ["", "smooth"]
+    assert rows[1]["broken"] > 2 * rows[0]["broken"]
+    assert any("transfer beats white-box" in f for f in result.summary["flags"])
+    assert (
+        result.summary["worst_case"][0]["robust_accuracy"]
+        == (rows[1]["robust_accuracy"])
+    )
+
+
+def test_twins_of_fixed_and_adaptive_models(getkey):
+    from jnode import Solver
+
+    x, y = jr.uniform(getkey(), (6, 8, 8, 1)), jnp.arange(6) % 4
+    fixed = small_model(getkey(), pieces=2)
+    assert list(twins(fixed, x, y)) == ["rk4x8", "eulerx4", "rk4x2", "encoder"]
+    adaptive = fixed.with_solver(Solver("dopri5", rtol=1e-3, atol=1e-4))
+    names = list(twins(adaptive, x, y))
+    assert names[1] == "dopri5(rtol=0.0001, atol=1e-05)" and "bosh3" in names[2]
+    back = fixed.with_solver(Solver("euler", steps=2, adjoint="backsolve"))
+    assert "eulerx2, direct adjoint" in twins(back, x, y, ("encoder",))
+    with pytest.raises(ValueError, match="fixed, finer, other, encoder"):
+        twins(fixed, x, y, ("nobody",))
+
+
+def test_the_encoder_twin_is_a_nearest_mean(getkey):
+    model = small_model(getkey())
+    x = jnp.concatenate([jnp.full((3, 8, 8, 1), 0.2), jnp.full((3, 8, 8, 1), 0.8)])
+    x = x + 0.01 * jr.normal(getkey(), x.shape)
+    y = jnp.asarray([1, 1, 1, 3, 3, 3])
+    source = twins(model, x, y, ("encoder",))["encoder"]
+    assert (jnp.argmax(source(x)[:, jnp.asarray([1, 3])], axis=1) == y // 2).all()
+
+
+# Protocols and their cost.
+
+
+def test_protocols_know_their_budgets_and_leave_out_what_cannot_be(problem):
+    assert budgets("mnist")[:3] == [("linf", 0.1), ("linf", 0.2), ("linf", 0.3)]
+    assert ("l2", 36 / 255) in budgets("cifar10")
+    assert budgets("mnist", "l2") == [("l2", 0.5), ("l2", 1.0)]
+    assert budgets("mnist", None, [0.2, 0.05]) == [("linf", 0.05), ("linf", 0.2)]
+    with pytest.raises(ValueError, match="linf, l2"):
+        budgets("mnist", "l7")
+    model, *_ = problem
+    some = plan(PROTOCOLS["standard"], [("linf", 0.1)], {"x": model}, classes=10)
+    names = [a.name for a in some]
+    assert names == ["apgd-ce", "apgd-t", "fab-t", "square", "pgd"]
+    assert some[-1].via == "x" and some[1].restarts == 9 and some[3].steps == 5000
+    few = plan(PROTOCOLS["standard"], [("linf", 0.1)], {}, classes=3)
+    assert "apgd-t" not in [a.name for a in few]
+
+
+def test_cost_counts_what_attacks_ask_for(problem):
+    model, images, labels = problem
+    counts = [0, 0]
+
+    @jax.custom_vjp
+    def count(x):
+        return x
+
+    def forward(x):
+        return x, None
+
+    def backward(_, g):
+        jax.debug.callback(lambda: counts.__setitem__(1, counts[1] + 1))
+        return (g,)
+
+    count.defvjp(forward, backward)
+    x, y = jnp.asarray(images[:4]), jnp.asarray(labels[:4])
+    attack = PGD(0.1, steps=5, restarts=2)
+    eqx.filter_jit(attack)(lambda x: model(count(x)), x, y, key=jr.key(0))
+    jax.effects_barrier()
+    assert counts[1] == evaluations(attack)[1] == 10
+    cost = Cost(1.0, 3.0, 7.0, {"far": 2.0}, 16)
+    far = Transfer(model, "far", 0.1, steps=5, restarts=2)
+    larger = PGD(0.2, steps=5, restarts=2)
+    work, compiling = estimate([attack, far, larger], cost, 40)
+    assert work == 3 * (31 + 61 + 31) and compiling == 14
+    assert [minutes(s) for s in (0.2, 80, 600, 9000)] == [
+        "1 seconds",
+        "80 seconds",
+        "10 minutes",
+        "2.5 hours",
+    ]
