@@ -208,7 +208,8 @@ def _pictures(model, images, labels, attacks, result) -> Pictures | None:
             lambda x: trajectory(model.field, model.encoder(x), model.solver)[1]
         )(images)
 
-    times, _ = trajectory(model.field, model.encoder(images[0]), model.solver)
+    start = model.encoder(jnp.asarray(images[0]))
+    times, _ = trajectory(model.field, start, model.solver)
     clean, attacked = (states(model, jnp.asarray(x)) for x in (images[shown], twins))
     difference = np.asarray(clean - attacked).reshape(n, len(times), -1)
     grid = jnp.asarray(times, jnp.float32)

@@ -43,6 +43,12 @@ def test_the_gradient_of_the_solve_is_right(honest, adaptive, solver):
     assert len(found["discrepancies"]) == 4 and found["median"] < 1e-4
 
 
+def test_an_adaptive_gradient_is_that_of_the_steps_taken(honest):
+    model, images, labels = honest
+    loose = model.with_solver(Solver("heun", rtol=1e-2, atol=1e-2))
+    assert checks.held_steps(loose, images, labels, samples=1) < 1e-2
+
+
 class WrongGradient(eqx.Module):
     """The same values with another model's gradient."""
 

@@ -88,8 +88,7 @@ def gradient(
         "median": _short(median),
         "largest": _short(largest),
         "median_at_step": {
-            f"{h:g}": _short(np.median(r))
-            for h, r in zip(steps, relative, strict=True)
+            f"{h:g}": _short(np.median(r)) for h, r in zip(steps, relative, strict=True)
         },
         "precision": precision,
         "noise": _short(np.median(noise * np.sqrt(n) / np.maximum(size, 1e-300))),
