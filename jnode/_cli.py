@@ -13,6 +13,8 @@ EXPECTED = (ValueError, TypeError, FileNotFoundError, FileExistsError, ImportErr
 def run(main: Callable[[], None]) -> None:
     """Runs a script with a persistent compilation cache and one-sentence errors.
 
+    It exits with the error's own `exit_code`, or with 2 for bad input.
+
     The cache lies in `JAX_COMPILATION_CACHE_DIR`, else ~/.cache/jnode. With
     `JNODE_TRACEBACK=1` errors come with their traceback.
     """
@@ -25,6 +27,10 @@ def run(main: Callable[[], None]) -> None:
         return
     try:
         main()
-    except EXPECTED as error:
+    except Exception as error:
+        code = 2 if isinstance(error, EXPECTED) else None
+        code = getattr(error, "exit_code", code)
+        if code is None:
+            raise
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(code) from None

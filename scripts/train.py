@@ -1,4 +1,7 @@
-"""Train a model: python scripts/train.py PRESET RUN_DIR; PRESET --help has more."""
+"""Train a model: python scripts/train.py PRESET RUN_DIR, or --from-run OLD_RUN RUN_DIR.
+
+python scripts/train.py PRESET --help lists the options of a preset.
+"""
 
 import dataclasses
 import sys
@@ -6,17 +9,16 @@ from typing import Annotated
 
 import tyro
 
-from jnode.train import PRESETS, TrainConfig, get_preset, train
+from jnode._versions import versions
+from jnode.train import PRESETS, RunDir, TrainConfig, get_preset, train
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
-    """Trains a model and writes its run folder."""
+class Options:
+    """Where to, and what beside the numbers."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
     """The folder to write: config.json, metrics.jsonl, model.eqx, checkpoints/."""
-
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
     overwrite: bool = False
     """Replace the run that is there."""
@@ -24,22 +26,64 @@ class Args:
     resume: bool = False
     """Continue the run that is there."""
 
+    checkpoint_every: int | None = None
+    """Steps between checkpoints within an epoch; by default only after each."""
+
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into RUN_DIR/tensorboard."""
+
+    profile: int = 0
+    """How many steps to trace with jax.profiler, into RUN_DIR/profile."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(Options):
+    """Trains a model and writes its run folder."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = PRESETS["ortho"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat(Options):
+    """Trains once more with the configuration of another run."""
+
+    from_run: str = ""
+    """The run to repeat; only its config.json is read."""
+
+    data_dir: str | None = None
+    """The TFDS folder, which run folders do not name."""
+
 
 def main(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         print(f"Presets: {', '.join(PRESETS)}.")
-        print("python scripts/train.py PRESET --help lists the options of a preset.")
         return
-    preset = get_preset(argv[0])
-    args = tyro.cli(
-        Args,
-        args=argv[1:],
-        prog=f"train.py {argv[0]}",
-        default=Args(run_dir=tyro.MISSING, config=preset),
-    )
-    train(args.config, args.run_dir, overwrite=args.overwrite, resume=args.resume)
+    if "--from-run" in argv or argv[0].startswith("--from-run="):
+        args = tyro.cli(Repeat, args=argv, prog="train.py")
+        config = _repeated(args)
+    else:
+        preset = get_preset(argv[0])
+        args = tyro.cli(
+            Args,
+            args=argv[1:],
+            prog=f"train.py {argv[0]}",
+            default=Args(run_dir=tyro.MISSING, config=preset),
+        )
+        config = args.config
+    options = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
+    train(config, **options)
     print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")
+
+
+def _repeated(args: Repeat) -> TrainConfig:
+    config, facts = RunDir(args.from_run).read_config()
+    there = facts.get("versions", {})
+    for name, here in versions().items():
+        if there.get(name) != here:
+            print(f"note: {name} was {there.get(name)} there and is {here} here.")
+    data = dataclasses.replace(config.data, dir=args.data_dir)
+    return dataclasses.replace(config, data=data)
 
 
 if __name__ == "__main__":

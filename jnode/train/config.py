@@ -50,6 +50,11 @@ class TrainConfig:
     - `learning_rate`: the peak of a cosine schedule with linear warm-up (AdamW).
     - `weight_decay`: of AdamW.
     - `seed`: of the weights, the order of the images and the noise.
+    - `skip_nonfinite`: leave out a step whose loss or gradient is not finite, or whose
+        loss is above `max_loss`, and go on; by default training stops there.
+    - `max_loss`: the loss above which it counts as exploded.
+    - `max_failed`: the share of an epoch's solves that may end at the solver's
+        `max_steps`, where they count with the state that they reached.
     """
 
     data: DataConfig = _DATA
@@ -62,6 +67,9 @@ class TrainConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     seed: int = 0
+    skip_nonfinite: bool = False
+    max_loss: float = 1e4
+    max_failed: float = 0.01
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate"):
@@ -84,10 +92,11 @@ class TrainConfig:
                 "model.time and model.pieces must be left out for the steady_state "
                 "loss, whose field must not change with time."
             )
-        if not self.learning_rate > 0:
-            raise ValueError(
-                f"learning_rate must be positive, not {self.learning_rate}."
-            )
+        for name in ("learning_rate", "max_loss"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"max_failed must be in [0, 1], not {self.max_failed}.")
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:

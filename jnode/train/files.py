@@ -13,8 +13,10 @@ from jaxtyping import PyTree
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Writes beside `path`, then moves: a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
+        # New, so that no link laid there is followed.
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

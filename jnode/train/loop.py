@@ -1,12 +1,11 @@
 """The training loop."""
 
-import json
 import os
 import signal
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -14,23 +13,23 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode import data
-from jnode._versions import versions
 from jnode.data import Dataset
 from jnode.models import ODEClassifier
 from jnode.sharding import check_divides, replicate, shard_batch
+from jnode.train import tally
+from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig
+from jnode.train.errors import Interrupted, explained
 from jnode.train.files import write_tree
-from jnode.train.run_dir import RunDir
-from jnode.train.state import TrainState, init_state
+from jnode.train.log import Log, Trace, peak_memory, tensorboard_writer
+from jnode.train.provenance import provenance
+from jnode.train.run_dir import RunDir, without_paths
+from jnode.train.signals import caught_signals
+from jnode.train.state import TrainState, init_state, make_schedule
 from jnode.train.step import make_step
 
-
-class Interrupted(SystemExit):
-    """Training stopped by a signal after its checkpoint; exits with 128 + signal."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss ceased to be finite."""
+AHEAD = 2  # steps given to the device before the first of them must be done
+LOOK = 10  # steps between two looks at what the device counted
 
 
 def train(
@@ -41,30 +40,49 @@ def train(
     resume: bool = False,
     progress: bool = True,
     mesh: Mesh | None = None,
+    checkpoint_every: int | None = None,
+    tensorboard: bool = False,
+    profile: int = 0,
 ) -> ODEClassifier:
     """Trains a model and writes its run folder.
 
     A checkpoint is written after every epoch, and before stopping on Ctrl-C or SIGTERM.
     A resumed run equals an uninterrupted one, on CPU bit for bit.
 
-    **Arguments:** the configuration; the folder; whether to replace a run that is
-    there; whether to continue it; whether to draw a progress bar; over what devices to
-    spread each batch (`jnode.sharding.data_mesh`; by default JAX's first device).
+    **Arguments:**
+
+    - `config`, `run_dir`: the configuration, and the folder.
+    - `overwrite`, `resume`: replace a run that is there; go on with it.
+    - `progress`: draw a progress bar.
+    - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`; by
+        default JAX's first device).
+    - `checkpoint_every`: steps between checkpoints within an epoch; by default none.
+    - `tensorboard`: write the metrics for TensorBoard too, into `tensorboard/`.
+    - `profile`: how many steps to trace with `jax.profiler`, into `profile/`.
 
     **Returns:** the trained model.
 
-    **Raises:** `FileExistsError` for a folder in use, `ValueError` for bad
-    configurations or a resumed run of another one, `NonFiniteLossError`,
-    `Interrupted`; whatever `jnode.data.load` raises.
+    **Raises:** `FileExistsError` for a folder in use; `ValueError` for bad
+    configurations, a resumed run of another one, or checkpoints none of which can be
+    read; a `TrainingError` (`NonFiniteLossError`, `SolverFailedError`,
+    `OutOfMemoryError`); `StorageError`; `Interrupted`; what `jnode.data.load` raises.
     """
     run = RunDir(run_dir)
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other: choose one.")
-    if resume and run.read_config()[0] != config:
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(
+            f"checkpoint_every must be at least 1, not {checkpoint_every}."
+        )
+    if profile < 0:
+        raise ValueError(f"profile must be at least 0, not {profile}.")
+    if resume and run.read_config()[0] != without_paths(config):
         raise ValueError(
             f"{run.path} was started with another configuration: repeat its options, "
             "or start anew with --overwrite."
         )
+    if tensorboard:
+        tensorboard_writer()
     share = check_divides(config.batch_size, mesh, accumulate=config.accumulate)
     dataset = data.load(config.data.name, split="train", data_dir=config.data.dir)
     if config.data.num_train is not None:
@@ -80,59 +98,131 @@ def train(
     state = init_state(
         config, image_shape=shape, classes=dataset.num_classes, total_steps=total
     )
-    if resume:
-        state = run.read_checkpoint(state) or state
-        _truncate(run.metrics, int(state.step))
-    else:
+    if not resume:
         run.create(overwrite=overwrite)
         run.write_config(
             config,
             image_shape=shape,
             classes=dataset.num_classes,
             num_train=len(dataset),
-            versions=versions(),
+            **provenance(),
         )
     if progress:
         print(_sizes(config, mesh, share))
-    state = _run(config, run, dataset, state, total, progress, mesh)
-    write_tree(run.path / "model.eqx", state.model)
-    return state.model
+    with explained(run.path), closing(Checkpoints(run.path, writing=True)) as kept:
+        loop = _Loop(config, run, kept, total, mesh, checkpoint_every)
+        loop.start(state, resume=resume)
+        trace = Trace(run.path / "profile", begin=3, steps=profile)
+        bar = tqdm(total=total, initial=loop.done, disable=not progress, unit="step")
+        log = Log(run.path, loop.done, tensorboard=tensorboard)
+        with bar, closing(log), closing(trace):
+            loop.run(dataset, log, trace, bar)
+        write_tree(run.path / "model.eqx", loop.state.model)
+    return loop.state.model
 
 
-def _run(config, run, dataset, state, total, progress, mesh) -> TrainState:
-    step = make_step(config, total, mesh)
-    state = replicate(state, mesh)
-    per_epoch = total // config.epochs
-    start = time.perf_counter()
-    done = int(state.step)
-    bar = tqdm(total=total, initial=done, disable=not progress, unit="step")
-    with bar, _signals() as caught, open(run.metrics, "a") as log:
-        for epoch in range(done // per_epoch, config.epochs):
-            rows = []
-            skip = done - epoch * per_epoch
-            for batch in _batches(dataset, config, epoch, mesh, skip=skip):
-                state, metrics = step(batch, state)
-                rows.append(metrics)
-                done += 1
-                bar.update()
-                if len(rows) % 10 == 1:
-                    _show(bar, metrics, done)
+class _Loop:
+    """Where training stands, and how it goes on."""
+
+    state: TrainState
+
+    def __init__(self, config, run, checkpoints, total, mesh, every):
+        self.config, self.run_dir, self.checkpoints = config, run, checkpoints
+        self.total, self.per_epoch = total, total // config.epochs
+        self.mesh, self.every, self.done = mesh, every, 0
+        self.step = make_step(config, total, mesh)
+        key = jax.random.key_data(jax.random.key(config.seed + 1))
+        # What, with the step, the order of the images and all noise follow from.
+        self.origin = {"seed": config.seed, "random_key": key.tolist()}
+
+    def start(self, state: TrainState, *, resume: bool) -> None:
+        self.state, self.tally = replicate((state, self._empty()), self.mesh)
+        if resume:
+            like = (self.state, self.tally)
+            found = self.checkpoints.restore(like, self.origin)
+            if found is not None:
+                (self.state, self.tally), self.done = found
+
+    def run(self, dataset: Dataset, log: Log, trace: Trace, bar: tqdm) -> None:
+        schedule = make_schedule(self.config, self.total)
+        begin = time.perf_counter()
+        with caught_signals() as caught:
+            for epoch in range(self.done // self.per_epoch, self.config.epochs):
+                epoch_begin, before = time.perf_counter(), self.done
+                compiling = self._epoch(dataset, epoch, trace, bar, caught)
+                row = self._check()
+                now = time.perf_counter()
+                images = (self.done - before) * self.config.batch_size
+                facts = {
+                    "learning_rate": float(schedule(self.done - 1)),
+                    "images_per_second": images / (now - epoch_begin - compiling),
+                    **({"compile_seconds": compiling} if compiling else {}),
+                    **peak_memory(),
+                    "seconds": now - begin,
+                }
+                _show(bar, row)
+                # Before the checkpoint: a run killed between the two repeats the
+                # epoch, and the row is dropped and written again.
+                log.write({"step": self.done, "epoch": epoch + 1, **row, **facts})
+                self.tally = replicate(self._empty(), self.mesh)
+                self._save(row["loss"])
                 if caught:
-                    path = run.write_checkpoint(state)
-                    name = signal.Signals(caught[0]).name
-                    bar.write(f"{name}: checkpoint {path}; go on with --resume.")
-                    raise Interrupted(128 + caught[0])
-            # One transfer an epoch: the device is not kept waiting for the host.
-            rows = jax.device_get(rows)
-            means = {k: float(sum(r[k] for r in rows) / len(rows)) for k in rows[0]}
-            _check(means["loss"], done, run)
-            run.write_checkpoint(state)
-            seconds = time.perf_counter() - start
-            row = {"step": done, "epoch": epoch + 1, **means, "seconds": seconds}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            _show(bar, means, done)
-    return state
+                    self._stop(caught[0], bar)
+
+    def _epoch(self, dataset, epoch, trace, bar, caught) -> float:
+        """Takes the steps that are left of an epoch; returns what compiling took."""
+        skip = self.done - epoch * self.per_epoch
+        compiling, running = 0.0, deque()
+        for batch in _batches(dataset, self.config, epoch, self.mesh, skip=skip):
+            begin = time.perf_counter()
+            self.state, metrics = self.step(batch, self.state)
+            self.tally = tally.add(self.tally, metrics, self.state.step)
+            if not self._compiled:
+                self._compiled, compiling = True, time.perf_counter() - begin
+            self.done += 1
+            bar.update()
+            trace.step(self.tally)
+            running.append(self.tally)
+            if len(running) > AHEAD:
+                # So that a signal or a bad step is answered soon.
+                finished = jax.block_until_ready(running.popleft())
+                if self.done % LOOK == 0:
+                    _show(bar, self._check(finished))
+                    self.checkpoints.check()
+            if self.done % self.per_epoch == 0:
+                break  # a signal waits for the epoch's row
+            if caught:
+                self._stop(caught[0], bar)
+            if self.every is not None and self.done % self.every == 0:
+                self._check()
+                self._save()
+        return compiling
+
+    _compiled = False
+
+    def _empty(self):
+        return tally.empty(self.config.loss)
+
+    def _check(self, sums: tally.Tally | None = None) -> dict:
+        """Looks at a tally, by default of all steps; returns its means."""
+        found = jax.device_get(self.tally if sums is None else sums)
+        steps = self.checkpoints.steps()
+        last = str(self.checkpoints.path(steps[-1])) if steps else "none"
+        tally.check(found, self.config, self.total, last)
+        return tally.means(found, self.config.batch_size)
+
+    def _save(self, loss: float | None = None) -> Path:
+        epoch, batch = divmod(self.done, self.per_epoch)
+        facts = {"step": self.done, "epoch": epoch, "batch": batch, **self.origin}
+        return self.checkpoints.save(self.done, (self.state, self.tally), facts, loss)
+
+    def _stop(self, number: int, bar: tqdm) -> None:
+        self._check()
+        path = self._save()
+        self.checkpoints.close()
+        name = signal.Signals(number).name
+        bar.write(f"{name}: checkpoint {path}; go on with --resume.")
+        raise Interrupted(128 + number)
 
 
 def _sizes(config: TrainConfig, mesh: Mesh | None, share: int) -> str:
@@ -152,42 +242,7 @@ def _batches(
             yield shard_batch(batch, mesh)
 
 
-def _show(bar, metrics, step) -> None:
+def _show(bar: tqdm, row: dict) -> None:
     bar.set_postfix_str(
-        f"loss {float(metrics['loss']):.3f}, accuracy {float(metrics['accuracy']):.3f},"
-        f" NFE {float(metrics['nfe']):.0f}"
+        f"loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}, NFE {row['nfe']:.0f}"
     )
-
-
-def _check(loss: float, step: int, run: RunDir) -> None:
-    if loss != loss or abs(loss) == float("inf"):
-        checkpoints = run.checkpoints()
-        last = checkpoints[-1] if checkpoints else "none"
-        raise NonFiniteLossError(
-            f"The loss was {loss} in the epoch that ended at step {step}: lower "
-            f"learning_rate; the last good checkpoint is {last}."
-        )
-
-
-def _truncate(metrics: Path, step: int) -> None:
-    """Drops rows past the step that is resumed from."""
-    if metrics.exists():
-        lines = metrics.read_text().splitlines(keepends=True)
-        kept = [s for s in lines if s.endswith("\n") and json.loads(s)["step"] <= step]
-        metrics.write_text("".join(kept))
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that a step is never cut in two."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may set handlers
-        return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    old = {s: signal.signal(s, lambda n, _: caught.append(n)) for s in kinds}
-    try:
-        yield caught
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)

@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from jnode.models import ODEClassifier
+from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig, from_dict
-from jnode.train.files import read_tree, write_json, write_tree
-from jnode.train.state import TrainState, init_state
+from jnode.train.errors import explained
+from jnode.train.files import read_tree, write_json
+from jnode.train.state import init_state
+from jnode.train.tally import empty
 
-KEEP = 2  # checkpoints: the newest, and the one before should that be damaged
+FOLDERS = ("checkpoints", "damaged", "tensorboard", "profile")
 CONTENTS = (
     "config.json",
     "metrics.jsonl",
@@ -31,11 +33,13 @@ class RunDir:
     """The folder of a run.
 
     It holds `config.json`, `metrics.jsonl`, `model.eqx` once training has ended, and
-    `checkpoints/`.
+    `checkpoints/`. Nothing in it can lead a reader or writer out of it: it names no
+    other folder, and links that leave it are refused.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self.checkpoints = Checkpoints(self.path)
 
     @property
     def metrics(self) -> Path:
@@ -58,22 +62,45 @@ class RunDir:
                     f"{self.path} is not a run folder, so --overwrite leaves it alone: "
                     "choose another folder."
                 )
-            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-            for name in CONTENTS:
-                (self.path / name).unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+            self.check_links()
+            with explained(self.path):
+                for name in FOLDERS:
+                    if (self.path / name).exists():
+                        shutil.rmtree(self.path / name)
+                for name in CONTENTS:
+                    (self.path / name).unlink(missing_ok=True)
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def check_links(self) -> None:
+        """Raises `ValueError` where a link would lead out of the folder."""
+        root = self.path.resolve()
+        for name in (*CONTENTS, *FOLDERS):
+            target = (self.path / name).resolve()
+            if not target.is_relative_to(root):
+                raise ValueError(
+                    f"{self.path / name} is a link out of the run folder, to "
+                    f"{target}: remove it, or put the thing itself there."
+                )
 
     def write_config(self, config: TrainConfig, **facts: Any) -> None:
-        """Writes `config.json`: the configuration, and facts about data and machine."""
-        content = {"train": dataclasses.asdict(config), **facts}
-        write_json(self.path / "config.json", content)
+        """Writes `config.json`: the configuration, and facts about data and machine.
+
+        Without `data.dir`: where the data lie belongs to the machine, not to the run.
+        """
+        content = {"train": dataclasses.asdict(without_paths(config)), **facts}
+        with explained(self.path):
+            write_json(self.path / "config.json", content)
 
     def read_config(self) -> tuple[TrainConfig, dict[str, Any]]:
         """The configuration, and the facts written with it.
 
+        A `data.dir` in it is not followed: it is read as `None`.
+
         **Raises:** `FileNotFoundError` for a folder that is not a run, `ValueError` for
-        a damaged `config.json`.
+        a damaged `config.json`, or links that lead out of the folder.
         """
+        self.check_links()
         path = self.path / "config.json"
         if not path.is_file():
             raise FileNotFoundError(
@@ -82,51 +109,24 @@ class RunDir:
             )
         try:
             facts = json.loads(path.read_text())
-            config = from_dict(TrainConfig, facts.pop("train"))
+            config = without_paths(from_dict(TrainConfig, facts.pop("train")))
             facts["image_shape"] = tuple(facts["image_shape"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         return config, facts
 
-    def checkpoints(self) -> list[Path]:
-        """The checkpoints there are, oldest first."""
-        folder = self.path / "checkpoints"
-        named = re.compile(r"step_\d{9}\.eqx")
-        if not folder.is_dir():
-            return []
-        return sorted(p for p in folder.iterdir() if named.fullmatch(p.name))
 
-    def write_checkpoint(self, state: TrainState) -> Path:
-        """Writes a checkpoint, then drops all but the newest two."""
-        folder = self.path / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step_{int(state.step):09d}.eqx"
-        write_tree(path, state)
-        for old in self.checkpoints()[:-KEEP]:
-            old.unlink(missing_ok=True)
-        return path
-
-    def read_checkpoint(self, like: TrainState) -> TrainState | None:
-        """The newest checkpoint that can be read, or `None` where there is none.
-
-        **Raises:** `ValueError` where there are some and none can be read.
-        """
-        error = None
-        for path in reversed(self.checkpoints()):
-            try:
-                return read_tree(path, like)
-            except ValueError as e:
-                print(f"{e} Falling back to the checkpoint before.")
-                error = e
-        if error is not None:
-            raise error
-        return None
+def without_paths(config: TrainConfig) -> TrainConfig:
+    """The configuration as a run folder keeps it."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dir=None))
 
 
-def load(run_dir: str | os.PathLike) -> ODEClassifier:
+def load(run_dir: str | os.PathLike, *, best: bool = False) -> ODEClassifier:
     """The trained model of a run, baked: ready for `jax.jit(jax.vmap(model))`.
 
-    **Arguments:** a folder that `scripts/train.py` or `jnode.train.train` wrote.
+    **Arguments:** a folder that `scripts/train.py` or `jnode.train.train` wrote;
+    whether to take the checkpoint with the lowest training loss in place of the last
+    weights (also of a run that has not ended).
 
     **Returns:** a model that maps one image in [0, 1] to logits. Loading runs no code
     from the folder.
@@ -136,16 +136,24 @@ def load(run_dir: str | os.PathLike) -> ODEClassifier:
     """
     run = RunDir(run_dir)
     config, facts = run.read_config()
-    path = run.path / "model.eqx"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{run.path} has no model.eqx: its training has not ended; continue it "
-            "with scripts/train.py --resume."
-        )
     state = init_state(
         config,
         image_shape=facts["image_shape"],
         classes=facts["classes"],
         total_steps=1,
     )
+    if best:
+        step = run.checkpoints.best()
+        if step is None:
+            raise FileNotFoundError(f"{run.path} has no checkpoint of a whole epoch.")
+        like = (state, empty(config.loss))
+        found = run.checkpoints.restore(like, {}, step)
+        assert found is not None
+        return found[0][0].model.bake()
+    path = run.path / "model.eqx"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run.path} has no model.eqx: its training has not ended; continue it "
+            "with scripts/train.py --resume."
+        )
     return read_tree(path, state.model).bake()

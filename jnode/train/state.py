@@ -22,13 +22,18 @@ class TrainState(eqx.Module):
     step: Int[Array, ""]
 
 
+def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate after so many updates: a cosine whose first tenth warms up."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, max(total_steps // 10, 1), max(total_steps, 2)
+    )
+
+
 def make_optimizer(
     config: TrainConfig, total_steps: int
 ) -> optax.GradientTransformation:
-    """AdamW on a cosine schedule whose first tenth warms up."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(total_steps // 10, 1), max(total_steps, 2)
-    )
+    """AdamW on `make_schedule`."""
+    schedule = make_schedule(config, total_steps)
     return optax.adamw(schedule, weight_decay=config.weight_decay)
 
 

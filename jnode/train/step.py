@@ -19,6 +19,9 @@ def make_step(
 ) -> Callable:
     """The jitted training step: `step((images, labels), state) -> state, metrics`.
 
+    A step whose loss or gradient is not finite, or whose loss is above
+    `config.max_loss`, changes nothing but the step's number; `metrics["bad"]` tells.
+
     On a mesh each device differentiates the loss of its share of the batch, in
     `config.accumulate` parts, and one all-reduce averages gradients and metrics. All
     random numbers belong to the images, so they are the same on any number of devices.
@@ -44,7 +47,16 @@ def make_step(
         params = eqx.filter(state.model, eqx.is_inexact_array)
         updates, opt = optimizer.update(grads, state.optimizer_state, params)
         model = eqx.apply_updates(state.model, updates)
-        return TrainState(model, opt, state.step + 1), {"loss": value, **aux}
+        # The sum of squares may overflow where no gradient does: an explosion too.
+        size = sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))
+        good = jnp.isfinite(size) & (value <= config.max_loss)
+        model, opt = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old) if eqx.is_array(new) else new,
+            (model, opt),
+            (state.model, state.optimizer_state),
+        )
+        metrics = {"loss": value, **aux, "bad": ~good}
+        return TrainState(model, opt, state.step + 1), metrics
 
     return step
 

@@ -1,0 +1,256 @@
+"""Checkpoints: whole or absent, written while training goes on, read by name.
+
+Orbax writes each into a folder under another name and renames it at the end; nothing
+in it is pickled, and reading it runs no code.
+"""
+
+import logging
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jnode.train.errors import explained
+
+KEEP = 2  # the newest, and the one before should that be damaged
+
+
+class CheckpointMismatch(ValueError):
+    """A checkpoint of another architecture, seed or kind of random numbers."""
+
+
+class Checkpoints:
+    """The checkpoints in a run's folder: the newest two, and the best.
+
+    Best is the one with the lowest `loss` of those saved with one.
+
+    **Arguments:** the run's folder; whether to write there, which also clears away
+    what a killed process left half written.
+    """
+
+    def __init__(self, run_dir: Path, *, writing: bool = False):
+        self.run_dir = run_dir
+        self.folder = run_dir / "checkpoints"
+        self._writing = writing
+        self._open: Any = None
+
+    def steps(self) -> list[int]:
+        """The steps of the whole checkpoints, in order."""
+        return sorted(self._manager().all_steps()) if self._there() else []
+
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self.folder / f"step_{step:09d}"
+
+    def best(self) -> int | None:
+        """The step of the checkpoint with the lowest loss, if there is one."""
+        return self._manager().best_step() if self._there() else None
+
+    def save(
+        self, step: int, tree: PyTree, facts: dict[str, Any], loss: float | None = None
+    ) -> Path:
+        """Copies the arrays of a tree, and writes them while the caller goes on.
+
+        **Arguments:** the step; the tree; facts for JSON, which `restore` compares;
+        a loss by which the best checkpoint is kept.
+
+        **Raises:** `StorageError` where this or the last one could not be written.
+        """
+        import orbax.checkpoint as ocp
+
+        if step in self.steps():
+            return self.path(step)
+        # Copied, since the next step writes into the buffers that it is given.
+        arrays = {k: jnp.copy(x) for k, x in _arrays(tree).items()}
+        facts = facts | {"arrays": {k: _describe(x) for k, x in arrays.items()}}
+        with explained(self.run_dir, writing=True):
+            self._manager().save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    facts=ocp.args.JsonSave(facts),
+                ),
+                metrics=None if loss is None else {"loss": loss},
+            )
+        return self.path(step)
+
+    def check(self) -> None:
+        """Raises `StorageError` if a checkpoint failed while it was being written."""
+        if self._open is not None:
+            with explained(self.run_dir, writing=True):
+                self._open.check_for_errors()
+
+    def close(self) -> None:
+        """Waits until everything is written; raises `StorageError` if it was not."""
+        if self._open is not None:
+            manager, self._open = self._open, None
+            with explained(self.run_dir, writing=True):
+                manager.wait_until_finished()
+                manager.close()
+
+    def restore(
+        self, like: PyTree, facts: dict[str, Any], step: int | None = None
+    ) -> tuple[PyTree, int] | None:
+        """The newest checkpoint that is sound, placed as the arrays of `like` are.
+
+        Damaged ones are named, and moved to `damaged/` in the run's folder.
+
+        **Arguments:** a tree of the same structure, on the devices that the result
+        shall be on; the facts that must be the same; a step if not the newest.
+
+        **Returns:** the tree and its step, or `None` where there is no checkpoint.
+
+        **Raises:** `CheckpointMismatch`; `ValueError` where all are damaged.
+        """
+        steps = self.steps() if step is None else [step]
+        if not steps:
+            return None
+        for number in reversed(steps):
+            try:
+                return self._read(number, like, facts), number
+            except CheckpointMismatch:
+                raise
+            except Exception as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                print(f"{self.path(number)} is damaged ({reason}).")
+                bad = number
+            if step is None:
+                self._set_aside(bad)
+                print("Falling back to the checkpoint before.")
+        raise ValueError(
+            f"{self.run_dir} has no checkpoint that can be read: all of them are "
+            "damaged; start anew with --overwrite."
+        )
+
+    def _read(self, step, like, facts):
+        import orbax.checkpoint as ocp
+
+        manager = self._manager()
+        names = _arrays(like)
+        told = manager.restore(
+            step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+        )["facts"]
+        self._compare(step, names, told, facts)
+        abstract = {
+            k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for k, x in names.items()
+        }
+        with _quiet():
+            arrays = manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )["state"]
+        for name, x in arrays.items():
+            here, there = _describe(x)["crc32"], told["arrays"][name]["crc32"]
+            # None: spread over devices, here or there.
+            if None not in (here, there) and here != there:
+                raise ValueError(f"{name} is not what was written")
+        dynamic, static = eqx.partition(like, eqx.is_array)
+        leaves = [arrays[k] for k in names]
+        dynamic = jax.tree.unflatten(jax.tree.structure(dynamic), leaves)
+        return eqx.combine(dynamic, static)
+
+    def _compare(self, step, names, told, facts):
+        there = {k: (v["shape"], v["dtype"]) for k, v in told["arrays"].items()}
+        here = {k: (list(x.shape), str(x.dtype)) for k, x in names.items()}
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                a, b = (_say(x.get(name)) for x in (there, here))
+                raise CheckpointMismatch(
+                    f"{self.path(step)} is of another architecture: {name} is {a} "
+                    f"there and {b} here. It is left as it is; resume with the "
+                    "configuration that wrote it, or choose another folder."
+                )
+        for name, value in facts.items():
+            if told.get(name) != value:
+                raise CheckpointMismatch(
+                    f"{self.path(step)} has {name} {told.get(name)}, and this run has "
+                    f"{value}: it would go on differently. It is left as it is."
+                )
+
+    def _set_aside(self, step):
+        target = self.run_dir / "damaged" / self.path(step).name
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(self.path(step), target)
+        self._open.reload()
+
+    def _there(self):
+        return self._writing or self.folder.is_dir()
+
+    def _manager(self):
+        if self._open is None:
+            import orbax.checkpoint as ocp
+            from orbax.checkpoint import checkpoint_managers as managers
+
+            # Progress notes, and advice for other file systems.
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            keep = managers.AnyPreservationPolicy(
+                [
+                    managers.LatestN(KEEP),
+                    managers.BestN(
+                        get_metric_fn=_loss,
+                        reverse=True,
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            )
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=keep,
+                best_fn=_loss,
+                best_mode="min",
+                step_prefix="step",
+                step_format_fixed_length=9,
+                create=self._writing,
+                cleanup_tmp_directories=self._writing,
+            )
+            with explained(self.run_dir, writing=self._writing):
+                self._open = ocp.CheckpointManager(
+                    self.folder.resolve(), options=options
+                )
+        return self._open
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Where one array cannot be read, the readers of the others complain for a while
+    that nobody waits for them."""
+    hook = sys.unraisablehook
+    try:
+        yield
+    except Exception:
+        sys.unraisablehook = lambda unraisable: None
+        time.sleep(0.5)
+        raise
+    finally:
+        sys.unraisablehook = hook
+
+
+def _loss(metrics):
+    return metrics["loss"]
+
+
+def _arrays(tree: PyTree) -> dict[str, jax.Array]:
+    """The arrays of a tree by their paths in it."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
+    return {jax.tree_util.keystr(path).lstrip("."): x for path, x in leaves}
+
+
+def _describe(x: jax.Array) -> dict[str, Any]:
+    whole = x.addressable_data(0) if x.is_fully_replicated else None
+    crc = None if whole is None else zlib.crc32(np.ascontiguousarray(whole))
+    return {"shape": list(x.shape), "dtype": str(x.dtype), "crc32": crc}
+
+
+def _say(description) -> str:
+    return "absent" if description is None else "{1}{0}".format(*description)
