@@ -81,6 +81,15 @@ def test_the_discrepancy_is_the_gradients_relative_error(honest):
     assert found["median"] == pytest.approx(0.1, rel=0.5)
 
 
+def test_a_gradient_that_holds_in_no_neighbourhood_is_flagged(honest):
+    model, images, labels = honest
+    steps = lambda x: Batched(model)(jnp.round(8 * x) / 8)
+    found = checks.gradient(steps, images, labels, samples=4)
+    assert codes(found) == ["shattered gradients"]
+    # The gradient is right, where it is: the stairs are flat.
+    assert found["median"] == 0
+
+
 def test_float32_where_float64_cannot_be(honest):
     model, images, labels = honest
     single = lambda x: Batched(model)(x.astype(jnp.float32))

@@ -111,13 +111,17 @@ def estimate(
     The work is the most that it can be: samples that are broken are attacked no more.
     One program is compiled for each kind of attack, norm, number of steps and source.
     """
-    programs = {
+    batches = -(-num_examples // cost.batch_size)
+    work = batches * sum(cost.of(attack) for attack in attacks)
+    return work, len(programs(attacks)) * cost.compilation
+
+
+def programs(attacks: Sequence[AbstractAttack]) -> set[tuple]:
+    """What tells attacks apart that are compiled to programs of their own."""
+    return {
         (a.name, a.norm, int(a.steps), a.restarts, getattr(a, "via", ""))
         for a in attacks
     }
-    batches = -(-num_examples // cost.batch_size)
-    work = batches * sum(cost.of(attack) for attack in attacks)
-    return work, len(programs) * cost.compilation
 
 
 def minutes(seconds: float) -> str:

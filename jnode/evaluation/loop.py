@@ -16,7 +16,7 @@ from jnode.data import check_images, check_labels
 from jnode.evaluation import flags
 from jnode.evaluation.attacked import Attacked
 from jnode.evaluation.batches import gathered
-from jnode.evaluation.cost import Cost
+from jnode.evaluation.cost import Cost, programs
 from jnode.evaluation.one_batch import check_budget, perturb, predict
 from jnode.evaluation.outputs import Outputs
 from jnode.evaluation.store import Store
@@ -238,12 +238,12 @@ class _Bar:
 
     def __init__(self, attacks, n, length, cost, progress):
         self.attacks, self.length, self.cost = attacks, length, cost
-        self.now = 0
+        self.now, self.compiling = None, 0
         self.bar = tqdm(
             total=self._left(0, n),
             disable=not progress,
             smoothing=0.05,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, left {remaining}",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}, left {remaining}",
         )
 
     def __enter__(self):
@@ -253,12 +253,17 @@ class _Bar:
         self.bar.close()
 
     def _left(self, i, n):
-        return -(-n // self.length) * sum(self.cost.of(a) for a in self.attacks[i:])
+        rest = self.attacks[i:]
+        compiling = len(programs(rest) - programs(self.attacks[:i]))
+        work = -(-n // self.length) * sum(self.cost.of(a) for a in rest)
+        return work + compiling * self.cost.compilation
 
     def begin(self, i, stand):
-        self.now = i
+        self.now = self.attacks[i]
+        self.compiling = len(programs([self.now]) - programs(self.attacks[:i]))
         self.bar.total = self.bar.n + self._left(i, stand)
-        self.bar.set_description(f"{describe(self.attacks[i])}, {stand} stand")
+        self.bar.set_description(f"{describe(self.now)}, {stand} stand")
 
     def step(self):
-        self.bar.update(self.cost.of(self.attacks[self.now]))
+        self.bar.update(self.cost.of(self.now) + self.compiling * self.cost.compilation)
+        self.compiling = 0

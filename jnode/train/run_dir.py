@@ -15,7 +15,7 @@ from jnode.train.files import read_tree, write_json
 from jnode.train.state import init_state
 from jnode.train.tally import empty
 
-FOLDERS = ("checkpoints", "damaged", "tensorboard", "profile")
+FOLDERS = ("checkpoints", "damaged", "evaluation", "tensorboard", "profile")
 CONTENTS = (
     "config.json",
     "metrics.jsonl",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LARGE = 0.1
 """The median relative discrepancy above which there is a flag."""
+SHATTERED = 0.5
+"""The same at the largest step, an L2 distance of 0.1, whatever it is at small ones."""
 STEPS64, STEPS32 = (1e-6, 1e-4, 1e-2, 1e-1), (1e-2, 3e-2, 1e-1)
 DIRECTIONS = 8
 
@@ -78,10 +80,18 @@ def gradient(
             "from finite differences of the evaluated solve at every scale, so attacks "
             "that follow it go astray."
         )
+    far = float(np.median(relative[-1]))
+    if not far <= SHATTERED:
+        flags.append(
+            f"shattered gradients: over an L2 distance of {steps[-1]:g} the model "
+            f"changes otherwise than its gradient says, by {far:.0%} of it, so attacks "
+            "that follow it go astray."
+        )
     says = (
         f"The attacks' gradient differs from central differences of the evaluated "
         f"model in {precision} by {_percent(median)} (median of {len(x)} images; at "
-        f"most {_percent(largest)})."
+        f"most {_percent(largest)}), and by {_percent(far)} over an L2 distance of "
+        f"{steps[-1]:g}."
     )
     return {
         "discrepancies": [_short(r) for r in best],

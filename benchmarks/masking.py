@@ -1,0 +1,239 @@
+"""Known fake defences against the checks: python benchmarks/masking.py
+
+Trains small models on the embedded digits, gives some of them what is known to hide
+gradients, evaluates each with a short protocol, and writes which flags were raised into
+benchmarks/results/masking.json and .md. About fifteen minutes on 2 cores.
+"""
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from jnode import data
+from jnode._cli import run
+from jnode._versions import versions
+from jnode.attacks import Batched
+from jnode.evaluation import PROTOCOLS, evaluate, plan, twins
+from jnode.evaluation.check_model import check_model
+from jnode.models import AbstractEncoder, ODEClassifier
+from jnode.solvers import Solver
+from jnode.train import LossConfig, TrainConfig, get_preset, train
+
+RESULTS = Path(__file__).parent / "results"
+BUDGET = ("linf", 0.1)
+IMAGES = 100
+
+
+class Front(AbstractEncoder):
+    """An encoder behind something that is done to the pixels first."""
+
+    encoder: AbstractEncoder
+    front: Callable = eqx.field(static=True)
+
+    def __call__(self, image):
+        return self.encoder(self.front(image))
+
+    def lipschitz(self):
+        return jnp.asarray(jnp.inf)
+
+
+def quantise(image):
+    """Four levels, and a gradient nowhere."""
+    return jnp.round(3 * image) / 3
+
+
+def saturate(image):
+    """Steep at one half and flat elsewhere."""
+    return 0.5 + 0.5 * jnp.tanh(1000 * (image - 0.5))
+
+
+def with_front(model: ODEClassifier, front: Callable) -> ODEClassifier:
+    return eqx.tree_at(lambda m: m.encoder, model, Front(model.encoder, front))
+
+
+def hot(model: ODEClassifier) -> ODEClassifier:
+    """Logits so large that the cross-entropy underflows; no prediction changes."""
+    head = model.head
+    head = dataclasses.replace(
+        head, weight=1e4 * head.rows(), bias=1e4 * head.bias, unit_norm=False
+    )
+    return eqx.tree_at(lambda m: m.head, model, head)
+
+
+def trained(config: TrainConfig) -> ODEClassifier:
+    with tempfile.TemporaryDirectory() as folder:
+        return train(config, Path(folder) / "run", progress=False).bake()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, what is fake about it, and the flags one of which it must raise."""
+
+    name: str
+    what: str
+    make: Callable[[], ODEClassifier]
+    expected: tuple[str, ...] = ()
+
+
+def cases() -> list[Case]:
+    contractive = dataclasses.replace(get_preset("contractive"), epochs=8)
+    flow = dataclasses.replace(
+        contractive,
+        model=dataclasses.replace(contractive.model, lipschitz=4.0),
+        solver=Solver("rk4", steps=4),
+        loss=LossConfig("natural"),
+        epochs=4,
+    )
+    stiff = dataclasses.replace(
+        flow,
+        model=dataclasses.replace(flow.model, lipschitz=30.0),
+        solver=Solver("heun", rtol=0.5, atol=0.5),
+        epochs=8,
+        data=dataclasses.replace(flow.data, num_train=2000),
+    )
+    made: dict[str, ODEClassifier] = {}
+
+    def once(name, config):
+        if name not in made:
+            made[name] = trained(config)
+        return made[name]
+
+    honest = lambda: once("contractive", contractive)
+    tight = Solver("dopri5", rtol=1e-5, atol=1e-6)
+    masked = ("zero gradients", "square beats white-box", "shattered gradients")
+    return [
+        Case("honest, fixed steps", "preset contractive", honest),
+        Case(
+            "honest, adaptive",
+            f"a gradient flow, {tight}",
+            lambda: once("flow", flow).with_solver(tight),
+        ),
+        Case(
+            "quantising front",
+            "pixels rounded to four levels",
+            lambda: with_front(honest(), quantise),
+            masked,
+        ),
+        Case(
+            "saturating front",
+            "tanh(1000 (x - 1/2)) of the pixels",
+            lambda: with_front(honest(), saturate),
+            masked,
+        ),
+        Case(
+            "huge logits",
+            "logits times 10,000",
+            lambda: hot(honest()),
+            ("zero gradients",),
+        ),
+        Case(
+            "loose tolerance",
+            f"trained and evaluated with {stiff.solver}, L = 30",
+            lambda: once("stiff", stiff),
+            ("tolerance", "shattered gradients", "transfer beats white-box"),
+        ),
+        Case(
+            "continuous adjoint",
+            "preset contractive, gradients by backsolve",
+            lambda: honest().with_solver(
+                dataclasses.replace(contractive.solver, adjoint="backsolve")
+            ),
+            ("continuous adjoint",),
+        ),
+    ]
+
+
+def assess(model: ODEClassifier) -> dict:
+    """The quick protocol at one budget, with its checks."""
+    protocol = PROTOCOLS["quick"]
+    test = data.load("mnist5k", split="test").take(IMAGES)
+    images = np.asarray(data.to_float(jnp.asarray(test.images)))
+    through = twins(model, images, test.labels, protocol.twins)
+    attacks = plan(protocol, [BUDGET], through, classes=10)
+    whole = Batched(model)
+    found = evaluate(
+        whole,
+        images,
+        test.labels,
+        attacks,
+        batch_size=IMAGES,
+        successive=True,
+        progress=False,
+    ).summary
+    checks = check_model(model, images, test.labels, protocol, BUDGET)
+    flags = [*found["flags"], *(f for c in checks.values() for f in c["flags"])]
+    rows = found["attacks"]
+    white = [r for r in rows if not r["via"] and r["name"] != "square"]
+    return {
+        "clean_accuracy": found["clean_accuracy"],
+        "after_pgd": rows[0]["robust_accuracy"],
+        "after_white_box": white[-1]["robust_accuracy"],
+        "after_all": rows[-1]["robust_accuracy"],
+        "attacks": rows,
+        "checks": found["checks"] | checks,
+        "flags": flags,
+    }
+
+
+def main() -> None:
+    rows = []
+    for case in cases():
+        start = time.perf_counter()
+        found = assess(case.make())
+        codes = list(dict.fromkeys(flag.split(":")[0] for flag in found["flags"]))
+        right = set(case.expected) <= set(codes) if case.expected else not codes
+        seconds = round(time.perf_counter() - start)
+        rows.append(
+            {
+                "name": case.name,
+                "what": case.what,
+                "expected": case.expected,
+                "raised": codes,
+                "right": right,
+                "seconds": seconds,
+                **found,
+            }
+        )
+        print(f"{case.name}: {', '.join(codes) or 'no flag'} ({seconds} s)", flush=True)
+    result = {
+        "command": "python benchmarks/masking.py",
+        "num_examples": IMAGES,
+        "budget": BUDGET,
+        "versions": versions(),
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "masking.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "masking.md").write_text(table(result))
+    print(table(result))
+    wrong = [row["name"] for row in rows if not row["right"]]
+    if wrong:
+        raise SystemExit(f"Not flagged as they should be: {', '.join(wrong)}.")
+
+
+def table(result: dict) -> str:
+    """Markdown: a row a model, with what each attack left and which flags it raised."""
+    lines = [
+        "| model | what it does | clean % | PGD-20 | all white-box | with Square and "
+        "transfers | flags |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in result["rows"]:
+        shares = ("clean_accuracy", "after_pgd", "after_white_box", "after_all")
+        cells = [f"{100 * row[k]:.0f}" for k in shares]
+        flags = ", ".join(row["raised"]) or "none"
+        lines.append(
+            f"| {row['name']} | {row['what']} | {' | '.join(cells)} | {flags} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run(main)
