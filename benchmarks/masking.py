@@ -93,8 +93,11 @@ def cases() -> list[Case]:
     )
     stiff = dataclasses.replace(
         flow,
-        model=dataclasses.replace(flow.model, lipschitz=30.0),
-        solver=Solver("heun", rtol=0.5, atol=0.5),
+        # A coarse grid of states, and few steps at most: quick to train.
+        model=dataclasses.replace(
+            flow.model, patch=7, features=64, hidden=32, lipschitz=120.0
+        ),
+        solver=Solver("heun", rtol=0.5, atol=0.5, max_steps=32),
         epochs=8,
         data=dataclasses.replace(flow.data, num_train=2000),
     )
@@ -107,7 +110,7 @@ def cases() -> list[Case]:
 
     honest = lambda: once("contractive", contractive)
     tight = Solver("dopri5", rtol=1e-5, atol=1e-6)
-    masked = ("zero gradients", "square beats white-box", "shattered gradients")
+    masked = ("zero gradients", "shattered gradients")
     return [
         Case("honest, fixed steps", "preset contractive", honest),
         Case(
@@ -135,9 +138,9 @@ def cases() -> list[Case]:
         ),
         Case(
             "loose tolerance",
-            f"trained and evaluated with {stiff.solver}, L = 30",
+            f"trained and evaluated with {stiff.solver}, L = 120",
             lambda: once("stiff", stiff),
-            ("tolerance", "shattered gradients", "transfer beats white-box"),
+            ("tolerance",),
         ),
         Case(
             "continuous adjoint",

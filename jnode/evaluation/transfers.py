@@ -64,15 +64,19 @@ class Transfer(AbstractAttack):
         self.norm, self.restarts = norm, restarts
         self.steps = jnp.asarray(steps, jnp.int32)
 
-    def __call__(
+    def __call__(self, model, images, labels, *, key):
+        return self.search(model, images, labels, None, key=key)
+
+    def search(
         self,
         model: Classifier,
         images: Images,
         labels: Int[Array, " batch"],
+        clean: Float[Array, "batch classes"] | None,
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        del model
+        del model, clean
         return ascend(
             self.source,
             images,
