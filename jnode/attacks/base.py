@@ -21,8 +21,9 @@ class Batched(eqx.Module):
     model: Callable
 
     def __call__(self, images: Images) -> Float[Array, "batch classes"]:
-        """Logits of each image, mapped with `jax.vmap`."""
-        return jax.vmap(self.model)(images)
+        """Logits of each image: by the model's own `batch`, else by `jax.vmap`."""
+        batch = getattr(self.model, "batch", None)
+        return jax.vmap(self.model)(images) if batch is None else batch(images)
 
 
 class AbstractAttack(eqx.Module):

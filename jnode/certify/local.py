@@ -19,7 +19,7 @@ from jnode.certify.amplification import stage_bounds, step_amplification
 from jnode.certify.radius import ROUNDING, margins
 from jnode.fields import AbstractVectorField, PiecewiseField
 from jnode.solvers import Solver, tableau
-from jnode.solvers.solve import combine
+from jnode.solvers.inside import combine
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier

@@ -30,6 +30,10 @@ class Decay(AbstractVectorField):
     ) -> Float[Array, "*state"]:
         return -self.rate * y
 
+    @property
+    def takes_batches(self) -> bool:
+        return True
+
     def lipschitz(self) -> Float[Array, ""]:
         return round_up(jnp.asarray(self.rate))
 
@@ -68,6 +72,10 @@ class Sum(AbstractVectorField):
     @property
     def time_invariant(self) -> bool:
         return all(field.time_invariant for field in self.fields)
+
+    @property
+    def takes_batches(self) -> bool:
+        return all(field.takes_batches for field in self.fields)
 
     def lipschitz(self) -> Float[Array, ""]:
         return round_up(_total(field.lipschitz() for field in self.fields))
@@ -113,6 +121,10 @@ class Scaled(AbstractVectorField):
     @property
     def time_invariant(self) -> bool:
         return self.field.time_invariant
+
+    @property
+    def takes_batches(self) -> bool:
+        return self.field.takes_batches
 
     def lipschitz(self) -> Float[Array, ""]:
         return round_up(self.factor * self.field.lipschitz())

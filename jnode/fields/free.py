@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.activations import AbstractActivation, make_activation
 from jnode.fields.base import AbstractVectorField, Shape, add_bias, check_shape
+from jnode.fields.inner_form import InnerForm, inner_form
 from jnode.linear import CircularConv, Conv, Dense
 from jnode.linear.base import AbstractLinear
 
@@ -70,15 +71,9 @@ class FreeField(AbstractVectorField):
         def linear(inputs, outputs, key):
             if len(shape) == 1:
                 return Dense(inputs, outputs, key=key)
-            if padding == "zero":
-                return Conv(inputs, outputs, kernel_size=kernel_size, key=key)
-            return CircularConv(
-                inputs,
-                outputs,
-                grid=(shape[0], shape[1]),
-                kernel_size=kernel_size,
-                key=key,
-            )
+            kind = Conv if padding == "zero" else CircularConv
+            grid = (shape[0], shape[1])
+            return kind(inputs, outputs, grid=grid, kernel_size=kernel_size, key=key)
 
         self.first = linear(shape[-1] + time, hidden, keys[0])
         self.second = linear(hidden, shape[-1], keys[1])
@@ -105,6 +100,23 @@ class FreeField(AbstractVectorField):
     @property
     def time_invariant(self) -> bool:
         return not self.time
+
+    @property
+    def takes_batches(self) -> bool:
+        return self.norms is None
+
+    def inner_form(self) -> InnerForm | None:
+        if self.time or self.norms is not None:
+            return None
+        one = jnp.ones((), self.first_bias.dtype)
+        return inner_form(
+            self.first,
+            self.second,
+            self.activation,
+            one,
+            self.first_bias,
+            self.second_bias,
+        )
 
     def lipschitz(self) -> Float[Array, ""]:
         return jnp.asarray(jnp.inf)

@@ -17,8 +17,10 @@ from jnode.fields.base import (
     check_shape,
     round_up,
 )
+from jnode.fields.inner_form import InnerForm, inner_form
 from jnode.linear import AbstractLinear, constrained
 from jnode.linear.base import check_positive
+from jnode.linear.compose import transposed
 
 
 class GradientFlowField(AbstractVectorField):
@@ -118,6 +120,18 @@ class GradientFlowField(AbstractVectorField):
                 rounding,
             )
         return round_up(total)
+
+    @property
+    def takes_batches(self) -> bool:
+        return True
+
+    def inner_form(self) -> InnerForm | None:
+        if self.decay or len(self.weights) > 1:
+            return None
+        (weight,), (bias,) = self.weights, self.biases
+        return inner_form(
+            weight, transposed(weight), self.activation, -self.scale(bias.dtype), bias
+        )
 
     def lipschitz(self) -> Float[Array, ""]:
         squares = [weight.norm() ** 2 for weight in self.weights]

@@ -16,6 +16,7 @@ from jnode.fields.base import (
     check_shape,
     round_up,
 )
+from jnode.fields.inner_form import InnerForm, inner_form
 from jnode.linear import AbstractLinear, constrained
 
 
@@ -116,6 +117,21 @@ class OrthoField(AbstractVectorField):
     @property
     def time_invariant(self) -> bool:
         return self.clocks is None
+
+    @property
+    def takes_batches(self) -> bool:
+        return True
+
+    def inner_form(self) -> InnerForm | None:
+        return inner_form(
+            self.first,
+            self.second,
+            self.activation,
+            self.scale(self.first_bias.dtype),
+            self.first_bias,
+            self.second_bias,
+            self.clocks,
+        )
 
     def lipschitz(self) -> Float[Array, ""]:
         norm = self.first.norm() * self.second.norm() * self.activation.lipschitz

@@ -78,6 +78,10 @@ class PiecewiseField(AbstractVectorField):
     def time_invariant(self) -> bool:
         return self.count == 1
 
+    @property
+    def takes_batches(self) -> bool:
+        return self.pieces.takes_batches
+
     def lipschitz(self) -> Float[Array, ""]:
         return jnp.max(self.each("lipschitz"))
 

@@ -130,6 +130,10 @@ class SkewField(AbstractVectorField):
         )
         return round_up(norm * change)
 
+    @property
+    def takes_batches(self) -> bool:
+        return True
+
     def lipschitz(self) -> Float[Array, ""]:
         norm = jnp.sqrt(self.half.norm() ** 2 + self.damping**2)
         return round_up(self.scale(norm.dtype) * norm)
@@ -245,6 +249,10 @@ class HamiltonianField(AbstractVectorField):
             rounding,
         )
         return round_up(norm * change)
+
+    @property
+    def takes_batches(self) -> bool:
+        return True
 
     def lipschitz(self) -> Float[Array, ""]:
         norm = self.convexity + self.weight.norm() ** 2

@@ -10,6 +10,9 @@ from jaxtyping import Array, Float
 class AbstractLinear(eqx.Module):
     r"""A linear map $x \mapsto Wx$ whose largest singular value is known.
 
+    A baked map takes a batch as well, its axes before the last one: `[*batch, size]`,
+    or `[height, width, *batch, channels]`.
+
     A map may hold $W$ through a reparametrisation (a Cayley transform, say);
     `bake` computes that once and gives an equal map that holds plain matrices.
     """

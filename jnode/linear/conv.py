@@ -1,4 +1,4 @@
-"""The free convolution, quick inside loops on CPU as well."""
+"""The zero-padded convolution, quick inside loops on CPU as well."""
 
 import equinox as eqx
 import jax
@@ -7,42 +7,49 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.linear.base import AbstractLinear, check_kernel_size, check_positive
-
-
-def _patches(x, size: int):
-    """[height, width, taps * channels]: each position's neighbourhood."""
-    height, width, _ = x.shape
-    r = size // 2
-    x = jnp.pad(x, ((r, r), (r, r), (0, 0)))
-    shifts = [
-        x[i : i + height, j : j + width] for i in range(size) for j in range(size)
-    ]
-    return jnp.concatenate(shifts, axis=-1)
+from jnode.linear.spectral_conv import SpectralConv, kernel_spectrum
 
 
 # XLA's CPU backend computes the weight gradient of a convolution inside a loop with a
-# naive kernel, some 20 times slower than it should be; a solver is such a loop. As one
-# matrix product over patches, forward and gradient are BLAS calls. Elsewhere the native
-# convolution is best. Rematerialised, because patches are 9 times the input.
-@eqx.filter_checkpoint
-def _convolve(x, kernel):
+# naive kernel, some 20 times slower than it should be; a solver is such a loop. As
+# matrix products, over patches or over frequencies, forward and gradient are quick
+# there. Elsewhere the native convolution is best.
+@eqx.filter_checkpoint  # patches are as many times the input as the kernel has taps
+def _by_patches(x, kernel):
     size, _, channels, out = kernel.shape
+    height, width = x.shape[:2]
+    r = size // 2
+    x = jnp.pad(x, ((r, r), (r, r), *[(0, 0)] * (x.ndim - 2)))
+    shifts = [
+        x[i : i + height, j : j + width] for i in range(size) for j in range(size)
+    ]
+    weights = kernel.reshape(size * size * channels, out)
+    patches = jnp.concatenate(shifts, axis=-1)
+    return jnp.matmul(patches, weights, precision="highest")
 
-    def matmul(x, kernel):
-        weights = kernel.reshape(size * size * channels, out)
-        return jnp.matmul(_patches(x, size), weights, precision="highest")
 
-    def native(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x[None],
-            kernel,
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision="highest",
-        )[0]
+def _native(x, kernel):
+    batch = x.shape[2:-1]
+    x = jnp.moveaxis(x.reshape(*x.shape[:2], -1, x.shape[-1]), 2, 0)
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+    y = jnp.moveaxis(y, 0, 2)
+    return y.reshape(*y.shape[:2], *batch, y.shape[-1])
 
-    return jax.lax.platform_dependent(x, kernel, cpu=matmul, default=native)
+
+def _spectral_pays(kernel_shape, grid) -> bool:
+    """Whether the form on each frequency takes fewer multiplications than patches."""
+    size, _, channels, out = kernel_shape
+    positions = grid[0] * grid[1]
+    rows = (grid[0] + size // 2) * (grid[1] + size // 2)
+    spectral = positions * rows * (channels + out) + 2 * rows * channels * out
+    return spectral < size * size * positions * channels * out
 
 
 class Conv(AbstractLinear):
@@ -53,6 +60,8 @@ class Conv(AbstractLinear):
 
     kernel: Float[Array, "size size in out"]
     bound: Float[Array, ""] | None
+    spectral: SpectralConv | None
+    grid: tuple[int, int] | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -60,12 +69,15 @@ class Conv(AbstractLinear):
         out_channels: int,
         *,
         kernel_size: int = 3,
+        grid: tuple[int, int] | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `in_channels`, `out_channels`: the numbers of channels.
         - `kernel_size`: odd.
+        - `grid`: height and width of the images it works on, where they are known:
+            baked for a small grid it is quicker on CPU.
         - `key`: of the initial weights (He 2015).
 
         **Raises:** `ValueError` for an even kernel.
@@ -74,32 +86,60 @@ class Conv(AbstractLinear):
         check_kernel_size(kernel_size)
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.kernel = jr.normal(key, shape) / (kernel_size * in_channels**0.5)
-        self.bound = None
+        self.bound = self.spectral = None
+        self.grid = grid
 
     def __call__(
-        self, x: Float[Array, "height width in"]
-    ) -> Float[Array, "height width out"]:
-        return _convolve(x, self.kernel)
+        self, x: Float[Array, "height width *batch in"]
+    ) -> Float[Array, "height width *batch out"]:
+        return self._apply(x, self.kernel, transposed=False)
 
     def transpose(
-        self, x: Float[Array, "height width out"]
-    ) -> Float[Array, "height width in"]:
+        self, x: Float[Array, "height width *batch out"]
+    ) -> Float[Array, "height width *batch in"]:
         # Mirrored in space, its channels exchanged.
         flipped = self.kernel[::-1, ::-1].swapaxes(-1, -2)
-        return _convolve(x, flipped)
+        return self._apply(x, flipped, transposed=True)
+
+    def _apply(self, x, kernel, *, transposed):
+        def on_cpu(x, kernel, spectral):
+            if spectral is None:
+                return _by_patches(x, kernel)
+            return spectral.transpose(x) if transposed else spectral(x)
+
+        def elsewhere(x, kernel, spectral):
+            return _native(x, kernel)
+
+        return jax.lax.platform_dependent(
+            x, kernel, self.spectral, cpu=on_cpu, default=elsewhere
+        )
 
     def norm(self) -> Float[Array, ""]:
         return jnp.asarray(jnp.inf) if self.bound is None else self.bound
 
     def bake(self) -> "Conv":
-        return self
+        if self.grid is None or not _spectral_pays(self.kernel.shape, self.grid):
+            return self
+        margin = self.kernel.shape[0] // 2
+        height, width = self.grid
+        spectrum = kernel_spectrum(
+            self.kernel.swapaxes(-1, -2), (height + margin, width + margin)
+        )
+        spectral = SpectralConv(spectrum, self.norm(), self.grid, margin)
+        return eqx.tree_at(
+            lambda c: c.spectral, self, spectral, is_leaf=lambda x: x is None
+        )
 
 
 def baked_conv(
-    kernel: Float[Array, "size size out in"], bound: Float[Array, ""]
+    kernel: Float[Array, "size size out in"],
+    bound: Float[Array, ""],
+    grid: tuple[int, int],
 ) -> Conv:
     """A `Conv` of this kernel, whose norm is known to be at most `bound`."""
     conv = object.__new__(Conv)
     object.__setattr__(conv, "kernel", kernel.swapaxes(-1, -2))
     object.__setattr__(conv, "bound", bound)
-    return conv
+    object.__setattr__(conv, "spectral", None)
+    object.__setattr__(conv, "grid", grid)
+    return conv.bake()

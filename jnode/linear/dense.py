@@ -28,11 +28,11 @@ class Dense(AbstractLinear):
         self.matrix = jr.normal(key, (out_size, in_size)) / in_size**0.5
         self.bound = None
 
-    def __call__(self, x: Float[Array, "in"]) -> Float[Array, "out"]:
-        return jnp.matmul(self.matrix, x, precision="highest")
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        return jnp.matmul(x, self.matrix.T, precision="highest")
 
-    def transpose(self, x: Float[Array, "out"]) -> Float[Array, "in"]:
-        return jnp.matmul(self.matrix.T, x, precision="highest")
+    def transpose(self, x: Float[Array, "*batch out"]) -> Float[Array, "*batch in"]:
+        return jnp.matmul(x, self.matrix, precision="highest")
 
     def norm(self) -> Float[Array, ""]:
         return jnp.asarray(jnp.inf) if self.bound is None else self.bound

@@ -2,8 +2,7 @@
 
 At grids of 6x6 to 16x16 this beats the FFT several times over, and it needs no complex
 numbers. Frequencies come in conjugate pairs, of which one is kept. Rows are ordered
-(frequency, real or imaginary part), so that the transform of [grid, channels] reshapes
-without a copy to [frequencies, 2 channels]: the column form of one vector a frequency.
+(real or imaginary part, frequency).
 """
 
 import functools
@@ -24,19 +23,24 @@ def _half_plane(height: int, width: int) -> list[tuple[int, int, bool]]:
 
 
 @functools.cache
-def transform(height: int, width: int) -> Float[np.ndarray, "twice_frequencies grid"]:
+def transform(
+    height: int, width: int, margin: int = 0
+) -> Float[np.ndarray, "twice_frequencies grid"]:
     """The matrix $F$ of the transform of a flattened grid, with $F^T F = I$.
 
-    The imaginary rows of frequencies that are their own conjugates are zero.
+    The imaginary rows of frequencies that are their own conjugates are zero. With a
+    `margin` the grid is taken for a part of one that is larger by so much in height and
+    width, and zero there.
     """
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    parts = []
+    height, width = height + margin, width + margin
+    real, imaginary = [], []
     for k, m, alone in _half_plane(height, width):
         angle = 2 * np.pi * (k * rows / height + m * columns / width).ravel()
         scale = np.sqrt((1 if alone else 2) / (height * width))
-        parts.append(scale * np.cos(angle))
-        parts.append(np.zeros_like(angle) if alone else -scale * np.sin(angle))
-    return np.asarray(parts)
+        real.append(scale * np.cos(angle))
+        imaginary.append(np.zeros_like(angle) if alone else -scale * np.sin(angle))
+    return np.asarray(real + imaginary)
 
 
 @functools.cache

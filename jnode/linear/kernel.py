@@ -13,7 +13,6 @@ from jnode.linear.base import (
     check_kernel_size,
     check_positive,
 )
-from jnode.linear.cayley import embed
 from jnode.linear.conv import baked_conv
 from jnode.linear.spectral_conv import SpectralConv, kernel_spectrum, transform_slack
 
@@ -102,11 +101,13 @@ def bake_kernel(
     padding: str,
 ) -> AbstractLinear:
     """The plain map of a kernel whose exact norm is at most `bound`."""
+    margin = kernel.shape[0] // 2 if padding == "zero" else 0
+    period = (grid[0] + margin, grid[1] + margin)
+    # The spectrum is rounded once more while it is computed.
+    bound = (bound + spectrum_slack(kernel)) * transform_slack(period, kernel.dtype)
     if padding == "zero":
-        return baked_conv(kernel, bound)
-    # The blocks are rounded once more while they are computed.
-    bound = (bound + spectrum_slack(kernel)) * transform_slack(grid, kernel.dtype)
-    return SpectralConv(embed(kernel_spectrum(kernel, grid)), bound, grid)
+        return baked_conv(kernel, bound, grid)
+    return SpectralConv(kernel_spectrum(kernel, grid), bound, grid)
 
 
 def scaled_slack(size: int, dtype) -> float:

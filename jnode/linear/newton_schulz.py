@@ -81,7 +81,7 @@ class NewtonSchulzConv(AbstractKernelConv):
         column = orthogonalize(self.spectrum())
         bound = norm_bound(column)
         slack = transform_slack(self.grid, column.dtype)
-        return SpectralConv(embed(column), bound * slack, self.grid)
+        return SpectralConv(column, bound * slack, self.grid)
 
     def residual(self) -> Float[Array, ""]:
         r"""A certified upper bound on $\|W^\top W - I\|_2$, worst over frequencies."""

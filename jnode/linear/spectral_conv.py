@@ -13,40 +13,52 @@ from jnode.linear.base import (
     check_kernel_size,
     check_positive,
 )
-from jnode.linear.cayley import adjoint, cayley, embed
+from jnode.linear.cayley import adjoint, cayley
 from jnode.linear.gram import isometry_norm
 
 
 class SpectralConv(AbstractLinear):
-    r"""A circular convolution, given by one real-embedded matrix a frequency.
+    r"""A convolution, given by one complex matrix a frequency.
 
     $x \mapsto F^\top B F x$ with the isometric transform $F$ of `fourier.transform`
-    and $B$ block-diagonal.
+    and $B$ block-diagonal, its blocks in column form. Circular; with a `margin` of the
+    kernel's radius it is zero-padded, a part of the circular one on a larger grid.
     """
 
-    blocks: Float[Array, "frequencies twice_out twice_in"]
+    column: Float[Array, "frequencies twice_out in"]
     bound: Float[Array, ""]
     grid: tuple[int, int] = eqx.field(static=True)
+    margin: int = eqx.field(static=True, default=0)
 
-    def _apply(self, blocks, x):
-        height, width = self.grid
-        f = jnp.asarray(fourier.transform(height, width), x.dtype)
-        grid = x.reshape(height * width, x.shape[-1])
-        spectrum = jnp.matmul(f, grid, precision="highest")
-        spectrum = spectrum.reshape(blocks.shape[0], -1)
-        spectrum = jnp.einsum("kij,kj->ki", blocks, spectrum, precision="highest")
-        grid = jnp.matmul(f.T, spectrum.reshape(f.shape[0], -1), precision="highest")
-        return grid.reshape(height, width, -1)
+    def _apply(self, column, x):
+        # Real products of two parts each, which run side by side; the batch, if there
+        # is one, lies between grid and channels, so that no axis has to move.
+        f = jnp.asarray(fourier.transform(*self.grid, self.margin), x.dtype)
+        spectrum = jnp.matmul(f, x.reshape(f.shape[1], -1), precision="highest")
+        re, im = spectrum.reshape(2, len(column), -1, x.shape[-1])
+        real, imaginary = (part.mT for part in jnp.split(column, 2, axis=-2))
+
+        def product(a, b):
+            return jnp.matmul(a, b, precision="highest")
+
+        out = jnp.stack(
+            [
+                product(re, real) - product(im, imaginary),
+                product(re, imaginary) + product(im, real),
+            ]
+        )
+        out = jnp.matmul(f.T, out.reshape(len(f), -1), precision="highest")
+        return out.reshape(*x.shape[:-1], real.shape[-1])
 
     def __call__(
-        self, x: Float[Array, "height width in"]
-    ) -> Float[Array, "height width out"]:
-        return self._apply(self.blocks, x)
+        self, x: Float[Array, "height width *batch in"]
+    ) -> Float[Array, "height width *batch out"]:
+        return self._apply(self.column, x)
 
     def transpose(
-        self, x: Float[Array, "height width out"]
-    ) -> Float[Array, "height width in"]:
-        return self._apply(self.blocks.mT, x)
+        self, x: Float[Array, "height width *batch out"]
+    ) -> Float[Array, "height width *batch in"]:
+        return self._apply(adjoint(self.column), x)
 
     def norm(self) -> Float[Array, ""]:
         return self.bound
@@ -104,8 +116,8 @@ class CircularConv(AbstractReparametrized):
         return jnp.asarray(jnp.inf)
 
     def bake(self) -> SpectralConv:
-        blocks = embed(kernel_spectrum(self.kernel, self.grid))
-        return SpectralConv(blocks, self.norm(), self.grid)
+        column = kernel_spectrum(self.kernel, self.grid)
+        return SpectralConv(column, self.norm(), self.grid)
 
 
 class CayleyConv(AbstractReparametrized):
@@ -160,5 +172,5 @@ class CayleyConv(AbstractReparametrized):
     def bake(self) -> SpectralConv:
         q = cayley(kernel_spectrum(self.kernel, self.grid))
         bound = isometry_norm(q) * transform_slack(self.grid, q.dtype)
-        blocks = embed(adjoint(q) if self.out_channels < self.in_channels else q)
-        return SpectralConv(blocks, bound, self.grid)
+        column = adjoint(q) if self.out_channels < self.in_channels else q
+        return SpectralConv(column, bound, self.grid)

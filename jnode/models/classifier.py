@@ -3,6 +3,7 @@
 import dataclasses
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -10,7 +11,7 @@ from jnode.certify.amplification import amplification
 from jnode.fields import AbstractVectorField
 from jnode.models.encoders import AbstractEncoder
 from jnode.models.head import Head
-from jnode.solvers import Solution, Solver, freeze, solve
+from jnode.solvers import Solution, Solver, freeze, solve, solve_batch
 
 
 class ODEClassifier(eqx.Module):
@@ -38,12 +39,22 @@ class ODEClassifier(eqx.Module):
 
     def solution(self, image: Float[Array, "height width channels"]) -> Solution:
         """The ODE's solution for one image, with its step statistics."""
-        if image.shape != self.image_shape:
-            raise ValueError(
-                f"image must have shape {self.image_shape} (height, width, channels), "
-                f"not {image.shape}; map batches with jax.vmap(model)."
-            )
+        _check_image(self, image.shape)
         return solve(self.field, self.encoder(image), self.solver)
+
+    def batch(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        """The logits of a batch: what `jax.vmap` of this model gives, quicker."""
+        features = self.solutions(images).y.reshape(len(images), -1)
+        return jax.vmap(self.head)(features)
+
+    def solutions(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Solution:
+        """The ODE's solutions for a batch, each sample's steps its own."""
+        _check_image(self, images.shape[1:])
+        return solve_batch(self.field, jax.vmap(self.encoder)(images), self.solver)
 
     def embed(
         self, image: Float[Array, "height width channels"]
@@ -81,3 +92,11 @@ class ODEClassifier(eqx.Module):
     def bake(self) -> "ODEClassifier":
         """An equal model whose field holds plain matrices: for inference, attacks."""
         return eqx.tree_at(lambda m: m.field, self, self.field.bake())
+
+
+def _check_image(model: ODEClassifier, shape: tuple[int, ...]) -> None:
+    if shape != model.image_shape:
+        raise ValueError(
+            f"image must have shape {model.image_shape} (height, width, channels), "
+            f"not {shape}; map batches with jax.vmap(model)."
+        )

@@ -3,6 +3,7 @@
 from jnode.solvers.frozen import freeze as freeze
 from jnode.solvers.solve import Solution as Solution
 from jnode.solvers.solve import solve as solve
+from jnode.solvers.solve import solve_batch as solve_batch
 from jnode.solvers.solver import Solver as Solver
 from jnode.solvers.tableaus import SOLVERS as SOLVERS
 from jnode.solvers.tableaus import tableau as tableau

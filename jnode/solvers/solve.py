@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jnode.fields import AbstractVectorField, PiecewiseField
+from jnode.solvers.inside import combine, solve_inside
 from jnode.solvers.solver import Solver
 from jnode.solvers.tableaus import tableau
 
@@ -48,7 +49,40 @@ def solve(
     """
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
+    return _solve(field.bake(), y0, solver, t0, t1)
+
+
+def solve_batch(
+    field: AbstractVectorField,
+    y0: Float[Array, "batch *state"],
+    solver: Solver,
+    *,
+    t0: float = 0.0,
+    t1: float = 1.0,
+) -> Solution:
+    """Integrates a batch of states: what `jax.vmap` of `solve` gives, quicker.
+
+    With fixed steps all states move together, in a layout that moves no axis. An
+    adaptive solver still chooses the steps of each sample by itself.
+
+    **Arguments:** as of `solve`, but for a batch of states.
+
+    **Returns:** a `Solution` whose every array has the batch's axis in front.
+
+    **Raises:** as `solve`.
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
     field = field.bake()
+    scanned = not solver.adaptive and solver.adjoint == "direct"
+    if not (scanned and field.takes_batches):
+        return jax.vmap(lambda y: _solve(field, y, solver, t0, t1))(y0)
+    solution = _solve(field, jnp.moveaxis(y0, 0, -2), solver, t0, t1)
+    stats = {k: jnp.broadcast_to(v, len(y0)) for k, v in solution.stats.items()}
+    return Solution(jnp.moveaxis(solution.y, -2, 0), stats)
+
+
+def _solve(field, y0, solver, t0, t1):
     if isinstance(field, PiecewiseField):
         solution = _pieces(field, y0, solver, t0, t1)
     else:
@@ -75,13 +109,6 @@ def step(
     for i in range(len(b)):
         ks.append(field(t + c[i] * h, y + combine(h, a[i][:i], ks, y), None))
     return y + combine(h, b, ks, y)
-
-
-def combine(h, weights, ks, y):
-    terms = [
-        (h * w).astype(y.dtype) * k for w, k in zip(weights, ks, strict=True) if w != 0
-    ]
-    return sum(terms, start=jnp.zeros_like(y))
 
 
 def _one(field, y0, solver, t0, t1):
@@ -130,14 +157,19 @@ def _scan(field, y0, solver, t0, t1):
     shares = solver.shares
     times = jnp.asarray(t0 + (t1 - t0) * shares[:-1], y0.dtype)
     lengths = jnp.asarray((t1 - t0) * np.diff(shares), y0.dtype)
-
-    def body(y, step_):
-        t, h = step_
-        return step(field, t, h, y, solver), None
-
-    y1, _ = jax.lax.scan(body, y0, (times, lengths))
     steps = len(shares) - 1
-    return Solution(y1, _stats(steps, steps, 0, steps * solver.stages))
+    evaluations = steps * solver.stages
+    form = field.inner_form()
+    if form is not None and form.pays(evaluations, y0.shape[-1]):
+        y1 = solve_inside(form, y0, tableau(solver.name), times, lengths)
+    else:
+
+        def body(y, step_):
+            t, h = step_
+            return step(field, t, h, y, solver), None
+
+        y1, _ = jax.lax.scan(body, y0, (times, lengths))
+    return Solution(y1, _stats(steps, steps, 0, evaluations))
 
 
 def save_adaptive(

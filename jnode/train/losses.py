@@ -79,7 +79,7 @@ def make_loss(config: LossConfig) -> Loss:
             images = jnp.clip(images + config.sigma * noise, 0, 1)
         elif config.name == "adversarial":
             images = _adversarial(model, images, labels, keys, config)
-        solutions = jax.vmap(model.solution)(images)
+        solutions = model.solutions(images)
         features = solutions.y.reshape(len(images), -1)
         logits = jax.vmap(model.head)(features)
         accuracy = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))

@@ -1,0 +1,34 @@
+"""Two maps as one."""
+
+import jax.numpy as jnp
+
+from jnode.linear.base import AbstractLinear
+from jnode.linear.cayley import adjoint, embed
+from jnode.linear.dense import Dense, baked_dense
+from jnode.linear.spectral_conv import SpectralConv
+
+
+def compose(outer: AbstractLinear, inner: AbstractLinear) -> AbstractLinear | None:
+    r"""$x \mapsto W_2 W_1 x$ of baked maps as one map of the same kind, its norm `inf`.
+
+    `None` where there is none: two zero-padded convolutions, say, make no convolution.
+    """
+    unknown = jnp.asarray(jnp.inf)
+    if isinstance(outer, Dense) and isinstance(inner, Dense):
+        matrix = jnp.matmul(outer.matrix, inner.matrix, precision="highest")
+        return baked_dense(matrix, unknown)
+    if not (isinstance(outer, SpectralConv) and isinstance(inner, SpectralConv)):
+        return None
+    if outer.grid != inner.grid or outer.margin or inner.margin:
+        return None
+    column = jnp.matmul(embed(outer.column), inner.column, precision="highest")
+    return SpectralConv(column, unknown, outer.grid)
+
+
+def transposed(map_: AbstractLinear) -> AbstractLinear | None:
+    r"""$x \mapsto W^\top x$ of a baked map as a map, its norm as it was, or `None`."""
+    if isinstance(map_, Dense):
+        return baked_dense(map_.matrix.T, map_.norm())
+    if isinstance(map_, SpectralConv):
+        return SpectralConv(adjoint(map_.column), map_.bound, map_.grid, map_.margin)
+    return None
