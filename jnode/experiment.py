@@ -15,7 +15,7 @@ from jnode.attacks import AbstractAttack, Batched
 from jnode.evaluation import PROTOCOLS, Store, budgets, describe, evaluate, plan, twins
 from jnode.evaluation.check_model import check_model
 from jnode.evaluation.checks import adjoint
-from jnode.evaluation.cost import cost_of, estimate, minutes
+from jnode.evaluation.cost import Cost, cost_of, estimate, minutes
 from jnode.evaluation.recheck import recheck
 from jnode.evaluation.store import described, fingerprint
 from jnode.report import Pictures
@@ -90,9 +90,6 @@ def evaluate_run(
         wanted = budgets(test.name, norm, epsilons)
         through = twins(model, images, test.labels, chosen.twins)
         attacks = plan(chosen, wanted, through, classes=test.num_classes)
-    cost = None
-    if chosen is not None:
-        cost = cost_of(model, images, test.labels, through, batch_size)
     found = versions()
     store = Store(
         run.path / "evaluation",
@@ -104,8 +101,18 @@ def evaluate_run(
             "the versions": found,
         },
     )
+    cost, expected = None, None
+    if chosen is not None:
+        # Kept, so that an evaluation that goes on says what it said at first.
+        timed = store.check(
+            "cost",
+            lambda: vars(cost_of(model, images, test.labels, through, batch_size)),
+        )
+        cost = Cost(**timed)
+        expected = estimate(attacks, cost, len(test))
     if progress:
-        for sentence in (store.news, _announce(protocol, attacks, len(test), cost)):
+        news = _announce(protocol, attacks, len(test), cost, expected)
+        for sentence in (store.news, news):
             if sentence:
                 print(sentence, flush=True)
     whole = Batched(model)
@@ -155,6 +162,7 @@ def evaluate_run(
         "split": test.split,
         "num_train": facts["num_train"],
         "protocol": protocol,
+        "estimated_seconds": None if expected is None else round(sum(expected), 1),
         **result.summary,
         "checks": checks,
         "flags": raised,
@@ -172,11 +180,11 @@ def evaluate_run(
     return summary
 
 
-def _announce(protocol, attacks, n, cost) -> str:
+def _announce(protocol, attacks, n, cost, expected) -> str:
     """What a protocol will do and cost, before it starts."""
     if protocol is None:
         return ""
-    work, compiling = estimate(attacks, cost, n)
+    work, compiling = expected
     return (
         f"Protocol {protocol}: {len(attacks)} attacks on {n} images take at most "
         f"{minutes(work)}, and some {minutes(compiling)} for compilation (a batch of "

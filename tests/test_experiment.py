@@ -47,6 +47,7 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     written = json.loads((run_dir / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(found))
     assert found["protocol"] == "quick" and found["successive"]
+    assert found["estimated_seconds"] > 0
     names = [(r["name"], r["via"]) for r in found["attacks"]]
     assert names[:4] == [("pgd", ""), ("apgd-ce", ""), ("apgd-t", ""), ("square", "")]
     assert names[4:6] == [("pgd", "rk4x8"), ("pgd", "encoder")]

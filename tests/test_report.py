@@ -411,6 +411,37 @@ def test_page_escapes_everything_a_run_says(tmp_path):
     assert page.text.count("<script>alert('x')</script>") >= 10
 
 
+def test_checks_are_in_plain_words_and_flagged_ones_marked(three, tmp_path):
+    fine = dict(says="All is well.", flags=[])
+    bad = dict(says=HOSTILE, flags=["wrong gradient: it is"])
+    work = {
+        kind: dict(nfe=nfe, nfe_largest=60, steps=5.0, steps_largest=9)
+        for kind, nfe in (("clean", 20.0), ("attacked", 23.5))
+    }
+    three[0].evaluation.update(
+        protocol=HOSTILE,
+        checks={"gradient": bad, "work": fine | work, HOSTILE: fine},
+    )
+    text = report.write(three, tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert "<script" not in text
+    assert page.text.count("in order") == 2 and page.text.count("flagged") >= 1
+    assert page.text.index("Results") < page.text.index("What was checked")
+    rows = [a for tag, a in page.tags if tag == "tr" and a.get("class") == "flagged"]
+    assert len(rows) == 1
+    table = grid(report.table(three))
+    assert table["NFE, attacked"] == ["23.5 / 60", "–", "–"]
+
+
+def test_successive_and_transferred_attacks_are_told_apart():
+    run = example()
+    run.evaluation["successive"] = True
+    run.evaluation["attacks"][1]["via"] = "rk4x8"
+    text = report.table([run, example("alone")])
+    assert "one attack after another" in text and "accuracy under attack" in text
+    assert grid(text)["pgd-40 Linf 0.1 via rk4x8"] == ["60.0", "–"]
+
+
 def test_page_survives_half_a_surrogate_pair(tmp_path):
     run = dataclasses.replace(example("a\udc80b"), pictures=None)
     text = report.write([run], tmp_path / "report.html").read_text()

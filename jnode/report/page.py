@@ -67,6 +67,7 @@ def render(runs: Sequence[RunReport]) -> str:
         "robust accuracy: a stronger attack may lower it. <em>Certified</em> accuracy "
         "is a proven lower bound: no attack within the radius can lower it.</p>",
     ]
+    body.append(checks(runs, [parts.dot(i) for i in range(len(runs))]))
     if any(run.evaluation["certified_accuracy"] for run in runs):
         body += [
             "<h2>What is proven</h2>",
@@ -80,7 +81,6 @@ def render(runs: Sequence[RunReport]) -> str:
     body += _pictures(runs)
     if any(run.metrics for run in runs):
         body += ["<h2>Training</h2>", _drawn("training", figures.training(runs))]
-    body.append(checks(runs, [parts.dot(i) for i in range(len(runs))]))
     body += ["<h2>What was run</h2>", parts.setup(runs), *map(parts.details, runs)]
     return "\n".join(
         [

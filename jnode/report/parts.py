@@ -108,13 +108,13 @@ def _norm(norm: str) -> str:
 
 
 def _hardest(runs: Sequence[RunReport]) -> tuple[str, float] | None:
-    """The budget of the attack with the most steps, Linf before L2."""
+    """The budget of the attack with the most steps: Linf first, then the smallest."""
     rows = [
         r for run in runs for r in run.evaluation["attacks"] if r["norm"] != "sigma"
     ]
     if not rows:
         return None
-    best = max(rows, key=lambda r: (r["norm"] == "linf", r["steps"], r["epsilon"]))
+    best = max(rows, key=lambda r: (r["norm"] == "linf", r["steps"], -r["epsilon"]))
     return best["norm"], best["epsilon"]
 
 
