@@ -7,6 +7,7 @@ in it is pickled, and reading it runs no code.
 import logging
 import shutil
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Checkpoints:
         self.folder = run_dir / "checkpoints"
         self._writing = writing
         self._open: Any = None
+        self._hook = threading.excepthook
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, in order."""
@@ -95,8 +97,11 @@ class Checkpoints:
         if self._open is not None:
             manager, self._open = self._open, None
             with explained(self.run_dir, writing=True):
-                manager.wait_until_finished()
-                manager.close()
+                try:
+                    manager.wait_until_finished()
+                    manager.close()
+                finally:
+                    threading.excepthook = self._hook
 
     def restore(
         self, like: PyTree, facts: dict[str, Any], step: int | None = None
@@ -121,7 +126,9 @@ class Checkpoints:
             except CheckpointMismatch:
                 raise
             except Exception as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                if len(reason) > 80:  # TensorStore's tale, which begins with a code
+                    reason = reason.split(":")[0]
                 print(f"{self.path(number)} is damaged ({reason}).")
                 bad = number
             if step is None:
@@ -184,6 +191,10 @@ class Checkpoints:
         shutil.move(self.path(step), target)
         self._open.reload()
 
+    def _told_elsewhere(self, args):
+        if not type(args.thread).__module__.startswith("orbax"):
+            self._hook(args)
+
     def _there(self):
         return self._writing or self.folder.is_dir()
 
@@ -192,8 +203,11 @@ class Checkpoints:
             import orbax.checkpoint as ocp
             from orbax.checkpoint import checkpoint_managers as managers
 
-            # Progress notes, and advice for other file systems.
-            logging.getLogger("absl").setLevel(logging.ERROR)
+            # Its notes, and the pages that each of its threads writes of an error
+            # that is raised here anyway, in one sentence.
+            logging.getLogger("absl").setLevel(logging.CRITICAL)
+            if self._writing:
+                threading.excepthook = self._told_elsewhere
             keep = managers.AnyPreservationPolicy(
                 [
                     managers.LatestN(KEEP),

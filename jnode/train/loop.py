@@ -113,8 +113,8 @@ def train(
         loop = _Loop(config, run, kept, total, mesh, checkpoint_every)
         loop.start(state, resume=resume)
         trace = Trace(run.path / "profile", begin=3, steps=profile)
-        bar = tqdm(total=total, initial=loop.done, disable=not progress, unit="step")
         log = Log(run.path, loop.done, tensorboard=tensorboard)
+        bar = tqdm(total=total, initial=loop.done, disable=not progress, unit="step")
         with bar, closing(log), closing(trace):
             loop.run(dataset, log, trace, bar)
         write_tree(run.path / "model.eqx", loop.state.model)
