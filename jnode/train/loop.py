@@ -25,7 +25,7 @@ from jnode.train.log import Log, Trace, peak_memory, tensorboard_writer
 from jnode.train.provenance import provenance
 from jnode.train.run_dir import RunDir, without_paths
 from jnode.train.signals import caught_signals
-from jnode.train.state import TrainState, init_state, make_schedule
+from jnode.train.state import TrainState, init_state, learning_rate
 from jnode.train.step import make_step
 
 AHEAD = 2  # steps given to the device before the first of them must be done
@@ -144,7 +144,6 @@ class _Loop:
                 (self.state, self.tally), self.done = found
 
     def run(self, dataset: Dataset, log: Log, trace: Trace, bar: tqdm) -> None:
-        schedule = make_schedule(self.config, self.total)
         begin = time.perf_counter()
         with caught_signals() as caught:
             for epoch in range(self.done // self.per_epoch, self.config.epochs):
@@ -154,7 +153,7 @@ class _Loop:
                 now = time.perf_counter()
                 images = (self.done - before) * self.config.batch_size
                 facts = {
-                    "learning_rate": float(schedule(self.done - 1)),
+                    "learning_rate": learning_rate(self.config, self.total, self.done),
                     "images_per_second": images / (now - epoch_begin - compiling),
                     **({"compile_seconds": compiling} if compiling else {}),
                     **peak_memory(),

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -27,6 +28,11 @@ def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(total_steps // 10, 1), max(total_steps, 2)
     )
+
+
+def learning_rate(config: TrainConfig, total_steps: int, step: int) -> float:
+    """The rate of a step, counted from 1, none before it having been skipped."""
+    return np.asarray(make_schedule(config, total_steps)(step - 1)).item()
 
 
 def make_optimizer(
