@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jnode
 from jnode.train import (
     NonFiniteLossError,
     OutOfMemoryError,
     RunDir,
+    SolverFailedError,
     loop,
     step,
     tally,
@@ -89,6 +91,24 @@ def some(failed=0.0, steps=3, skipped=0, bad_step=0, bad_loss=0.0):
         bad_step=jnp.asarray(bad_step),
         bad_loss=jnp.asarray(bad_loss),
     )
+
+
+def test_failed_solves_are_counted_and_limited(tmp_path):
+    solver = jnode.Solver("heun", rtol=1e-6, atol=1e-6, max_steps=1)
+    config = dataclasses.replace(
+        TINY,
+        solver=solver,
+        loss=LossConfig(),
+        epochs=1,
+        max_failed=1.0,
+    )
+    train(config, tmp_path / "run", progress=False)
+    (row,) = numbers(tmp_path / "run")
+    assert row["failed_solves"] == 96 and np.isfinite(row["loss"])
+    strict = dataclasses.replace(config, max_failed=0.25)
+    tally.check(some(failed=0.25), strict, 9, "none")
+    with pytest.raises(SolverFailedError, match=r"26\.0% .* max_steps=1, .*rtol"):
+        tally.check(some(failed=0.26), strict, 9, "none")
 
 
 def test_an_explosion_and_endless_skipping_stop():

@@ -142,6 +142,19 @@ def test_failed_solves_raise(getkey, solver, value, message, jit):
         jax.block_until_ready((eqx.filter_jit(f) if jit else f)(value * y0))
 
 
+def test_failed_solves_are_counted_where_asked(getkey):
+    field, y0 = field_and_state(getkey())
+    solver = jnode.Solver("dopri5", rtol=1e-6, atol=1e-6, max_steps=2)
+    solve = eqx.filter_jit(lambda y, s: jnode.solve(field, y, s, throw=False))
+    short = solve(y0, solver)
+    assert (short.stats["num_failed"], short.stats["num_steps"]) == (1, 2)
+    assert jnp.isfinite(short.y).all()
+    enough = solve(y0, dataclasses.replace(solver, max_steps=256))
+    assert enough.stats["num_failed"] == 0
+    bad = solve(jnp.nan * y0, jnode.Solver("rk4", steps=2))
+    assert bad.stats["num_failed"] == 0 and jnp.isnan(bad.y).any()
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -37,10 +37,12 @@ class ODEClassifier(eqx.Module):
         """
         return self.head(self.embed(image))
 
-    def solution(self, image: Float[Array, "height width channels"]) -> Solution:
-        """The ODE's solution for one image, with its step statistics."""
+    def solution(
+        self, image: Float[Array, "height width channels"], *, throw: bool = True
+    ) -> Solution:
+        """The ODE's solution for one image; `throw` as of `jnode.solve`."""
         _check_image(self, image.shape)
-        return solve(self.field, self.encoder(image), self.solver)
+        return solve(self.field, self.encoder(image), self.solver, throw=throw)
 
     def batch(
         self, images: Float[Array, "batch height width channels"]
@@ -50,11 +52,12 @@ class ODEClassifier(eqx.Module):
         return jax.vmap(self.head)(features)
 
     def solutions(
-        self, images: Float[Array, "batch height width channels"]
+        self, images: Float[Array, "batch height width channels"], *, throw: bool = True
     ) -> Solution:
         """The ODE's solutions for a batch, each sample's steps its own."""
         _check_image(self, images.shape[1:])
-        return solve_batch(self.field, jax.vmap(self.encoder)(images), self.solver)
+        states = jax.vmap(self.encoder)(images)
+        return solve_batch(self.field, states, self.solver, throw=throw)
 
     def embed(
         self, image: Float[Array, "height width channels"]

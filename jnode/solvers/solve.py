@@ -19,8 +19,9 @@ class Solution(eqx.Module):
     """The end of a solve.
 
     - `y`: the state at `t1`.
-    - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps` and `nfe`, the
-        number of evaluations of the vector field.
+    - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps`, `nfe`, the
+        number of evaluations of the vector field, and `num_failed`, the solves (one of
+        each piece of the field) that `max_steps` ended before their time.
     """
 
     y: Float[Array, "*state"]
@@ -34,22 +35,25 @@ def solve(
     *,
     t0: float = 0.0,
     t1: float = 1.0,
+    throw: bool = True,
 ) -> Solution:
     """Integrates $dy/dt = f(t, y)$ from `t0` to `t1`.
 
     One state at a time: an adaptive solver under `jax.vmap` chooses the steps of each
     sample by itself, so no sample changes another's result.
 
-    **Arguments:** the vector field, the state $y(t_0)$, the solver, and the times.
+    **Arguments:** the vector field, the state $y(t_0)$, the solver, and the times;
+    whether a failure raises. If not, `y` is the state that was reached, perhaps not
+    finite, and `stats["num_failed"]` tells: look at both.
 
     **Returns:** a `Solution`.
 
-    **Raises:** at run time, under jit too, where an adaptive solver takes more than
-    `max_steps` steps or the state ceases to be finite.
+    **Raises:** with `throw`, at run time, under jit too, where an adaptive solver takes
+    more than `max_steps` steps or the state ceases to be finite.
     """
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
-    return _solve(field.bake(), y0, solver, t0, t1)
+    return _solve(field.bake(), y0, solver, t0, t1, throw)
 
 
 def solve_batch(
@@ -59,6 +63,7 @@ def solve_batch(
     *,
     t0: float = 0.0,
     t1: float = 1.0,
+    throw: bool = True,
 ) -> Solution:
     """Integrates a batch of states: what `jax.vmap` of `solve` gives, quicker.
 
@@ -76,22 +81,30 @@ def solve_batch(
     field = field.bake()
     scanned = not solver.adaptive and solver.adjoint == "direct"
     if not (scanned and field.takes_batches):
-        return jax.vmap(lambda y: _solve(field, y, solver, t0, t1))(y0)
-    solution = _solve(field, jnp.moveaxis(y0, 0, -2), solver, t0, t1)
+        return jax.vmap(lambda y: _solve(field, y, solver, t0, t1, throw))(y0)
+    solution = _solve(field, jnp.moveaxis(y0, 0, -2), solver, t0, t1, throw)
     stats = {k: jnp.broadcast_to(v, len(y0)) for k, v in solution.stats.items()}
     return Solution(jnp.moveaxis(solution.y, -2, 0), stats)
 
 
-def _solve(field, y0, solver, t0, t1):
+def _solve(field, y0, solver, t0, t1, throw):
     if isinstance(field, PiecewiseField):
         solution = _pieces(field, y0, solver, t0, t1)
     else:
         solution = _one(field, y0, solver, t0, t1)
-    y = eqx.error_if(
+    if not throw:
+        return solution
+    failed = solution.stats["num_failed"] > 0
+    y = eqx.branched_error_if(
         solution.y,
-        ~jnp.all(jnp.isfinite(solution.y)),
-        f"The state ceased to be finite while {solver} solved the ODE: look for NaN in "
-        "the input, or take more steps or a smaller Lipschitz constant.",
+        failed | ~jnp.all(jnp.isfinite(solution.y)),
+        jnp.where(failed, 0, 1),
+        [
+            f"{solver} did not reach the end within max_steps={solver.max_steps}: "
+            "allow more steps, loosen the tolerances, or look for NaN in the input.",
+            f"The state ceased to be finite while {solver} solved the ODE: look for "
+            "NaN in the input, or take more steps or a smaller Lipschitz constant.",
+        ],
     )
     return Solution(y, solution.stats)
 
@@ -169,7 +182,7 @@ def _scan(field, y0, solver, t0, t1):
             return step(field, t, h, y, solver), None
 
         y1, _ = jax.lax.scan(body, y0, (times, lengths))
-    return Solution(y1, _stats(steps, steps, 0, evaluations))
+    return Solution(y1, _stats(steps, steps, 0, evaluations, 0))
 
 
 def save_adaptive(
@@ -230,13 +243,8 @@ def _diffrax(field, y0, solver, t0, t1):
         adjoint=adjoint,
         throw=False,
     )
-    failed = sol.result != diffrax.RESULTS.successful
-    y1 = eqx.error_if(
-        sol.ys[-1],  # pyright: ignore[reportOptionalSubscript]
-        failed,
-        f"{solver} did not reach the end within max_steps={max_steps}: allow more "
-        "steps, loosen the tolerances, or look for NaN in the input.",
-    )
+    y1 = sol.ys[-1]  # pyright: ignore[reportOptionalSubscript]
+    failed = (sol.result != diffrax.RESULTS.successful).astype(jnp.int32)
     taken = sol.stats["num_steps"]
     if solver.name == "euler":
         nfe = taken
@@ -247,13 +255,14 @@ def _diffrax(field, y0, solver, t0, t1):
     if solver.adaptive:
         nfe = nfe + 1  # one more to choose the first step
     accepted, rejected = (sol.stats[f"num_{k}_steps"] for k in ("accepted", "rejected"))
-    return Solution(y1, _stats(taken, accepted, rejected, nfe))
+    return Solution(y1, _stats(taken, accepted, rejected, nfe, failed))
 
 
-def _stats(num_steps, accepted, rejected, nfe):
+def _stats(num_steps, accepted, rejected, nfe, failed):
     return {
         "num_steps": jnp.asarray(num_steps),
         "num_accepted_steps": jnp.asarray(accepted),
         "num_rejected_steps": jnp.asarray(rejected),
         "nfe": jnp.asarray(nfe),
+        "num_failed": jnp.asarray(failed),
     }

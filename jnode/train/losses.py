@@ -68,8 +68,9 @@ def make_loss(config: LossConfig) -> Loss:
     Each image has a key of its own, so that its random numbers do not depend on the
     images beside it. All results are means over the images.
 
-    `aux` holds the batch's accuracy (on the images that the loss sees) and mean `nfe`;
-    with a term for rest, its value `unrest`.
+    `aux` holds the batch's accuracy (on the images that the loss sees), mean `nfe`, and
+    `failed`, the share of solves that ended at `max_steps`, whose images count with the
+    state that was reached; with a term for rest, its value `unrest`.
     """
 
     def loss(model, images, labels, keys):
@@ -79,7 +80,7 @@ def make_loss(config: LossConfig) -> Loss:
             images = jnp.clip(images + config.sigma * noise, 0, 1)
         elif config.name == "adversarial":
             images = _adversarial(model, images, labels, keys, config)
-        solutions = model.solutions(images)
+        solutions = model.solutions(images, throw=False)
         features = solutions.y.reshape(len(images), -1)
         logits = jax.vmap(model.head)(features)
         accuracy = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
@@ -92,7 +93,8 @@ def make_loss(config: LossConfig) -> Loss:
             config.temperature * logits, labels
         )
         nfe = jnp.mean(solutions.stats["nfe"].astype(jnp.float32))
-        aux = {"accuracy": accuracy, "nfe": nfe}
+        failed = jnp.mean((solutions.stats["num_failed"] > 0).astype(jnp.float32))
+        aux = {"accuracy": accuracy, "nfe": nfe, "failed": failed}
         if config.name not in _RESTS:
             return jnp.mean(entropy), aux
         unrest = jnp.mean(_RESTS[config.name](model, solutions.y, keys))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jnode.train.config import TrainConfig
 from jnode.train.errors import NonFiniteLossError, SolverFailedError
 from jnode.train.losses import LossConfig
-from jnode.train.state import make_schedule
+from jnode.train.state import learning_rate
 
 
 class Tally(eqx.Module):
@@ -47,7 +47,7 @@ def add(tally: Tally, metrics: dict[str, Array], step: Int[Array, ""]) -> Tally:
     bad = metrics.pop("bad")
     first = bad & (tally.bad_step == 0)
     return Tally(
-        {k: v + jnp.where(bad, 0, metrics.get(k, 0)) for k, v in tally.sums.items()},
+        {k: v + jnp.where(bad, 0, metrics[k]) for k, v in tally.sums.items()},
         tally.steps + jnp.where(bad, 0, 1),
         tally.skipped + jnp.where(bad, 1, 0),
         jnp.where(first, step, tally.bad_step),
@@ -81,7 +81,7 @@ def check(tally: Tally, config: TrainConfig, total_steps: int, last: str) -> Non
     )
     hopeless = steps == 0 and skipped >= 10
     if step and (hopeless or not config.skip_nonfinite):
-        rate = float(make_schedule(config, total_steps)(step - 1))
+        rate = learning_rate(config, total_steps, step)
         skipping = "" if config.skip_nonfinite else ", or set skip_nonfinite"
         raise NonFiniteLossError(
             f"At step {step} the loss was {float(tally.bad_loss):g}, or its gradient "
