@@ -153,7 +153,7 @@ def test_attack_outside_its_budget_is_caught(problem):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("carlini:linf:0.1", "gaussian, fgsm, pgd"),
+        ("carlini:linf:0.1", "gaussian, .*fgsm, .*pgd"),
         ("pgd:linf:-0.1", "epsilon must be at least 0"),
         ("pgd:l1:0.1", "linf, l2"),
         ("pgd:linf:0.1:0", "steps must be"),

@@ -1,7 +1,7 @@
 """Auto-PGD: steps that halve themselves (Croce & Hein, ICML 2020)."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -15,10 +15,17 @@ from jnode.attacks.base import (
     AbstractAttack,
     Classifier,
     Images,
+    Labels,
+    Logits,
     check_budget,
+    choose,
     cross_entropy,
+    loss_and_gradient,
+    misclassified,
+    wide,
 )
 from jnode.attacks.norms import project, size, steepest
+from jnode.attacks.targets import likely, one_by_one
 
 # A step is three parts of its own direction and one of the step before.
 MOMENTUM = 0.25
@@ -85,15 +92,17 @@ class AbstractAPGD(AbstractAttack):
     """Gradient ascent with momentum whose step halves when it ceases to help.
 
     The step starts at twice the budget. At checkpoints a sample's step halves, and it
-    goes back to its best point, if the loss grew in fewer than 75 % of the steps since
+    goes back to its best point, if the loss grew in at most 75 % of the steps since
     the last one, or if neither step nor best loss changed since. Each restart begins
-    anew for samples that still stand.
+    anew for samples that still stand; what none breaks comes back as the image of the
+    largest loss. Stops when no sample of the batch stands.
     """
 
     epsilon: Float[Array, ""]
     norm: str = eqx.field(static=True)
     steps: int = eqx.field(static=True)
     restarts: int = eqx.field(static=True)
+    first: Int[Array, ""]
 
     def __init__(
         self,
@@ -107,140 +116,132 @@ class AbstractAPGD(AbstractAttack):
         number of steps, and of random starts (APGD-T: of targets)."""
         self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
         self.norm, self.steps, self.restarts = norm, steps, restarts
-
-    least_classes: ClassVar[int] = 2
+        # The number of the first restart; an array, so that every part is one program.
+        self.first = jnp.asarray(0, jnp.int32)
 
     @property
     @abc.abstractmethod
     def loss(self) -> Loss:
         """What the attack maximises."""
 
-    def targets(
-        self, logits: Float[Array, "batch classes"], restart: Int[Array, ""]
-    ) -> Int[Array, " batch"]:
+    def targets(self, clean: Logits, restart: Int[Array, ""]) -> Labels:
         """The class that a restart aims at, from the clean logits; here unused."""
         del restart
-        return jnp.argmax(logits, axis=1)
+        return jnp.argmax(clean, axis=1)
 
-    def __call__(
+    def parts(self) -> Sequence["AbstractAPGD"]:
+        return one_by_one(self)
+
+    def search(
         self,
         model: Classifier,
         images: Images,
-        labels: Int[Array, " batch"],
+        labels: Labels,
+        clean: Logits,
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        clean = model(images)
-        if clean.shape[1] < self.least_classes:
-            raise ValueError(
-                f"{self.name} needs a model of at least {self.least_classes} classes, "
-                f"not {clean.shape[1]}."
-            )
-
         def restart(carry, this):
-            found, broken = carry
+            _, broken, highest = carry
             index, key = this
             targets = self.targets(clean, index)
-            climbed, hit = self._climb(model, images, labels, targets, key)
-            new = hit & ~broken
-            found = jnp.where(_wide(new), climbed, found)
-            return (found, broken | hit), None
+            climbed, hit, loss = self._climb(
+                model, images, labels, targets, broken, key
+            )
+            better = ~broken & (hit | (loss > highest))
+            return choose(better, (climbed, hit, loss), carry), None
 
-        broken = jnp.argmax(clean, axis=1) != labels
-        restarts = (jnp.arange(self.restarts), jr.split(key, self.restarts))
-        (found, _), _ = jax.lax.scan(restart, (images, broken), restarts)
+        # Losses are compared in the type of the logits.
+        lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
+        first = (images, misclassified(clean, labels), lowest)
+        restarts = self.first + jnp.arange(self.restarts)
+        each = (restarts, jr.split(key, self.restarts))
+        (found, _, _), _ = jax.lax.scan(restart, first, each)
         return found
 
     def _climb(
-        self, model, images, labels, targets, key
-    ) -> tuple[Images, Bool[Array, " batch"]]:
-        """A misclassified image of each sample, if one was met, and whether."""
+        self, model, images, labels, targets, broken, key
+    ) -> tuple[Images, Bool[Array, " batch"], Float[Array, " batch"]]:
+        """Of each sample a misclassified image, else that of the largest loss; whether
+        it is misclassified; the largest loss."""
 
-        def evaluate(x):
-            def total(x):
-                logits = model(x)
-                losses = self.loss(logits, labels, targets)
-                return jnp.sum(losses), (losses, jnp.argmax(logits, axis=1) != labels)
-
-            gradient, (losses, wrong) = jax.grad(total, has_aux=True)(x)
-            # What is not finite is neither a way to go nor a success.
-            return (
-                jnp.nan_to_num(losses, nan=-jnp.inf),
-                wrong,
-                jnp.where(jnp.isfinite(gradient), gradient, 0),
+        def evaluate(x, key):
+            losses, logits, gradient = loss_and_gradient(
+                model,
+                x,
+                labels,
+                loss=lambda logits, labels: self.loss(logits, labels, targets),
+                key=key,
             )
+            # What is not a number is no way to go.
+            losses = jnp.nan_to_num(losses, nan=-jnp.inf)
+            return losses, misclassified(logits, labels), gradient
 
         def move(x, direction, length):
             return project(
-                x + _wide(length) * steepest(direction, self.norm),
+                x + wide(length) * steepest(direction, self.norm),
                 images,
                 self.epsilon,
                 self.norm,
             )
 
-        def step(carry, this):
-            window, enough, momentum = this
-            x, before, gradient, length, best, met, checks = carry
+        def step(carry):
+            i, key, x, before, gradient, length, best, met, checks = carry
+            key, this = jr.split(key)
+            # No momentum in the first step.
+            momentum = jnp.where(i > 0, MOMENTUM, 0.0)
             ahead = move(x, gradient, length)
             ahead = x + (1 - momentum) * (ahead - x) + momentum * (x - before)
             ahead = project(ahead, images, self.epsilon, self.norm)
-            losses, wrong, new_gradient = evaluate(ahead)
-            met = _choose(wrong & ~met[1], (ahead, wrong), met)
+            losses, wrong, new_gradient = evaluate(ahead, this)
+            met = choose(wrong & ~met[1], (ahead, wrong), met)
             last, grew, best_then, halved_then = checks
             grew = grew + (losses > last).astype(int)
-            best = _choose(losses > best[2], (ahead, new_gradient, losses), best)
-            stuck = grew <= enough
+            best = choose(losses > best[2], (ahead, new_gradient, losses), best)
+            stuck = grew <= enough[i]
             stuck |= ~halved_then & (best_then >= best[2])
-            checking = window > 0
+            checking = windows[i] > 0
             halve = stuck & checking
             length = jnp.where(halve, length / 2, length)
-            x, before = _choose(halve, (best[0], x), (ahead, x))
-            gradient = jnp.where(_wide(halve), best[1], new_gradient)
+            x, before = choose(halve, (best[0], x), (ahead, x))
+            gradient = jnp.where(wide(halve), best[1], new_gradient)
             checks = (
                 losses,
                 jnp.where(checking, 0, grew),
                 jnp.where(checking, best[2], best_then),
                 jnp.where(checking, halve, halved_then),
             )
-            return (x, before, gradient, length, best, met, checks), None
+            return i + 1, key, x, before, gradient, length, best, met, checks
 
+        def going(carry):
+            return (carry[0] < self.steps) & ~jnp.all(broken | carry[7][1])
+
+        keys = jr.split(key, 3)
         if self.norm == "linf":
-            noise = jr.uniform(key, images.shape, minval=-1.0, maxval=1.0)
+            noise = jr.uniform(keys[0], images.shape, minval=-1.0, maxval=1.0)
         else:
-            noise = jr.normal(key, images.shape)
+            noise = jr.normal(keys[0], images.shape)
         # On the ball's surface, as in the original.
-        noise = noise / _wide(jnp.maximum(size(noise, self.norm), 1e-12))
+        noise = noise / wide(jnp.maximum(size(noise, self.norm), 1e-12))
         start = project(images + self.epsilon * noise, images, self.epsilon, self.norm)
-        losses, wrong, gradient = evaluate(start)
+        losses, wrong, gradient = evaluate(start, keys[1])
         n = len(images)
+        schedule = checkpoints(self.steps)
+        windows = jnp.asarray(schedule)
+        enough = jnp.asarray(np.floor(RHO * schedule).astype(int))
         first = (
+            jnp.zeros((), int),
+            keys[2],
             start,
             start,
             gradient,
             jnp.full(n, 2.0) * self.epsilon,
             (start, gradient, losses),
-            (jnp.where(_wide(wrong), start, images), wrong),
+            (start, wrong),
             (losses, jnp.zeros(n, int), losses, jnp.ones(n, bool)),
         )
-        windows = checkpoints(self.steps)
-        momentum = np.full(self.steps, MOMENTUM, np.float32)
-        momentum[0] = 0
-        each = (windows, np.floor(RHO * windows).astype(int), momentum)
-        last, _ = jax.lax.scan(step, first, jax.tree.map(jnp.asarray, each))
-        return last[5]
-
-
-def _wide(mask):
-    return mask[:, None, None, None]
-
-
-def _choose(mask, new, old):
-    """Sample by sample, one of two trees of images and numbers."""
-
-    def pick(a, b):
-        return jnp.where(_wide(mask) if a.ndim == 4 else mask, a, b)
-
-    return jax.tree.map(pick, new, old)
+        *_, best, met, _ = jax.lax.while_loop(going, step, first)
+        return jnp.where(wide(met[1]), met[0], best[0]), met[1], best[2]
 
 
 class APGDCE(AbstractAPGD):
@@ -274,13 +275,20 @@ class APGDT(AbstractAPGD):
     name: ClassVar[str] = "apgd-t"
     least_classes: ClassVar[int] = 4
 
+    def __init__(
+        self,
+        epsilon: float,
+        *,
+        norm: str = "linf",
+        steps: int = 100,
+        restarts: int = 9,
+    ):
+        """As the other APGDs, with the number of targets in place of restarts."""
+        super().__init__(epsilon, norm=norm, steps=steps, restarts=restarts)
+
     @property
     def loss(self) -> Loss:
         return targeted_ratio
 
-    def targets(
-        self, logits: Float[Array, "batch classes"], restart: Int[Array, ""]
-    ) -> Int[Array, " batch"]:
-        order = jnp.argsort(-logits, axis=1)
-        # With fewer classes than restarts the targets come round again.
-        return jnp.take(order, 1 + restart % (logits.shape[1] - 1), axis=1)
+    def targets(self, clean: Logits, restart: Int[Array, ""]) -> Labels:
+        return likely(clean, restart)

@@ -1,16 +1,20 @@
 """What every attack can do."""
 
 import abc
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jnode.attacks.random_model import RandomModel
 
 Images = Float[Array, "batch height width channels"]
-Classifier = Callable[[Images], Float[Array, "batch classes"]]
+Logits = Float[Array, "batch classes"]
+Labels = Int[Array, " batch"]
+Classifier = Callable[[Images], Logits]
 Norm = Literal["linf", "l2"]
 NORMS = ("linf", "l2")
 
@@ -31,6 +35,10 @@ class AbstractAttack(eqx.Module):
 
     `epsilon` is an array, so that another budget compiles nothing anew; `steps` is an
     integer or an array of one.
+
+    Labels never leak: an image whose prediction differs from its label, be it the
+    model's mistake or a wrong label, is broken already and comes back untouched,
+    whatever the attack.
     """
 
     name: eqx.AbstractClassVar[str]
@@ -38,13 +46,13 @@ class AbstractAttack(eqx.Module):
     norm: eqx.AbstractVar[str]
     steps: eqx.AbstractVar[int | Int[Array, ""]]
     restarts: eqx.AbstractVar[int]
+    least_classes: ClassVar[int] = 2
 
-    @abc.abstractmethod
     def __call__(
         self,
         model: Classifier,
         images: Images,
-        labels: Int[Array, " batch"],
+        labels: Labels,
         *,
         key: PRNGKeyArray,
     ) -> Images:
@@ -53,12 +61,48 @@ class AbstractAttack(eqx.Module):
         **Arguments:**
 
         - `model`: any map from a batch of images to logits; it is differentiated as it
-            is, solver and all.
+            is, solver and all. One that draws random numbers is wrapped in
+            `RandomModel`.
         - `images`: with pixels in [0, 1].
-        - `labels`: the true classes. For an image that the model gets wrong anyway the
-            result is some image in the budget.
+        - `labels`: the true classes. An image that the model gets wrong anyway is
+            returned as it is.
         - `key`: of the random starts; the same key gives the same images.
+
+        **Raises:** `ValueError` for a model of too few classes.
         """
+        clean = model(images)
+        if clean.shape[1] < self.least_classes:
+            raise ValueError(
+                f"{self.name} needs a model of at least {self.least_classes} classes, "
+                f"not {clean.shape[1]}."
+            )
+        found = self.search(model, images, labels, clean, key=key)
+        return jnp.where(wide(misclassified(clean, labels)), images, found)
+
+    @abc.abstractmethod
+    def search(
+        self,
+        model: Classifier,
+        images: Images,
+        labels: Labels,
+        clean: Logits,
+        *,
+        key: PRNGKeyArray,
+    ) -> Images:
+        """As `__call__`, with the logits of the images; what it returns for images that
+        are misclassified already is thrown away."""
+
+    def evaluations(self) -> tuple[int, int]:
+        """How often it asks for logits alone and for gradients, at most."""
+        return 1, self.restarts * (int(self.steps) + 1)
+
+    def parts(self) -> Sequence["AbstractAttack"]:
+        """The same attack cut into restarts (or targets), to be run one after another.
+
+        Samples that one part breaks need not be given to the next. All parts compile to
+        one program.
+        """
+        return (self,)
 
 
 def check_budget(
@@ -75,23 +119,55 @@ def check_budget(
     return jnp.asarray(epsilon, jnp.float32)
 
 
-def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
+def wide(per_sample: Array) -> Array:
+    """One number a sample, ready to meet images."""
+    return per_sample[:, None, None, None]
+
+
+def choose(mask: Bool[Array, " batch"], new: Any, old: Any) -> Any:
+    """Sample by sample, one of two trees of images and numbers."""
+
+    def pick(a, b):
+        return jnp.where(wide(mask) if a.ndim == 4 else mask, a, b)
+
+    return jax.tree.map(pick, new, old)
+
+
+def misclassified(logits: Logits, labels: Labels) -> Bool[Array, " batch"]:
+    """Which predictions are not the label. Logits that are not finite never are."""
+    finite = jnp.all(jnp.isfinite(logits), axis=1)
+    return (jnp.argmax(logits, axis=1) != labels) | ~finite
+
+
+def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, " batch"]:
     """The cross-entropy of each sample."""
     true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - true
 
 
 def loss_and_gradient(
-    model: Classifier, images: Images, labels: Int[Array, " batch"]
-) -> tuple[Float[Array, " batch"], Float[Array, "batch classes"], Images]:
-    """Each sample's cross-entropy, logits, and gradient with respect to its image."""
+    model: Classifier,
+    images: Images,
+    labels: Labels,
+    *,
+    loss: Callable[[Logits, Labels], Float[Array, " batch"]] = cross_entropy,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, " batch"], Logits, Images]:
+    """Each sample's loss, logits, and gradient with respect to its image.
 
-    def total(images):
-        logits = model(images)
-        losses = cross_entropy(logits, labels)
-        return jnp.sum(losses), (losses, logits)
+    Of a `RandomModel` they are means over its draws, from `key` if there is one. What
+    is not finite in a gradient becomes 0.
+    """
 
-    grad, (losses, logits) = jax.grad(total, has_aux=True)(images)
-    return losses, logits, grad
+    def of(classifier):
+        def total(images):
+            logits = classifier(images)
+            losses = loss(logits, labels)
+            return jnp.sum(losses), (losses, logits)
+
+        gradient, (losses, logits) = jax.grad(total, has_aux=True)(images)
+        return losses, logits, jnp.where(jnp.isfinite(gradient), gradient, 0)
+
+    if isinstance(model, RandomModel):
+        return model.mean(of, model.key if key is None else key)
+    return of(model)

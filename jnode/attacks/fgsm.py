@@ -3,12 +3,14 @@
 from typing import ClassVar
 
 import equinox as eqx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.attacks.base import (
     AbstractAttack,
     Classifier,
     Images,
+    Labels,
+    Logits,
     check_budget,
     loss_and_gradient,
 )
@@ -29,14 +31,18 @@ class FGSM(AbstractAttack):
         self.epsilon = check_budget(epsilon, norm)
         self.norm, self.steps, self.restarts = norm, 1, 1
 
-    def __call__(
+    def evaluations(self) -> tuple[int, int]:
+        return 1, 1
+
+    def search(
         self,
         model: Classifier,
         images: Images,
-        labels: Int[Array, " batch"],
+        labels: Labels,
+        clean: Logits,
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        _, _, gradient = loss_and_gradient(model, images, labels)
+        _, _, gradient = loss_and_gradient(model, images, labels, key=key)
         moved = images + self.epsilon * steepest(gradient, self.norm)
         return project(moved, images, self.epsilon, self.norm)

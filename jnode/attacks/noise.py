@@ -1,13 +1,21 @@
-"""Gaussian noise: not an attack, but what every attack must beat."""
+"""Random noise: not an attack, but what every attack must beat."""
 
 from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.attacks.base import AbstractAttack, Classifier, Images, check_budget
+from jnode.attacks.base import (
+    AbstractAttack,
+    Classifier,
+    Images,
+    Labels,
+    Logits,
+    check_budget,
+)
+from jnode.attacks.norms import random_start
 
 
 class GaussianNoise(AbstractAttack):
@@ -28,13 +36,88 @@ class GaussianNoise(AbstractAttack):
         self.epsilon = check_budget(epsilon, "l2")
         self.norm, self.steps, self.restarts = "sigma", 1, 1
 
-    def __call__(
+    def evaluations(self) -> tuple[int, int]:
+        return 1, 0
+
+    def search(
         self,
         model: Classifier,
         images: Images,
-        labels: Int[Array, " batch"],
+        labels: Labels,
+        clean: Logits,
         *,
         key: PRNGKeyArray,
     ) -> Images:
         noise = jr.normal(key, images.shape)
         return jnp.clip(images + self.epsilon * noise, 0.0, 1.0)
+
+
+class UniformNoise(AbstractAttack):
+    r"""Adds uniform noise from $[-\epsilon, \epsilon]$ to each pixel; clips to [0, 1].
+
+    The weakest attack of its Linf budget.
+    """
+
+    name: ClassVar[str] = "uniform"
+    epsilon: Float[Array, ""]
+    norm: str = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    restarts: int = eqx.field(static=True)
+
+    def __init__(self, epsilon: float):
+        """**Arguments:** the Linf budget in pixel units."""
+        self.epsilon = check_budget(epsilon, "linf")
+        self.norm, self.steps, self.restarts = "linf", 1, 1
+
+    def evaluations(self) -> tuple[int, int]:
+        return 1, 0
+
+    def search(
+        self,
+        model: Classifier,
+        images: Images,
+        labels: Labels,
+        clean: Logits,
+        *,
+        key: PRNGKeyArray,
+    ) -> Images:
+        return random_start(images, self.epsilon, "linf", key)
+
+
+class SaltAndPepperNoise(AbstractAttack):
+    """Turns a share of the pixels black or white, as often the one as the other.
+
+    `epsilon` is that share, in [0, 1]; all channels of a pixel turn together; `norm`
+    is "share".
+    """
+
+    name: ClassVar[str] = "salt-and-pepper"
+    epsilon: Float[Array, ""]
+    norm: str = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    restarts: int = eqx.field(static=True)
+
+    def __init__(self, epsilon: float):
+        """**Arguments:** the share of the pixels, in [0, 1]."""
+        if not 0 <= epsilon <= 1:
+            raise ValueError(
+                f"epsilon is a share of the pixels, in [0, 1], not {epsilon!r}."
+            )
+        self.epsilon = jnp.asarray(epsilon, jnp.float32)
+        self.norm, self.steps, self.restarts = "share", 1, 1
+
+    def evaluations(self) -> tuple[int, int]:
+        return 1, 0
+
+    def search(
+        self,
+        model: Classifier,
+        images: Images,
+        labels: Labels,
+        clean: Logits,
+        *,
+        key: PRNGKeyArray,
+    ) -> Images:
+        chosen, white = jr.uniform(key, (2, *images.shape[:3], 1))
+        extreme = (white < 0.5).astype(images.dtype)
+        return jnp.where(chosen < self.epsilon, extreme, images)

@@ -14,6 +14,8 @@ def size(perturbation: Images, norm: str) -> Float[Array, " batch"]:
     """The norm of each sample's perturbation."""
     if norm == "linf":
         return jnp.max(jnp.abs(perturbation), axis=(1, 2, 3))
+    if norm == "l1":
+        return jnp.sum(jnp.abs(perturbation), axis=(1, 2, 3))
     return jnp.sqrt(jnp.sum(perturbation**2, axis=(1, 2, 3)))
 
 

@@ -1,5 +1,6 @@
 """Projected gradient descent (Madry et al., ICLR 2018)."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -12,11 +13,15 @@ from jnode.attacks.base import (
     AbstractAttack,
     Classifier,
     Images,
+    Labels,
+    Logits,
     check_budget,
-    cross_entropy,
+    choose,
     loss_and_gradient,
+    misclassified,
 )
 from jnode.attacks.norms import project, random_start, steepest
+from jnode.attacks.targets import one_by_one
 
 
 class PGD(AbstractAttack):
@@ -48,42 +53,49 @@ class PGD(AbstractAttack):
         # An array, so that another number of steps compiles nothing anew.
         self.steps = jnp.asarray(steps, jnp.int32)
 
-    def __call__(
+    def parts(self) -> Sequence["PGD"]:
+        return one_by_one(self)
+
+    def search(
         self,
         model: Classifier,
         images: Images,
-        labels: Int[Array, " batch"],
+        labels: Labels,
+        clean: Logits,
         *,
         key: PRNGKeyArray,
     ) -> Images:
         length = 2.5 * self.epsilon / self.steps.astype(jnp.float32)
 
-        def score(losses, logits):
+        def look(current, best, key):
+            losses, logits, gradient = loss_and_gradient(
+                model, current, labels, key=key
+            )
             # Any misclassified image beats any image that is not.
-            wrong = jnp.argmax(logits, axis=1) != labels
-            return jnp.where(wrong, 1e30, losses)
+            value = jnp.where(misclassified(logits, labels), 1e30, losses)
+            return gradient, choose(value > best[1], (current, value), best)
 
-        def keep(best, candidate, value):
-            best_images, best_value = best
-            better = value > best_value
-            chosen = jnp.where(better[:, None, None, None], candidate, best_images)
-            return chosen, jnp.where(better, value, best_value)
-
-        def step(_, carry):
-            current, best = carry
-            losses, logits, gradient = loss_and_gradient(model, current, labels)
-            best = keep(best, current, score(losses, logits))
+        def step(carry):
+            i, key, current, gradient, best = carry
+            key, this = jr.split(key)
             current = current + length * steepest(gradient, self.norm)
             current = project(current, images, self.epsilon, self.norm)
-            return current, best
+            gradient, best = look(current, best, this)
+            return i + 1, key, current, gradient, best
+
+        def going(carry):
+            return (carry[0] < self.steps) & ~jnp.all(carry[-1][1] == 1e30)
 
         def restart(best, key):
-            start = random_start(images, self.epsilon, self.norm, key)
-            last, best = jax.lax.fori_loop(0, self.steps, step, (start, best))
-            logits = model(last)
-            best = keep(best, last, score(cross_entropy(logits, labels), logits))
+            start_key, look_key, key = jr.split(key, 3)
+            start = random_start(images, self.epsilon, self.norm, start_key)
+            gradient, best = look(start, best, look_key)
+            first = (jnp.zeros((), int), key, start, gradient, best)
+            *_, best = jax.lax.while_loop(going, step, first)
             return best, None
 
-        best = (images, jnp.full(len(images), -jnp.inf, images.dtype))
+        wrong = misclassified(clean, labels)
+        lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
+        best = (images, jnp.where(wrong, 1e30, lowest))
         best, _ = jax.lax.scan(restart, best, jr.split(key, self.restarts))
         return best[0]

@@ -2,21 +2,27 @@
 
 from jnode.attacks.apgd import APGDCE, APGDDLR, APGDT
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.fab import FABT
+from jnode.attacks.fab import FAB, FABT
 from jnode.attacks.fgsm import FGSM
-from jnode.attacks.noise import GaussianNoise
+from jnode.attacks.noise import GaussianNoise, SaltAndPepperNoise, UniformNoise
 from jnode.attacks.pgd import PGD
 from jnode.attacks.square import Square
 
+_NOISE = {
+    "gaussian": GaussianNoise,
+    "uniform": UniformNoise,
+    "salt-and-pepper": SaltAndPepperNoise,
+}
 _ITERATED = {
     "pgd": PGD,
     "apgd-ce": APGDCE,
     "apgd-dlr": APGDDLR,
     "apgd-t": APGDT,
+    "fab": FAB,
     "fab-t": FABT,
     "square": Square,
 }
-ATTACKS = ("gaussian", "fgsm", *_ITERATED)
+ATTACKS = (*_NOISE, "fgsm", *_ITERATED)
 """The known attacks."""
 
 
@@ -25,42 +31,43 @@ def make(
     *,
     epsilon: float,
     norm: str = "linf",
-    steps: int = 40,
-    restarts: int = 1,
+    steps: int | None = None,
+    restarts: int | None = None,
 ) -> AbstractAttack:
     """The attack of this name.
 
     **Arguments:** the name; the budget in pixel units (of "gaussian" the standard
-    deviation); its norm; the number of steps and of random starts, where it has some.
+    deviation, of "salt-and-pepper" the share of the pixels); its norm; the number of
+    steps and of random starts, where it has some: by default those of its class.
 
     **Raises:** `ValueError` for another name, with those there are, and for a budget
     that makes no sense.
     """
-    if name == "gaussian":
-        return GaussianNoise(epsilon)
+    _check(name)
+    if name in _NOISE:
+        return _NOISE[name](epsilon)
     if name == "fgsm":
         return FGSM(epsilon, norm=norm)
-    if name in _ITERATED:
-        return _ITERATED[name](epsilon, norm=norm, steps=steps, restarts=restarts)
-    raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {name!r}.")
+    counts = {"steps": steps, "restarts": restarts}
+    given = {k: v for k, v in counts.items() if v is not None}
+    return _ITERATED[name](epsilon, norm=norm, **given)
 
 
 def parse(spec: str) -> AbstractAttack:
-    """An attack from `name:norm:epsilon[:steps[:restarts]]` or `gaussian:sigma`.
+    """An attack from `name:norm:epsilon[:steps[:restarts]]`, noise from `name:amount`.
 
     Numbers may be fractions: `pgd:linf:8/255:40`, `gaussian:50/255`.
 
     **Raises:** `ValueError` for anything else.
     """
     name, *rest = spec.split(":")
-    if name not in ATTACKS:
-        raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {name!r}.")
-    if name == "gaussian":
+    _check(name)
+    if name in _NOISE and len(rest) == 1:
         rest = ["linf", *rest]
-    if not 2 <= len(rest) <= 4:
+    elif name in _NOISE or not 2 <= len(rest) <= 4:
         raise ValueError(
-            f"attack {spec!r} must read name:norm:epsilon[:steps[:restarts]], or "
-            "gaussian:sigma, for example pgd:linf:0.1:40."
+            f"attack {spec!r} must read name:norm:epsilon[:steps[:restarts]], for "
+            "example pgd:linf:0.1:40, or, of noise, name:amount, gaussian:0.1."
         )
     try:
         epsilon = number(rest[1])
@@ -78,3 +85,8 @@ def number(text: str) -> float:
     if divisor == 0:
         raise ValueError("division by zero")
     return float(numerator) / divisor
+
+
+def _check(name: str) -> None:
+    if name not in ATTACKS:
+        raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {name!r}.")

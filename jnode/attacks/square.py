@@ -1,5 +1,6 @@
 """The Square Attack: random search without gradients (Andriushchenko et al., 2020)."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -7,10 +8,19 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.attacks.base import AbstractAttack, Classifier, Images, check_budget
+from jnode.attacks.base import (
+    AbstractAttack,
+    Classifier,
+    Images,
+    Labels,
+    Logits,
+    check_budget,
+    wide,
+)
 from jnode.attacks.norms import project, size
+from jnode.attacks.targets import one_by_one
 
 # Shares of the pixels that a square covers, halved after so many queries.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -22,9 +32,7 @@ def shares(queries: int, first: float = 0.8) -> Float[np.ndarray, " queries"]:
     return first / 2.0**halvings
 
 
-def margin(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
+def margin(logits: Logits, labels: Labels) -> Float[Array, " batch"]:
     r"""$z_y - \max_{i \ne y} z_i$, below 0 where the image is misclassified."""
     true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     others = jnp.arange(logits.shape[1])[None] == labels[:, None]
@@ -60,11 +68,18 @@ class Square(AbstractAttack):
         self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
         self.norm, self.steps, self.restarts = norm, steps, restarts
 
-    def __call__(
+    def evaluations(self) -> tuple[int, int]:
+        return 2 + self.restarts * (self.steps + 1), 0
+
+    def parts(self) -> Sequence["Square"]:
+        return one_by_one(self)
+
+    def search(
         self,
         model: Classifier,
         images: Images,
-        labels: Int[Array, " batch"],
+        labels: Labels,
+        clean: Logits,
         *,
         key: PRNGKeyArray,
     ) -> Images:
@@ -85,7 +100,7 @@ class Square(AbstractAttack):
             found = value(candidate)
             # A move along a plateau is free, and may lead off it.
             better = (found <= best) & (best >= 0)
-            x = jnp.where(better[:, None, None, None], candidate, x)
+            x = jnp.where(wide(better), candidate, x)
             return x, jnp.where(better, found, best)
 
         def query(carry):
@@ -106,7 +121,7 @@ class Square(AbstractAttack):
             begin = start(images, self.epsilon, this)
             begin = project(images + begin, images, self.epsilon, self.norm)
             standing = best >= 0
-            at = jnp.where(standing[:, None, None, None], begin, x)
+            at = jnp.where(wide(standing), begin, x)
             now = jnp.where(standing, value(begin), best)
             first = (jnp.zeros((), int), at, now, key)
             _, x, best, _ = jax.lax.while_loop(going, query, first)
@@ -114,7 +129,7 @@ class Square(AbstractAttack):
 
         first = (images, value(images))
         (found, best), _ = jax.lax.scan(restart, first, jr.split(key, self.restarts))
-        return jnp.where((best < 0)[:, None, None, None], found, images)
+        return jnp.where(wide(best < 0), found, images)
 
 
 def _signs(key, shape):
@@ -193,7 +208,7 @@ def _bumps(images, epsilon, key):
 
     each = (jnp.asarray(corners), jr.split(key, len(corners)))
     total, _ = jax.lax.scan(add, jnp.zeros(shape), each)
-    return epsilon * total / jnp.maximum(size(total, "l2"), 1e-12)[:, None, None, None]
+    return epsilon * total / wide(jnp.maximum(size(total, "l2"), 1e-12))
 
 
 def _l2_windows(delta, side, epsilon, key):

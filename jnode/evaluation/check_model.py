@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jnode.attacks import PGD, Batched
+from jnode.attacks.one_batch import check_budget, perturb
 from jnode.evaluation import checks
-from jnode.evaluation.one_batch import check_budget, perturb
 from jnode.evaluation.protocols import Budget, Protocol
 
 if TYPE_CHECKING:

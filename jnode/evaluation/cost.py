@@ -39,13 +39,12 @@ class Cost:
 
 
 def evaluations(attack: AbstractAttack) -> tuple[int, int]:
-    """How many times an attack asks for logits and for gradients, at most."""
-    rounds = int(attack.steps) * attack.restarts
-    if attack.name == "square":
-        return rounds + 1, 0
-    if attack.norm not in ("linf", "l2"):
-        return 1, 0  # noise asks for nothing
-    return (rounds + 1 if attack.name.startswith("fab") else 1), rounds
+    """How many times an attack asks for logits and for gradients, at most.
+
+    The judgement of what it found is one more call for logits.
+    """
+    logits, gradients = attack.evaluations()
+    return logits + 1, gradients
 
 
 def cost_of(

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from jnode.attacks.base import AbstractAttack
+from jnode.attacks.batches import gathered
+from jnode.attacks.one_batch import check_budget, perturb, predict
 from jnode.data import check_images, check_labels
 from jnode.evaluation import flags
 from jnode.evaluation.attacked import Attacked
-from jnode.evaluation.batches import gathered
 from jnode.evaluation.cost import Cost, programs
-from jnode.evaluation.one_batch import check_budget, perturb, predict
 from jnode.evaluation.outputs import Outputs
 from jnode.evaluation.store import Store
 

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jnode.attacks.base import AbstractAttack
+from jnode.attacks.batches import gathered
+from jnode.attacks.one_batch import check_budget, predict
 from jnode.evaluation.attacked import Attacked
-from jnode.evaluation.batches import gathered
-from jnode.evaluation.one_batch import check_budget, predict
 
 
 def recheck(

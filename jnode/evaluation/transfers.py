@@ -16,6 +16,8 @@ from jnode.attacks.base import (
     Batched,
     Classifier,
     Images,
+    Labels,
+    Logits,
     check_budget,
 )
 from jnode.evaluation.ascent import ascend
@@ -64,15 +66,15 @@ class Transfer(AbstractAttack):
         self.norm, self.restarts = norm, restarts
         self.steps = jnp.asarray(steps, jnp.int32)
 
-    def __call__(self, model, images, labels, *, key):
-        return self.search(model, images, labels, None, key=key)
+    def evaluations(self) -> tuple[int, int]:
+        return 1, self.restarts * int(self.steps)
 
     def search(
         self,
         model: Classifier,
         images: Images,
-        labels: Int[Array, " batch"],
-        clean: Float[Array, "batch classes"] | None,
+        labels: Labels,
+        clean: Logits,
         *,
         key: PRNGKeyArray,
     ) -> Images:

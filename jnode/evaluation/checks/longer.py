@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
 
 from jnode.attacks.base import cross_entropy
-from jnode.evaluation.one_batch import check_budget, perturb
+from jnode.attacks.one_batch import check_budget, perturb
 from jnode.evaluation.transfers import Transfer
 
 GAP = 0.02

@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.attacks import AbstractAttack
+from jnode.attacks.one_batch import check_budget
 from jnode.evaluation.ascent import ascend
-from jnode.evaluation.one_batch import check_budget
 from jnode.solvers import Solver, solve
 
 if TYPE_CHECKING:

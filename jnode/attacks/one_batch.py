@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 
-from jnode.attacks.base import AbstractAttack
+from jnode.attacks.base import NORMS, AbstractAttack
 from jnode.attacks.norms import size
 
 TOLERANCE = 1e-6  # by which rounding may take an image past its budget
@@ -28,7 +28,7 @@ def check_budget(attack: AbstractAttack, images, adversarial) -> None:
     low, high = float(jnp.min(adversarial)), float(jnp.max(adversarial))
     if not (low >= 0 and high <= 1):
         raise RuntimeError(f"{attack.name} left [0, 1]: {low} to {high}.")
-    if attack.norm in ("linf", "l2"):
+    if attack.norm in NORMS:
         largest = float(jnp.max(size(adversarial - images, attack.norm)))
         if not largest <= float(attack.epsilon) + TOLERANCE:
             raise RuntimeError(

@@ -1,0 +1,111 @@
+"""Attacks one after another, each on the samples that still stand."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
+from tqdm import tqdm
+
+from jnode.attacks.base import AbstractAttack
+from jnode.attacks.batches import gathered
+from jnode.attacks.one_batch import check_budget, perturb, predict
+
+STANDING, MISCLASSIFIED = -1, -2
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """What `run` found.
+
+    - `adversarial`: of each sample an image that is misclassified, if one was found;
+        else the clean image.
+    - `broken_by`: the index of the attack that broke it, `STANDING` (-1) if none did,
+        `MISCLASSIFIED` (-2) if its clean image was wrong already.
+    - `seconds`: that each attack took, compilation included.
+    """
+
+    adversarial: Float[np.ndarray, "n height width channels"]
+    broken_by: Int[np.ndarray, " n"]
+    seconds: tuple[float, ...]
+
+    @property
+    def standing(self) -> Bool[np.ndarray, " n"]:
+        """Which samples no attack broke."""
+        return self.broken_by == STANDING
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of samples that stand: the worst case over all attacks."""
+        return float(self.standing.mean())
+
+    def robust_accuracies(self) -> list[float]:
+        """The share that is left after each attack in turn, never growing."""
+        counts = [np.sum(self.broken_by == i) for i in range(len(self.seconds))]
+        right = np.sum(self.broken_by != MISCLASSIFIED)
+        return [float(n) for n in (right - np.cumsum(counts)) / len(self.broken_by)]
+
+
+def run(
+    model: Callable,
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    attacks: Sequence[AbstractAttack],
+    *,
+    key: PRNGKeyArray,
+    batch_size: int = 250,
+    progress: bool = True,
+) -> Ensemble:
+    """Attacks each sample until an attack breaks it or all have failed.
+
+    An attack's restarts and targets count as attacks of their own here. Standing
+    samples are gathered into full batches of one size, the last filled up by repeating
+    some of them: one compilation an attack, memory bounded by the batch, no work on
+    samples that are broken.
+
+    **Arguments:**
+
+    - `model`: a map from a batch of images to logits (a model of single images wrapped
+        in `Batched`, a random one in `RandomModel`).
+    - `images`: pixels in [0, 1]. `labels`: the true classes.
+    - `attacks`: in order, for example `autoattack(8 / 255)`.
+    - `key`: of the attacks' random numbers; the same gives the same result.
+    - `batch_size`: images at a time.
+    - `progress`: whether to draw a progress bar.
+
+    **Returns:** an `Ensemble`; its images lie in [0, 1], within the attacks' budgets.
+
+    **Raises:** `ValueError` for a bad batch size, or a model of too few classes for an
+    attack; `RuntimeError` for an attack that leaves its budget.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    images, labels = np.asarray(images, np.float32), np.asarray(labels)
+    length = min(batch_size, len(labels))
+
+    adversarial = images.copy()
+    broken_by = np.full(len(labels), STANDING)
+    for chosen, x, _, mask in gathered(images, labels, np.arange(len(labels)), length):
+        wrong = np.asarray(predict(model, x))[mask] != labels[chosen]
+        broken_by[chosen[wrong]] = MISCLASSIFIED
+    parts = [attack.parts() for attack in attacks]
+    seconds = []
+    with tqdm(total=sum(map(len, parts)), disable=not progress, unit="part") as bar:
+        for i, (attack, each) in enumerate(zip(attacks, parts, strict=True)):
+            start = time.perf_counter()
+            for j, part in enumerate(each):
+                samples = np.flatnonzero(broken_by == STANDING)
+                bar.set_description(f"{attack.name}, {len(samples)} stand")
+                part_key = jax.random.fold_in(jax.random.fold_in(key, i), j)
+                batches = gathered(images, labels, samples, length)
+                for k, (chosen, x, y, mask) in enumerate(batches):
+                    found = perturb(part, model, x, y, jax.random.fold_in(part_key, k))
+                    check_budget(attack, x, found)
+                    hit = np.asarray(predict(model, found))[mask] != labels[chosen]
+                    adversarial[chosen[hit]] = np.asarray(found)[mask][hit]
+                    broken_by[chosen[hit]] = i
+                bar.update()
+            seconds.append(time.perf_counter() - start)
+    return Ensemble(adversarial, broken_by, tuple(seconds))
