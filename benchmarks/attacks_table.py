@@ -12,7 +12,7 @@ def table(summary: dict) -> str:
         "",
         "Accuracy left, in % of "
         f"{summary['args']['num_examples']:,} test images. The difference is ours minus "
-        "theirs: below 0 our attack is the stronger.",
+        "theirs: below 0 our attack is the stronger. PGD and APGD-CE: means over 3 seeds.",
         "",
         "| model | clean | Linf ε | attack | library | ours | theirs | difference |",
         "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: |",

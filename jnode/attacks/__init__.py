@@ -6,6 +6,9 @@ from jnode.attacks.apgd import APGDT as APGDT
 from jnode.attacks.autoattack import autoattack as autoattack
 from jnode.attacks.base import AbstractAttack as AbstractAttack
 from jnode.attacks.base import Batched as Batched
+from jnode.attacks.carlini_wagner import CarliniWagner as CarliniWagner
+from jnode.attacks.corruptions import CORRUPTIONS as CORRUPTIONS
+from jnode.attacks.deepfool import DeepFool as DeepFool
 from jnode.attacks.ensemble import MISCLASSIFIED as MISCLASSIFIED
 from jnode.attacks.ensemble import STANDING as STANDING
 from jnode.attacks.ensemble import Ensemble as Ensemble
@@ -13,6 +16,7 @@ from jnode.attacks.ensemble import run as run
 from jnode.attacks.fab import FAB as FAB
 from jnode.attacks.fab import FABT as FABT
 from jnode.attacks.fgsm import FGSM as FGSM
+from jnode.attacks.mifgsm import MIFGSM as MIFGSM
 from jnode.attacks.noise import GaussianNoise as GaussianNoise
 from jnode.attacks.noise import SaltAndPepperNoise as SaltAndPepperNoise
 from jnode.attacks.noise import UniformNoise as UniformNoise

@@ -11,17 +11,17 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jnode.attacks.base import (
-    AbstractAttack,
     Classifier,
     Images,
     Labels,
-    Logits,
     check_budget,
     choose,
     misclassified,
     wide,
 )
-from jnode.attacks.norms import project, size, steepest
+from jnode.attacks.boundaries import boundary_to, nearest_boundary
+from jnode.attacks.minimum import AbstractMinimumNorm
+from jnode.attacks.norms import size, steepest
 from jnode.attacks.targets import likely, one_by_one
 
 # How far past the hyperplane, how much towards the original at most, and how far back.
@@ -60,7 +60,7 @@ def to_hyperplane(
     return direction * jnp.where(normals == 0, 0, moves)
 
 
-class AbstractFAB(AbstractAttack):
+class AbstractFAB(AbstractMinimumNorm):
     """Looks for the nearest misclassified image.
 
     Each step linearises the classifier between the label and another class, projects
@@ -105,7 +105,7 @@ class AbstractFAB(AbstractAttack):
     def boundary(
         self, model: Classifier, x: Images, labels: Labels, targets: Labels
     ) -> tuple[Images, Float[Array, " batch"]]:
-        """The gradient of the gap between the label's logit and another's; the gap."""
+        """The gap between the label's logit and another's: its gradient and value."""
 
     def evaluations(self) -> tuple[int, int]:
         steps = self.restarts * self.steps
@@ -114,44 +114,10 @@ class AbstractFAB(AbstractAttack):
     def parts(self) -> Sequence["AbstractFAB"]:
         return one_by_one(self)
 
-    def search(
-        self,
-        model: Classifier,
-        images: Images,
-        labels: Labels,
-        clean: Logits,
-        *,
-        key: PRNGKeyArray,
-    ) -> Images:
-        # What lies within the budget need not come nearer.
-        found, distance = self._nearest(model, images, labels, clean, self.epsilon, key)
-        # Rounding of the distance must not leave the budget.
-        found = project(found, images, self.epsilon, self.norm)
-        return jnp.where(wide(distance <= self.epsilon), found, images)
-
-    def nearest(
-        self,
-        model: Classifier,
-        images: Images,
-        labels: Labels,
-        *,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Images, Float[Array, " batch"]]:
-        """The nearest misclassified image that was met, and how far away it is.
-
-        The image itself at distance 0 where it is misclassified already, and at
-        distance `inf` where none was met. The key is that of FAB's random starts.
-        """
-        key = jr.key(0) if key is None else key
-        return self._nearest(model, images, labels, model(images), jnp.zeros(()), key)
-
-    def _nearest(self, model, images, labels, clean, enough, key):
-        wrong = misclassified(clean, labels)
-
+    def shorten(self, model, images, labels, best, clean, enough, key):
         def step(carry):
-            i, x, found, distance, targets = carry
+            i, x, best, targets = carry
             normals, gaps = self.boundary(model, x, labels, targets)
-            normals = jnp.where(jnp.isfinite(normals), normals, 0)
             from_original = gaps + jnp.sum(normals * (images - x), axis=(1, 2, 3))
             near = to_hyperplane(x, normals, gaps, self.norm)
             far = to_hyperplane(images, normals, from_original, self.norm)
@@ -160,58 +126,40 @@ class AbstractFAB(AbstractAttack):
             here, there = x + OVERSHOOT * near, images + OVERSHOOT * far
             x = jnp.clip((1 - share) * here + share * there, 0.0, 1.0)
             broken = misclassified(model(x), labels)
-            far_off = size(x - images, self.norm)
-            better = broken & (far_off < distance)
-            found, distance = choose(better, (x, far_off), (found, distance))
+            away = size(x - images, self.norm)
+            best = choose(broken & (away < best[1]), (x, away), best)
             x = jnp.where(wide(broken), images + BACK * (x - images), x)
-            return i + 1, x, found, distance, targets
+            return i + 1, x, best, targets
 
         def going(carry):
-            return (carry[0] < self.steps) & jnp.any(carry[3] > enough)
+            return (carry[0] < self.steps) & jnp.any(carry[2][1] > enough)
 
-        def restart(carry, this):
-            found, distance = carry
+        def restart(best, this):
             index, key = this
-            start = self.start(images, distance, index, key)
-            first = (
-                jnp.zeros((), int),
-                start,
-                found,
-                distance,
-                likely(clean, index),
-            )
-            _, _, found, distance, _ = jax.lax.while_loop(going, step, first)
-            return (found, distance), None
+            start = self.start(images, best[1], index, key)
+            first = (jnp.zeros((), int), start, best, likely(clean, index))
+            return jax.lax.while_loop(going, step, first)[2], None
 
-        begin = (images, jnp.where(wrong, 0.0, jnp.inf))
         restarts = self.first + jnp.arange(self.restarts)
         each = (restarts, jr.split(key, self.restarts))
-        (found, distance), _ = jax.lax.scan(restart, begin, each)
-        return found, distance
+        return jax.lax.scan(restart, best, each)[0]
 
 
 class FABT(AbstractFAB):
     """FAB towards one class after another.
 
     `restarts` is the number of targets, the classes of the largest clean logits after
-    the predicted one: 9 in AutoAttack. It is deterministic and takes no notice of its
-    key.
+    the predicted one: 9 in AutoAttack. It draws no random numbers.
     """
 
     name: ClassVar[str] = "fab-t"
 
-    def start(self, images, distance, restart, key) -> Images:
+    def start(self, images, distance, restart, key):
         del distance, restart, key
         return images
 
     def boundary(self, model, x, labels, targets):
-        def gap(x):
-            logits = model(x)
-            rows = jnp.arange(len(x))
-            gaps = logits[rows, labels] - logits[rows, targets]
-            return jnp.sum(gaps), gaps
-
-        return jax.grad(gap, has_aux=True)(x)
+        return boundary_to(model, x, labels, targets)
 
 
 class FAB(AbstractFAB):
@@ -235,40 +183,15 @@ class FAB(AbstractFAB):
         """As FAB-T, with the number of starts in place of targets."""
         super().__init__(epsilon, norm=norm, steps=steps, restarts=restarts)
 
-    def start(self, images, distance, restart, key) -> Images:
+    def start(self, images, distance, restart, key):
         radius = jnp.minimum(distance, self.epsilon) / 2
-        noise = steepest(jr.normal(key, images.shape), "l2")
         if self.norm == "linf":
             noise = jr.uniform(key, images.shape, minval=-1.0, maxval=1.0)
+        else:
+            noise = steepest(jr.normal(key, images.shape), self.norm)
         moved = jnp.clip(images + wide(radius) * noise, 0.0, 1.0)
         return jnp.where(restart > 0, moved, images)
 
     def boundary(self, model, x, labels, targets):
         del targets
-        normals, gaps = class_boundaries(model, x, labels)
-        dual = "l1" if self.norm == "linf" else "l2"
-        flat = jax.vmap(lambda n: size(n, dual))(normals)
-        away = jnp.where(jnp.isfinite(gaps), jnp.abs(gaps), jnp.inf)
-        nearest = jnp.argmin(away / jnp.maximum(flat, 1e-12), axis=0)
-        rows = jnp.arange(len(x))
-        return normals[nearest, rows], gaps[nearest, rows]
-
-
-def class_boundaries(
-    model: Classifier, x: Images, labels: Labels
-) -> tuple[
-    Float[Array, "classes batch height width channels"],
-    Float[Array, "classes batch"],
-]:
-    """Of each class the gap by which the label's logit is ahead, and its gradient.
-
-    The label's own gap is `inf`.
-    """
-    logits, pull = jax.vjp(model, x)
-    classes = logits.shape[1]
-    true = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
-    others = jnp.eye(classes, dtype=logits.dtype)[:, None]
-    # One after another: a batch of gradients at a time.
-    normals = jax.lax.map(lambda other: pull(true - other)[0], others)
-    gaps = jnp.sum(true * logits, axis=1) - logits.T
-    return normals, jnp.where(true.T > 0, jnp.inf, gaps)
+        return nearest_boundary(model, x, labels, self.norm)

@@ -2,8 +2,12 @@
 
 from jnode.attacks.apgd import APGDCE, APGDDLR, APGDT
 from jnode.attacks.base import AbstractAttack
+from jnode.attacks.carlini_wagner import CarliniWagner
+from jnode.attacks.corruptions import CORRUPTIONS
+from jnode.attacks.deepfool import DeepFool
 from jnode.attacks.fab import FAB, FABT
 from jnode.attacks.fgsm import FGSM
+from jnode.attacks.mifgsm import MIFGSM
 from jnode.attacks.noise import GaussianNoise, SaltAndPepperNoise, UniformNoise
 from jnode.attacks.pgd import PGD
 from jnode.attacks.square import Square
@@ -12,9 +16,13 @@ _NOISE = {
     "gaussian": GaussianNoise,
     "uniform": UniformNoise,
     "salt-and-pepper": SaltAndPepperNoise,
+    **{corruption.name: corruption for corruption in CORRUPTIONS},
 }
 _ITERATED = {
     "pgd": PGD,
+    "mi-fgsm": MIFGSM,
+    "cw": CarliniWagner,
+    "deepfool": DeepFool,
     "apgd-ce": APGDCE,
     "apgd-dlr": APGDDLR,
     "apgd-t": APGDT,
@@ -37,8 +45,9 @@ def make(
     """The attack of this name.
 
     **Arguments:** the name; the budget in pixel units (of "gaussian" the standard
-    deviation, of "salt-and-pepper" the share of the pixels); its norm; the number of
-    steps and of random starts, where it has some: by default those of its class.
+    deviation, of "salt-and-pepper" the share of the pixels, of a corruption its
+    severity, 1 to 5); its norm; the number of steps and of random starts, where it has
+    some: by default those of its class.
 
     **Raises:** `ValueError` for another name, with those there are, and for a budget
     that makes no sense.

@@ -1,0 +1,231 @@
+"""What holds for every attack, on a small network that is a plain callable."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jnode import attacks
+from jnode.attacks.base import NORMS, cross_entropy, misclassified
+from jnode.attacks.corruptions import CORRUPTIONS
+from jnode.attacks.norms import size
+from jnode.attacks.registry import ATTACKS, make
+
+SHAPE, CLASSES, BATCH = (4, 4, 1), 4, 12
+L2_ONLY = {"cw"}
+
+
+class Network(eqx.Module):
+    """One hidden layer."""
+
+    first: jax.Array
+    second: jax.Array
+
+    def __call__(self, images):
+        x = images.reshape(len(images), -1) - 0.5
+        return jnp.tanh(x @ self.first) @ self.second
+
+
+MODEL = Network(jr.normal(jr.key(0), (16, 8)), 3 * jr.normal(jr.key(1), (8, CLASSES)))
+FEW = {"steps": 4, "restarts": 2}
+OPTIONS = {"mi-fgsm": {"steps": 4}, "deepfool": {"steps": 4}, "cw": FEW} | {
+    name: FEW for name in ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t")
+}
+OPTIONS["square"] = {"steps": 20, "restarts": 2}
+CASES = [
+    (name, norm)
+    for name in ATTACKS
+    if name not in {c.name for c in CORRUPTIONS}
+    for norm in (NORMS if name in OPTIONS or name == "fgsm" else ("linf",))
+    if norm == "l2" or name not in L2_ONLY
+]
+
+
+@functools.cache
+def compiled():
+    return eqx.filter_jit(
+        lambda attack, images, labels, key: attack(MODEL, images, labels, key=key)
+    )
+
+
+def build(name, norm, epsilon):
+    return make(name, epsilon=epsilon, norm=norm, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+@settings(deadline=None, max_examples=4, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**16), epsilon=st.floats(0.0, 0.5))
+def test_budget_range_determinism_and_mask(name, norm, seed, epsilon):
+    keys = jr.split(jr.key(seed), 3)
+    images = jr.uniform(keys[0], (BATCH, *SHAPE))
+    # Rounded outwards, so that pixels of exactly 0 and 1 are met.
+    images = jnp.clip(1.5 * images - 0.25, 0.0, 1.0)
+    labels = jr.randint(keys[1], (BATCH,), 0, CLASSES)
+    attack = build(name, norm, epsilon)
+    found = compiled()(attack, images, labels, keys[2])
+    assert found.min() >= 0 and found.max() <= 1
+    if attack.norm in NORMS:
+        assert size(found - images, attack.norm).max() <= attack.epsilon + 1e-6
+    assert (found == compiled()(attack, images, labels, keys[2])).all()
+    # Labels do not leak: what is wrong already comes back untouched.
+    wrong = misclassified(MODEL(images), labels)
+    assert (found == images)[wrong].all()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    images = jr.uniform(jr.key(7), (40, *SHAPE))
+    labels = jnp.argmax(MODEL(images), axis=1).at[:4].add(1) % CLASSES
+    return images, labels
+
+
+@pytest.mark.parametrize("name", ["pgd", "mi-fgsm", "apgd-ce"])
+def test_best_loss_never_falls_with_more_steps(problem, name):
+    """Of what is not broken; the same key starts the same way."""
+    images, labels = problem
+    last = None
+    for steps in (1, 3, 9):
+        options = {"norm": "l2", "steps": steps}
+        # The step length of PGD and MI-FGSM is the budget over the steps.
+        epsilon = 1e-3 if name == "apgd-ce" else 1e-4 * steps
+        found = compiled()(
+            make(name, epsilon=epsilon, **options), images, labels, jr.key(0)
+        )
+        loss = np.asarray(cross_entropy(MODEL(found), labels))
+        assert last is None or (loss >= last - 1e-6).all()
+        last = loss
+    clean = cross_entropy(MODEL(images), labels)
+    assert (last[4:] > clean[4:]).all()
+
+
+def run(problem, chosen, **options):
+    images, labels = problem
+    return attacks.run(
+        MODEL,
+        images,
+        labels,
+        chosen,
+        key=jr.key(0),
+        **{"batch_size": 16, "progress": False} | options,
+    )
+
+
+def test_ensemble_is_the_worst_case_and_can_be_recomputed(problem):
+    images, labels = problem
+    chosen = [
+        attacks.PGD(0.05, steps=4),
+        attacks.APGDT(0.05, steps=8, restarts=3),
+        attacks.Square(0.05, steps=50),
+    ]
+    found = run(problem, chosen)
+    assert 0.1 < found.robust_accuracy < 0.9
+    assert (found.broken_by[:4] == attacks.MISCLASSIFIED).all()
+    assert (found.adversarial[:4] == np.asarray(images[:4])).all()
+    # From the stored images alone.
+    right = ~misclassified(MODEL(jnp.asarray(found.adversarial)), labels)
+    assert (np.asarray(right) == found.standing).all()
+    assert np.abs(found.adversarial - np.asarray(images)).max() <= 0.05 + 1e-6
+    shares = found.robust_accuracies()
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == found.robust_accuracy
+    # Each by itself breaks no more than all.
+    for attack in chosen:
+        assert run(problem, [attack]).robust_accuracy >= found.robust_accuracy
+    assert len(set(found.broken_by.tolist())) >= 3
+    again = run(problem, chosen)
+    assert (again.adversarial == found.adversarial).all()
+
+
+def test_one_compilation_whatever_is_left(problem):
+    """Another budget, a ragged rest, another target: nothing is compiled anew."""
+    traces = []
+
+    def counting(x):
+        traces.append(x.shape)
+        return MODEL(x)
+
+    images, labels = problem
+    chosen = lambda epsilon: [attacks.APGDT(epsilon, steps=5, restarts=3)]
+    call = lambda epsilon: attacks.run(
+        counting,
+        images,
+        labels,
+        chosen(epsilon),
+        key=jr.key(0),
+        batch_size=16,
+        progress=False,
+    )
+    call(0.03)
+    first = len(traces)
+    call(0.05)
+    assert len(traces) == first > 0
+    assert set(traces) == {(16, *SHAPE)}
+
+
+def test_versions_of_autoattack():
+    names = lambda **options: [
+        (a.name, int(a.steps), a.restarts) for a in attacks.autoattack(0.1, **options)
+    ]
+    standard = [
+        ("apgd-ce", 100, 1),
+        ("apgd-t", 100, 9),
+        ("fab-t", 100, 9),
+        ("square", 5000, 1),
+    ]
+    assert names() == names(version="standard", norm="l2") == standard
+    assert names(version="plus") == [
+        ("apgd-ce", 100, 5),
+        ("apgd-dlr", 100, 5),
+        ("fab", 100, 5),
+        ("square", 5000, 1),
+        ("apgd-t", 100, 9),
+        ("fab-t", 100, 9),
+    ]
+    assert names(version="rand") == [("apgd-ce", 100, 1), ("apgd-dlr", 100, 1)]
+    assert names(version="custom", custom=("fab-t", "apgd-ce")) == [
+        standard[2],
+        standard[0],
+    ]
+    # Too few classes for some of the losses.
+    assert names(classes=3) == [standard[0], ("fab-t", 100, 2), standard[3]]
+    for options, message in (
+        ({"version": "fast"}, "version must be one of standard, plus, rand, custom"),
+        ({"version": "custom"}, "custom names the attacks"),
+        ({"custom": ("fab",)}, "custom names the attacks"),
+        ({"version": "custom", "custom": ("pgd",)}, "not pgd"),
+        ({"classes": 1}, "classes must be at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attacks.autoattack(0.1, **options)
+
+
+def test_expectation_over_transformation(problem):
+    """Noise as large as the signal: the mean gradient finds what one draw does not."""
+    images, labels = problem
+    images, labels = images[4:], labels[4:]
+
+    def noisy(x, key):
+        return MODEL(x + 0.5 * jr.normal(key, x.shape))
+
+    left = {}
+    for draws in (1, 30):
+        model = attacks.RandomModel(noisy, key=jr.key(3), draws=draws)
+        attack = attacks.APGDCE(0.05, steps=10)
+        found = attack(model, images, jnp.argmax(model(images), axis=1), key=jr.key(0))
+        # Judged by the same many draws.
+        judge = attacks.RandomModel(noisy, key=jr.key(4), draws=200)
+        gain = cross_entropy(judge(found), labels) - cross_entropy(
+            judge(images), labels
+        )
+        left[draws] = float(gain.mean())
+    assert left[30] > left[1] and left[30] > 0
+    mean = judge.mean(lambda model: model(images), judge.key)
+    assert (judge(images) == mean).all()
+    with pytest.raises(ValueError, match="draws must be"):
+        attacks.RandomModel(noisy, key=jr.key(0), draws=0)
