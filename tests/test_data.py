@@ -494,3 +494,14 @@ def test_good_labels_pass(dtype):
 def test_bad_labels_are_refused_in_one_sentence(labels, error, message):
     with pytest.raises(error, match=message):
         data.check_labels(labels, 10)
+
+
+def test_crops_by_selection_equal_slices(getkey):
+    """What TPUs and GPUs run, on every corner."""
+    from jnode.data.augment import crop_by_selection
+
+    images = jax.random.uniform(getkey(), (25, 8, 7, 3))
+    corners = jnp.stack(jnp.meshgrid(jnp.arange(5), jnp.arange(5)), -1).reshape(25, 2)
+    found = crop_by_selection(images, corners, (4, 3, 3))
+    for image, crop, (i, j) in zip(images, found, corners.tolist(), strict=True):
+        np.testing.assert_array_equal(crop, image[i : i + 4, j : j + 3])

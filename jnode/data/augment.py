@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 
 def to_float(
@@ -53,10 +53,39 @@ def augment(
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         corners = jr.randint(crop_key, (len(images), 2), 0, 2 * pad + 1)
         size = images.shape[1:]
-
-        # 0.6 ms for 128 CIFAR images on CPU, where a sum of shifted slices takes 17.
-        def crop(image, corner):
-            return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), size)
-
-        images = jax.vmap(crop)(padded, corners)
+        # A TPU cuts slices out one image after another, which took two thirds of a
+        # whole training step. On CPU, slices take 0.6 ms for 128 CIFAR images where
+        # selections take 17.
+        images = jax.lax.platform_dependent(
+            padded,
+            corners,
+            cpu=lambda padded, corners: _crop_by_slices(padded, corners, size),
+            default=lambda padded, corners: crop_by_selection(padded, corners, size),
+        )
     return images
+
+
+def _crop_by_slices(padded, corners, size):
+    def crop(image, corner):
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), size)
+
+    return jax.vmap(crop)(padded, corners)
+
+
+def crop_by_selection(
+    padded: Float[Array, "batch high wide channels"],
+    corners: Int[Array, "batch 2"],
+    size: tuple[int, int, int],
+) -> Float[Array, "batch height width channels"]:
+    """Each image from its corner (row, column) on, chosen among all shifts."""
+    for axis in (0, 1):
+        shifts = range(padded.shape[axis + 1] - size[axis] + 1)
+        at = corners[:, axis, None, None, None]
+        cut = [
+            jax.lax.slice_in_dim(padded, k, k + size[axis], axis=axis + 1)
+            for k in shifts
+        ]
+        padded = cut[0]
+        for k in shifts[1:]:
+            padded = jnp.where(at == k, cut[k], padded)
+    return padded
