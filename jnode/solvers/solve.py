@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jnode.fields import AbstractVectorField, PiecewiseField
+from jnode.solvers.adaptive import controller, evaluations, first_step, solve_adaptive
 from jnode.solvers.inside import combine, solve_inside
 from jnode.solvers.solver import Solver
 from jnode.solvers.tableaus import tableau
@@ -53,7 +54,7 @@ def solve(
     """
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
-    return _solve(field.bake(), y0, solver, t0, t1, throw)
+    return _solve(field.bake(), y0, solver, t0, t1, throw, _one)
 
 
 def solve_batch(
@@ -67,8 +68,8 @@ def solve_batch(
 ) -> Solution:
     """Integrates a batch of states: what `jax.vmap` of `solve` gives, quicker.
 
-    With fixed steps all states move together, in a layout that moves no axis. An
-    adaptive solver still chooses the steps of each sample by itself.
+    All states move together, in a layout that moves no axis, and an adaptive solver
+    still chooses the steps of each sample by itself. Gradients in reverse mode.
 
     **Arguments:** as of `solve`, but for a batch of states.
 
@@ -79,22 +80,30 @@ def solve_batch(
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
     field = field.bake()
-    scanned = not solver.adaptive and solver.adjoint == "direct"
-    if not (scanned and field.takes_batches):
-        return jax.vmap(lambda y: _solve(field, y, solver, t0, t1, throw))(y0)
-    solution = _solve(field, jnp.moveaxis(y0, 0, -2), solver, t0, t1, throw)
+    if not _together(field, solver):
+        return jax.vmap(lambda y: _solve(field, y, solver, t0, t1, throw, _one))(y0)
+    one = _adaptive if solver.adaptive else _scan
+    solution = _solve(field, jnp.moveaxis(y0, 0, -2), solver, t0, t1, throw, one)
     stats = {k: jnp.broadcast_to(v, len(y0)) for k, v in solution.stats.items()}
     return Solution(jnp.moveaxis(solution.y, -2, 0), stats)
 
 
-def _solve(field, y0, solver, t0, t1, throw):
+def _together(field, solver):
+    """Whether a batch can be solved as one array."""
+    if solver.adjoint != "direct" or not field.takes_batches:
+        return False
+    piece = field.pieces if isinstance(field, PiecewiseField) else field
+    return not solver.adaptive or piece.time_invariant
+
+
+def _solve(field, y0, solver, t0, t1, throw, one):
     if isinstance(field, PiecewiseField):
-        solution = _pieces(field, y0, solver, t0, t1)
+        solution = _pieces(field, y0, solver, t0, t1, one)
     else:
-        solution = _one(field, y0, solver, t0, t1)
+        solution = one(field, y0, solver, t0, t1)
     if not throw:
         return solution
-    failed = solution.stats["num_failed"] > 0
+    failed = jnp.any(solution.stats["num_failed"] > 0)
     y = eqx.branched_error_if(
         solution.y,
         failed | ~jnp.all(jnp.isfinite(solution.y)),
@@ -130,7 +139,7 @@ def _one(field, y0, solver, t0, t1):
     return _scan(field, y0, solver, t0, t1)
 
 
-def _pieces(field, y0, solver, t0, t1):
+def _pieces(field, y0, solver, t0, t1, one):
     check_span(field, t0, t1)
     times = field.times()
     parts = [solver.piece(k, field.count) for k in range(field.count)]
@@ -142,14 +151,14 @@ def _pieces(field, y0, solver, t0, t1):
         def body(y, piece):
             arrays, start, end = piece
             whole = eqx.combine(arrays, static)
-            solution = _one(whole, y, parts[0], start, end)
+            solution = one(whole, y, parts[0], start, end)
             return solution.y, solution.stats
 
         y, stats = jax.lax.scan(body, y0, (arrays, ends[:-1], ends[1:]))
-        return Solution(y, jax.tree.map(jnp.sum, stats))
+        return Solution(y, {k: jnp.sum(v, axis=0) for k, v in stats.items()})
     y, stats = y0, []
     for k, part in enumerate(parts):
-        solution = _one(field.piece(k), y, part, times[k], times[k + 1])
+        solution = one(field.piece(k), y, part, times[k], times[k + 1])
         y = solution.y
         stats.append(solution.stats)
     return Solution(y, jax.tree.map(lambda *counts: sum(counts), *stats))
@@ -162,6 +171,11 @@ def check_span(field: PiecewiseField, t0: float, t1: float) -> None:
             f"t0 and t1 must be the field's own, {field.t0:g} and {field.t1:g}, with "
             f"its pieces between them, not {t0} and {t1}."
         )
+
+
+def _adaptive(field, y0, solver, t0, t1):
+    y1, counts = solve_adaptive(field, y0, solver, t0, t1)
+    return Solution(y1, _stats(*counts))
 
 
 def _scan(field, y0, solver, t0, t1):
@@ -199,31 +213,26 @@ def save_adaptive(
         solver.diffrax(),
         t0,
         t1,
-        None,
+        first_step(field, y0, solver, t0),
         y0,
-        stepsize_controller=_controller(solver),
+        stepsize_controller=controller(solver),
         max_steps=solver.max_steps,
         saveat=saveat,
     )
 
 
-def _controller(solver):
-    rtol, atol = solver.tolerances
-    return diffrax.PIDController(rtol=rtol, atol=atol)
-
-
 def _diffrax(field, y0, solver, t0, t1):
     method = solver.diffrax()
     if solver.adaptive:
-        controller = _controller(solver)
-        dt0, max_steps = None, solver.max_steps
+        control = controller(solver)
+        dt0, max_steps = first_step(field, y0, solver, t0), solver.max_steps
     elif solver.adjoint == "backsolve":
         # The way back runs over the same steps in the other direction, which times
         # given one by one cannot; rounding may add one step of almost no length.
-        controller = diffrax.ConstantStepSize()
+        control = diffrax.ConstantStepSize()
         dt0, max_steps = (t1 - t0) / solver.steps, solver.steps + 1
     else:
-        controller = diffrax.StepTo(t0 + (t1 - t0) * solver.shares)
+        control = diffrax.StepTo(t0 + (t1 - t0) * solver.shares)
         dt0, max_steps = None, solver.steps
     adjoint = {
         # One checkpoint a step: nothing is computed twice.
@@ -238,7 +247,7 @@ def _diffrax(field, y0, solver, t0, t1):
         t1,
         dt0,
         y0,
-        stepsize_controller=controller,
+        stepsize_controller=control,
         max_steps=max_steps,
         adjoint=adjoint,
         throw=False,
@@ -246,14 +255,7 @@ def _diffrax(field, y0, solver, t0, t1):
     y1 = sol.ys[-1]  # pyright: ignore[reportOptionalSubscript]
     failed = (sol.result != diffrax.RESULTS.successful).astype(jnp.int32)
     taken = sol.stats["num_steps"]
-    if solver.name == "euler":
-        nfe = taken
-    elif method.tableau.fsal:
-        nfe = taken * (method.tableau.num_stages - 1) + 1
-    else:
-        nfe = taken * method.tableau.num_stages
-    if solver.adaptive:
-        nfe = nfe + 1  # one more to choose the first step
+    nfe = evaluations(solver, taken)
     accepted, rejected = (sol.stats[f"num_{k}_steps"] for k in ("accepted", "rejected"))
     return Solution(y1, _stats(taken, accepted, rejected, nfe, failed))
 

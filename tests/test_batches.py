@@ -1,0 +1,122 @@
+"""Batches solved as one array: what `jax.vmap` of a single solve gives."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jnode
+from jnode.linear.compose import compose
+from jnode.solvers import solve_batch
+from tests.helpers import small_model
+
+SHAPE = (4, 3, 6)
+FIELDS = {
+    "ortho": (jnode.OrthoField, {"time": True, "hidden": 8, "activation": "maxmin"}),
+    "gradient_flow": (jnode.GradientFlowField, {"hidden": 4, "lipschitz": 3.0}),
+    "free": (jnode.FreeField, {"padding": "circular"}),
+    "zero-padded": (jnode.FreeField, {}),
+    "normalised": (jnode.FreeField, {"group_norm": True}),
+}
+
+
+def make(name, key):
+    kind, options = FIELDS[name]
+    field = kind(SHAPE, key=key, **options)
+    arrays, static = eqx.partition(field, eqx.is_inexact_array)
+    # Biases and clocks start at 0, where they would hide mistakes.
+    moved = jax.tree.map(
+        lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape),
+        arrays,
+    )
+    return eqx.combine(moved, static)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fixed_steps(name, getkey):
+    field, solver = make(name, getkey()), jnode.Solver("rk4", grid=(0.0, 0.3, 1.0))
+    y0 = jax.random.normal(getkey(), (3, *SHAPE))
+
+    def plain(field, y0):
+        # Every stage by the field itself, with nothing taken together.
+        a = jnode.solvers.trajectory(field, y0, solver)[1][-1]
+        return a
+
+    @eqx.filter_jit
+    def both(field, y0):
+        value = lambda solve: eqx.filter_value_and_grad(
+            lambda f: jnp.sum(solve(f) ** 2)
+        )
+        one = value(lambda f: jax.vmap(lambda y: plain(f, y))(y0))(field)
+        two = value(lambda f: solve_batch(f, y0, solver).y)(field)
+        return one, two
+
+    (value, grads), (batch_value, batch_grads) = both(field, y0)
+    np.testing.assert_allclose(batch_value, value, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(batch_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(b).max() + 1e-3))
+
+
+def test_adaptive_steps_are_each_samples_own(getkey):
+    field = jnode.OrthoField((5,), lipschitz=4.0, activation="tanh", key=getkey())
+    solver = jnode.Solver("bosh3", rtol=1e-3, atol=1e-3)
+    sizes = jnp.asarray([0.1, 1.0, 4.0])[:, None]
+    y0 = jax.random.normal(getkey(), (3, 5)) * sizes
+
+    @eqx.filter_jit
+    def run(solve):
+        def loss(inputs):
+            solution = solve(*inputs)
+            return jnp.sum(solution.y**2), solution
+
+        return eqx.filter_value_and_grad(loss, has_aux=True)((field, y0))
+
+    (_, one), grads = run(lambda f, y: jax.vmap(lambda y: jnode.solve(f, y, solver))(y))
+    (_, two), batch_grads = run(lambda f, y: solve_batch(f, y, solver))
+    for name in one.stats:
+        np.testing.assert_array_equal(one.stats[name], two.stats[name], name)
+    assert len(set(np.asarray(two.stats["num_steps"]))) > 1
+    np.testing.assert_allclose(two.y, one.y, rtol=1e-4, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(batch_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3 * float(jnp.abs(b).max() + 1e-3))
+
+
+def test_more_steps_than_checkpoints_and_the_limit(getkey):
+    field = jnode.OrthoField((3,), lipschitz=4.0, activation="tanh", key=getkey())
+    y0 = jax.random.normal(getkey(), (2, 3))
+    many = jnode.Solver("heun", rtol=1e-4, atol=1e-4, max_steps=200)
+
+    @eqx.filter_jit
+    def gradient(y0):
+        loss = lambda y0: jnp.sum(solve_batch(field, y0, many).y ** 2)
+        return jax.grad(loss)(y0), loss(y0 + 1e-2) - loss(y0 - 1e-2)
+
+    grads, difference = gradient(y0)
+    np.testing.assert_allclose(jnp.sum(grads) * 2e-2, difference, rtol=0.02)
+    few = jnode.Solver("heun", rtol=1e-4, atol=1e-4, max_steps=4)
+    ended = eqx.filter_jit(lambda y: solve_batch(field, y, few, throw=False))(y0)
+    np.testing.assert_array_equal(ended.stats["num_failed"], [1, 1])
+    with pytest.raises(RuntimeError, match="max_steps=4"):
+        eqx.filter_jit(lambda y: solve_batch(field, y, few).y)(y0).block_until_ready()
+
+
+@pytest.mark.parametrize("solver", [None, jnode.Solver("tsit5")])
+def test_model_batch_is_vmap(solver, getkey):
+    model = small_model(getkey(), pieces=2, solver=solver)
+    images = jax.random.uniform(getkey(), (3, 8, 8, 1))
+    batch, single = eqx.filter_jit(lambda m, x: (m.batch(x), jax.vmap(m)(x)))(
+        model, images
+    )
+    np.testing.assert_allclose(batch, single, atol=1e-5)
+    with pytest.raises(ValueError, match="image must have shape"):
+        model.batch(images[:, 1:])
+
+
+def test_composition_is_one_map(getkey):
+    first = jnode.linear.CayleyConv(3, 4, grid=(3, 4), key=getkey()).bake()
+    second = jnode.linear.CayleyConv(4, 2, grid=(3, 4), key=getkey()).bake()
+    x = jax.random.normal(getkey(), (3, 4, 3))
+    np.testing.assert_allclose(compose(second, first)(x), second(first(x)), atol=1e-5)
+    zero = jnode.linear.Conv(3, 3, grid=(3, 4), key=getkey()).bake()
+    assert compose(zero, zero) is None
