@@ -19,7 +19,7 @@ def likely(clean: Logits, rank: Int[Array, ""]) -> Labels:
 def one_by_one(attack: AbstractAttack) -> tuple[AbstractAttack, ...]:
     """An attack of several restarts as several of one, each knowing its `first`."""
     single = type(attack)(
-        attack.epsilon, norm=attack.norm, steps=int(attack.steps), restarts=1
+        float(attack.epsilon), norm=attack.norm, steps=int(attack.steps), restarts=1
     )
     if not hasattr(attack, "first"):
         return (single,) * attack.restarts

@@ -195,25 +195,36 @@ def _covers(earlier: AbstractAttack, attack: AbstractAttack) -> bool:
 def _attack(attack, model, data, key, keep, bar) -> Attacked:
     start = time.perf_counter()
     images, labels, samples, length = data
-    predicted, broken, wrong, shown = [], [], [], []
-    for k, (chosen, x, y, mask) in enumerate(gathered(images, labels, samples, length)):
-        adversarial = perturb(attack, model, x, y, jax.random.fold_in(key, k))
-        check_budget(attack, x, adversarial)
-        classes = np.asarray(predict(model, adversarial))[mask]
-        adversarial = np.asarray(adversarial)[mask]
-        hit = classes != labels[chosen]
-        predicted.append(classes)
-        broken.append(chosen[hit])
-        wrong.append(adversarial[hit])
-        shown.append(adversarial[: max(0, keep - k * length)])
-        bar.step()
+    place = np.full(len(labels), -1)
+    place[samples] = np.arange(len(samples))
+    predictions = np.zeros(len(samples), int)
+    shown = images[samples[:keep]]
+    broken, wrong, left = [], [], samples
+    # Restart by restart, or target by target: what one breaks the next is spared.
+    for j, part in enumerate(attack.parts()):
+        part_key = jax.random.fold_in(key, j)
+        for k, (chosen, x, y, mask) in enumerate(
+            gathered(images, labels, left, length)
+        ):
+            adversarial = perturb(part, model, x, y, jax.random.fold_in(part_key, k))
+            check_budget(attack, x, adversarial)
+            classes = np.asarray(predict(model, adversarial))[mask]
+            adversarial = np.asarray(adversarial)[mask]
+            at = place[chosen]
+            predictions[at] = classes
+            shown[at[at < keep]] = adversarial[at < keep]
+            hit = classes != labels[chosen]
+            broken.append(chosen[hit])
+            wrong.append(adversarial[hit])
+            bar.step(part)
+        left = np.setdiff1d(left, np.concatenate([np.zeros(0, int), *broken]))
     none = np.zeros((0, *images.shape[1:]), np.float32)
     return Attacked(
         samples,
-        np.concatenate([np.zeros(0, int), *predicted]),
+        predictions,
         np.concatenate([np.zeros(0, int), *broken]),
         np.concatenate([none, *wrong]),
-        np.concatenate([none, *shown]),
+        shown,
         round(time.perf_counter() - start, 3),
     )
 
@@ -264,6 +275,6 @@ class _Bar:
         self.bar.total = self.bar.n + self._left(i, stand)
         self.bar.set_description(f"{describe(self.now)}, {stand} stand")
 
-    def step(self):
-        self.bar.update(self.cost.of(self.now) + self.compiling * self.cost.compilation)
+    def step(self, part):
+        self.bar.update(self.cost.of(part) + self.compiling * self.cost.compilation)
         self.compiling = 0

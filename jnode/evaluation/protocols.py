@@ -3,7 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from jnode.attacks import APGDCE, APGDT, FABT, PGD, AbstractAttack, Square
+from jnode.attacks import (
+    APGDCE,
+    APGDT,
+    PGD,
+    AbstractAttack,
+    Square,
+    autoattack,
+)
 from jnode.attacks.base import Classifier
 from jnode.evaluation.transfers import TWINS, Transfer
 
@@ -22,22 +29,26 @@ BUDGETS: dict[str, dict[str, tuple[float, ...]]] = {
 """The budgets that the literature reports, a data set, in pixel units."""
 
 
-def _few_steps(epsilon: float, norm: str) -> list[AbstractAttack]:
-    return [
+def _few_steps(epsilon: float, norm: str, classes: int) -> Sequence[AbstractAttack]:
+    targets = min(3, classes - 1)
+    found: list[AbstractAttack] = [
         PGD(epsilon, norm=norm, steps=20),
         APGDCE(epsilon, norm=norm, steps=20),
-        APGDT(epsilon, norm=norm, steps=20, restarts=3),
+        APGDT(epsilon, norm=norm, steps=20, restarts=targets),
         Square(epsilon, norm=norm, steps=200),
     ]
+    return [attack for attack in found if attack.least_classes <= classes]
 
 
-def _autoattack(epsilon: float, norm: str) -> list[AbstractAttack]:
-    return [
-        APGDCE(epsilon, norm=norm),
-        APGDT(epsilon, norm=norm, restarts=9),
-        FABT(epsilon, norm=norm, restarts=9),
-        Square(epsilon, norm=norm),
-    ]
+def _standard(epsilon: float, norm: str, classes: int) -> Sequence[AbstractAttack]:
+    return autoattack(epsilon, norm=norm, classes=classes)
+
+
+def _standard_and_plus(
+    epsilon: float, norm: str, classes: int
+) -> Sequence[AbstractAttack]:
+    plus = autoattack(epsilon, norm=norm, classes=classes, version="plus")
+    return [*_standard(epsilon, norm, classes), *plus]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +56,8 @@ class Protocol:
     """An evaluation with a name.
 
     - `num_examples`: how many test images, unless told; `None` for all.
-    - `attacks`: the white- and black-box attacks of one budget, the first the cheapest.
+    - `attacks`: the white- and black-box attacks of an epsilon, a norm and a number of
+        classes, the cheapest first.
     - `twins`: through which models attacks are transferred (`TWINS`).
     - `transfer`: steps and restarts of each transferred attack.
     - `checked`: how many images the checks look at.
@@ -53,7 +65,7 @@ class Protocol:
     """
 
     num_examples: int | None
-    attacks: Callable[[float, str], Sequence[AbstractAttack]]
+    attacks: Callable[[float, str, int], Sequence[AbstractAttack]]
     twins: tuple[str, ...]
     transfer: tuple[int, int]
     checked: int
@@ -70,14 +82,14 @@ PROTOCOLS = {
     ),
     "standard": Protocol(
         num_examples=1000,
-        attacks=_autoattack,
+        attacks=_standard,
         twins=TWINS,
         transfer=(40, 1),
         checked=200,
     ),
     "full": Protocol(
         num_examples=None,
-        attacks=_autoattack,
+        attacks=_standard_and_plus,
         twins=TWINS,
         transfer=(100, 3),
         checked=200,
@@ -120,11 +132,7 @@ def plan(
     attacks: list[AbstractAttack] = []
     steps, restarts = protocol.transfer
     for norm, epsilon in budgets:
-        attacks += [
-            attack
-            for attack in protocol.attacks(epsilon, norm)
-            if getattr(attack, "least_classes", 2) <= classes
-        ]
+        attacks += protocol.attacks(epsilon, norm, classes)
         attacks += [
             Transfer(source, via, epsilon, norm=norm, steps=steps, restarts=restarts)
             for via, source in twins.items()
