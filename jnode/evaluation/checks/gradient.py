@@ -81,7 +81,7 @@ def gradient(
             "that follow it go astray."
         )
     far = float(np.median(relative[-1]))
-    if not far <= SHATTERED:
+    if not flags and not far <= SHATTERED:
         flags.append(
             f"shattered gradients: over an L2 distance of {steps[-1]:g} the model "
             f"changes otherwise than its gradient says, by {far:.0%} of it, so attacks "
