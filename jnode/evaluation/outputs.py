@@ -93,11 +93,13 @@ class Outputs:
 @eqx.filter_jit
 def _look(model, images, labels):
     _, logits, gradient = loss_and_gradient(model, images, labels)
+    finite = jnp.all(jnp.isfinite(logits), axis=1)
     inside = (logits >= 0) & (logits <= 1)
     return {
         "logits": logits,
-        "vanishing": jnp.all(gradient == 0, axis=(1, 2, 3)),
-        "not_finite": ~jnp.all(jnp.isfinite(logits), axis=1),
+        # Where there are no logits a gradient is not missed.
+        "vanishing": jnp.all(gradient == 0, axis=(1, 2, 3)) & finite,
+        "not_finite": ~finite,
         "probability": jnp.all(inside, axis=1)
         & (jnp.abs(jnp.sum(logits, axis=1) - 1) < 1e-4),
     }
