@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jnode import certify, data
 from jnode._versions import versions
@@ -19,6 +20,7 @@ from jnode.evaluation.cost import Cost, cost_of, estimate, minutes
 from jnode.evaluation.recheck import recheck
 from jnode.evaluation.store import described, fingerprint
 from jnode.report import Pictures
+from jnode.sharding import check_divides
 from jnode.solvers import trajectory
 from jnode.train import RunDir, load
 from jnode.train.files import write_json
@@ -39,6 +41,7 @@ def evaluate_run(
     seed: int = 0,
     data_dir: str | os.PathLike | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Attacks, checks and certifies the model of a run on its test images.
 
@@ -57,6 +60,7 @@ def evaluate_run(
     - `seed`: of the attacks' random numbers.
     - `data_dir`: where the data lie, if elsewhere than in training.
     - `progress`: whether to say what it will cost, and to draw a progress bar.
+    - `mesh`: over what devices to spread each batch of attacks and certificates.
 
     **Returns:** what `evaluation.json` holds.
 
@@ -68,6 +72,7 @@ def evaluate_run(
     if protocol is not None and protocol not in PROTOCOLS:
         known = ", ".join(PROTOCOLS)
         raise ValueError(f"protocol must be one of {known}, not {protocol!r}.")
+    check_divides(batch_size, mesh)
     if protocol is None and (norm is not None or epsilons):
         raise ValueError("norm and epsilon belong to a protocol; attacks have theirs.")
     model = load(run_dir)
@@ -127,6 +132,7 @@ def evaluate_run(
         store=store,
         cost=cost,
         progress=progress,
+        mesh=mesh,
     )
     checks = {**result.summary["checks"]}
     checks["stored_images"] = recheck(
@@ -150,7 +156,7 @@ def evaluate_run(
     rows = []
     if refusal is None:
         radii = certify.certified_radii(
-            model, images, test.labels, batch_size=batch_size
+            model, images, test.labels, batch_size=batch_size, mesh=mesh
         )
         rows = certify.certified_accuracy(radii, RADII)
         note = f"up to L = {float(model.lipschitz()):.4f} from pixels to features"

@@ -4,12 +4,14 @@ import dataclasses
 import sys
 from typing import Annotated, Literal
 
+import jax
 import tyro
 
 from jnode import attacks
 from jnode._cli import run
 from jnode.experiment import evaluate_run
 from jnode.report import read_run, table
+from jnode.sharding import data_mesh
 
 DEFAULT = (
     "gaussian:50/255",
@@ -48,7 +50,7 @@ class Args:
     """How many test images; by default all, or the protocol's number."""
 
     batch_size: int = 250
-    """Images at a time."""
+    """Images at a time, over all devices there are."""
 
     seed: int = 0
     """Of the attacks' random numbers."""
@@ -74,6 +76,7 @@ def main() -> None:
             batch_size=args.batch_size,
             seed=args.seed,
             data_dir=args.data_dir,
+            mesh=data_mesh() if jax.device_count() > 1 else None,
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on after the last finished attack.")

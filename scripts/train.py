@@ -5,10 +5,13 @@ python scripts/train.py PRESET --help lists the options of a preset.
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from typing import Annotated
 
+import jax
 import tyro
 
+from jnode import sharding
 from jnode._versions import versions
 from jnode.train import PRESETS, RunDir, TrainConfig, get_preset, train
 
@@ -34,6 +37,18 @@ class Options:
 
     profile: int = 0
     """How many steps to trace with jax.profiler, into RUN_DIR/profile."""
+
+    distributed: bool = False
+    """Join the processes on several hosts (docs/distributed.md)."""
+
+    coordinator: str | None = None
+    """With --distributed, outside of TPU pods and SLURM: HOST:PORT of process 0."""
+
+    num_processes: int | None = None
+    """With --coordinator: how many processes there are."""
+
+    process_id: int | None = None
+    """With --coordinator: which of them this is, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +87,15 @@ def main(argv: list[str]) -> None:
         )
         config = args.config
     options = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
-    train(config, **options)
-    print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")
+    hosts = [options.pop(k) for k in ("coordinator", "num_processes", "process_id")]
+    distributed = options.pop("distributed")
+    if not distributed and any(value is not None for value in hosts):
+        raise ValueError("--coordinator and its like need --distributed beside them.")
+    with sharding.connected(*hosts) if distributed else nullcontext():
+        mesh = sharding.data_mesh() if jax.device_count() > 1 else None
+        train(config, mesh=mesh, **options)
+        if sharding.is_first():
+            print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")
 
 
 def _repeated(args: Repeat) -> TrainConfig:

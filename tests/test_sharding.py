@@ -1,5 +1,9 @@
 """Data parallelism: the same numbers on any number of devices, and few exchanges."""
 
+import os
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -187,3 +191,51 @@ def test_a_failed_solve_raises_on_a_mesh(mesh):
     images = sharding.shard_batch(pixels(4), mesh)
     with pytest.raises(RuntimeError, match="max_steps=1"):
         eqx.filter_jit(lambda m, x: m(x))(spread, images).block_until_ready()
+
+
+EIGHT = """
+import jax, numpy as np
+jax.config.update("jax_numpy_dtype_promotion", "standard")
+from tests import test_sharding as t
+from jnode import certify, sharding
+mesh = sharding.data_mesh()
+assert mesh.size == 8
+_, alone, _ = t.train_steps(None, 2)
+_, ours, text = t.train_steps(mesh, 2)
+assert np.allclose(ours, alone, atol=1e-5), (ours, alone)
+assert sharding.collectives(text).counts == {"all-reduce": 1}
+images, labels = t.batch_of(16)
+model = t.model_of(t.FIXED)
+radii = [
+    certify.certified_radii(model, t.pixels(16), labels, batch_size=16, mesh=m)
+    for m in (mesh, None)
+]
+assert np.abs(radii[0] - radii[1]).max() < 1e-5
+"""
+
+
+def test_eight_devices():
+    flags = "--xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_evaluation_equals_one_device(mesh):
+    """13 images in batches of 8: the last is filled up."""
+    model, images = Batched(model_of(FIXED)), pixels(13)
+    labels = batch_of(13)[1]
+    attack = [jnode.attacks.PGD(0.05, steps=2)]
+    options = {"batch_size": 8, "progress": False}
+    ours, alone = (
+        jnode.evaluate(model, images, labels, attack, mesh=m, **options)
+        for m in (mesh, None)
+    )
+    np.testing.assert_array_equal(ours.predictions, alone.predictions)
+    np.testing.assert_array_equal(ours.standing, alone.standing)
+    shown, expected = ours.attacked[0].shown, alone.attacked[0].shown
+    assert np.abs(shown - expected).max() < 1e-5
+    with pytest.raises(ValueError, match="multiple of the 2 devices, not 9"):
+        jnode.evaluate(model, images, labels, attack, batch_size=9, mesh=mesh)

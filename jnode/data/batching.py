@@ -16,6 +16,7 @@ def batches(
     epoch: int,
     shuffle: bool = True,
     drop_last: bool = True,
+    rows: Int[np.ndarray, " rows"] | None = None,
 ) -> Iterator[
     tuple[UInt8[np.ndarray, "n height width channels"], Int32[np.ndarray, " n"]]
 ]:
@@ -28,6 +29,7 @@ def batches(
     - `shuffle`: whether to shuffle at all.
     - `drop_last`: whether to drop the ragged rest; another epoch's order brings it
         back. A ragged batch would compile everything once more.
+    - `rows`: which rows of each batch to load, by default all: a process's share.
 
     **Raises:** `ValueError` at the call for sizes that give no batch.
     """
@@ -48,6 +50,8 @@ def batches(
         order = np.random.default_rng((seed, epoch)).permutation(n)
     stop = n - n % batch_size if drop_last else n
     indices = (order[i : min(i + batch_size, n)] for i in range(0, stop, batch_size))
+    if rows is not None:
+        indices = (chosen[rows] for chosen in indices)
     return ((dataset.images[chosen], dataset.labels[chosen]) for chosen in indices)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Int
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from jnode.evaluation.attacked import Attacked
 from jnode.evaluation.cost import Cost, programs
 from jnode.evaluation.outputs import Outputs
 from jnode.evaluation.store import Store
+from jnode.sharding import Sharded, check_divides, replicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ def evaluate(
     store: Store | None = None,
     cost: Cost | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """Clean accuracy, and accuracy that is left after each attack and after all.
 
@@ -76,6 +79,8 @@ def evaluate(
     - `store`: keeps what finished attacks found, and gives it back.
     - `cost`: of a batch, so that the progress bar knows the remaining time better.
     - `progress`: whether to draw it.
+    - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`); by
+        default JAX's first device. The results are the same.
 
     **Returns:** an `Evaluation`. Its `summary["flags"]` names results that look like
     masked gradients.
@@ -87,11 +92,15 @@ def evaluate(
     _check(model, images, labels, batch_size, attacks)
     images = images.astype(np.float32)
     n, length = len(labels), min(batch_size, len(labels))
+    if mesh is not None:
+        check_divides(batch_size, mesh)
+        length = -(-length // mesh.size) * mesh.size
+        model = replicate(Sharded(model, mesh), mesh)
     cost = Cost() if cost is None else cost
     with _Bar(attacks, n, length, cost, progress) as bar:
         outputs = Outputs()
         clean = []
-        for _, x, y, mask in gathered(images, labels, np.arange(n), length):
+        for _, x, y, mask in gathered(images, labels, np.arange(n), length, mesh):
             outputs.look(model, x, y, mask)
             clean.append(np.asarray(predict(model, x))[mask])
         predictions = np.concatenate(clean)
@@ -109,7 +118,7 @@ def evaluate(
                 return _attack(
                     attack,  # noqa: B023
                     model,
-                    (images, labels, np.flatnonzero(before), length),  # noqa: B023
+                    (images, labels, np.flatnonzero(before), length, mesh),  # noqa: B023
                     jax.random.fold_in(jax.random.key(seed), i),  # noqa: B023
                     keep,
                     bar,
@@ -194,7 +203,7 @@ def _covers(earlier: AbstractAttack, attack: AbstractAttack) -> bool:
 
 def _attack(attack, model, data, key, keep, bar) -> Attacked:
     start = time.perf_counter()
-    images, labels, samples, length = data
+    images, labels, samples, length, mesh = data
     place = np.full(len(labels), -1)
     place[samples] = np.arange(len(samples))
     predictions = np.zeros(len(samples), int)
@@ -204,7 +213,7 @@ def _attack(attack, model, data, key, keep, bar) -> Attacked:
     for j, part in enumerate(attack.parts()):
         part_key = jax.random.fold_in(key, j)
         for k, (chosen, x, y, mask) in enumerate(
-            gathered(images, labels, left, length)
+            gathered(images, labels, left, length, mesh)
         ):
             adversarial = perturb(part, model, x, y, jax.random.fold_in(part_key, k))
             check_budget(attack, x, adversarial)

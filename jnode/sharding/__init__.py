@@ -2,6 +2,10 @@
 
 from jnode.sharding.collectives import Collectives as Collectives
 from jnode.sharding.collectives import collectives as collectives
+from jnode.sharding.hosts import connected as connected
+from jnode.sharding.hosts import is_first as is_first
+from jnode.sharding.hosts import largest as largest
+from jnode.sharding.hosts import meet as meet
 from jnode.sharding.mesh import AXIS as AXIS
 from jnode.sharding.mesh import Sharded as Sharded
 from jnode.sharding.mesh import averaged as averaged

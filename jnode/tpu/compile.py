@@ -4,13 +4,15 @@ import dataclasses
 import time
 from typing import Any
 
+import equinox as eqx
 import jax
 
 from jnode.sharding import collectives, data_mesh
 from jnode.tpu.chips import CHIPS, devices
 from jnode.tpu.cost import cycles, work
 from jnode.tpu.programs import PROGRAMS, Shapes
-from jnode.train import get_preset
+from jnode.train import TrainConfig, get_preset
+from jnode.train.state import init_state
 
 # Turns of loops whose length is not known beforehand: the Cayley transform's inverse
 # takes at most 11, and an attack is compiled for one step.
@@ -67,6 +69,7 @@ def compile_program(
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
+        "gradient_bytes": gradient_bytes(config, image),
         "collectives": found.counts,
         "collectives_in_loops": found.in_loops,
         "xla_optimal_seconds": told["optimal_seconds"],
@@ -75,3 +78,12 @@ def compile_program(
         "mxu_share": done.mxu_flops / (seconds * peak),
         "compile_seconds": round(compiling, 1),
     }
+
+
+def gradient_bytes(config: TrainConfig, image: tuple[int, int, int]) -> int:
+    """What a training step's all-reduce carries, but for a few metrics."""
+    state = eqx.filter_eval_shape(
+        init_state, config, image_shape=image, classes=10, total_steps=1000
+    )
+    leaves = [x for x in jax.tree.leaves(state.model) if hasattr(x, "dtype")]
+    return sum(x.size * x.dtype.itemsize for x in leaves)

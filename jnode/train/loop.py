@@ -5,7 +5,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
@@ -15,7 +15,15 @@ from tqdm import tqdm
 from jnode import data
 from jnode.data import Dataset
 from jnode.models import ODEClassifier
-from jnode.sharding import check_divides, replicate, shard_batch
+from jnode.sharding import (
+    check_divides,
+    is_first,
+    largest,
+    local_rows,
+    meet,
+    replicate,
+    shard_batch,
+)
 from jnode.train import tally
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig
@@ -55,7 +63,8 @@ def train(
     - `overwrite`, `resume`: replace a run that is there; go on with it.
     - `progress`: draw a progress bar.
     - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`; by
-        default JAX's first device).
+        default JAX's first device). With several processes, over those of all; each
+        loads its rows, and the first alone writes and prints.
     - `checkpoint_every`: steps between checkpoints within an epoch; by default none.
     - `tensorboard`: write the metrics for TensorBoard too, into `tensorboard/`.
     - `profile`: how many steps to trace with `jax.profiler`, into `profile/`.
@@ -98,7 +107,7 @@ def train(
     state = init_state(
         config, image_shape=shape, classes=dataset.num_classes, total_steps=total
     )
-    if not resume:
+    if not resume and is_first():
         run.create(overwrite=overwrite)
         run.write_config(
             config,
@@ -107,17 +116,20 @@ def train(
             num_train=len(dataset),
             **provenance(),
         )
+    meet("the run folder is there")
+    progress = progress and is_first()
     if progress:
         print(_sizes(config, mesh, share))
     with explained(run.path), closing(Checkpoints(run.path, writing=True)) as kept:
         loop = _Loop(config, run, kept, total, mesh, checkpoint_every)
         loop.start(state, resume=resume)
         trace = Trace(run.path / "profile", begin=3, steps=profile)
-        log = Log(run.path, loop.done, tensorboard=tensorboard)
+        log = Log(run.path, loop.done, tensorboard=tensorboard) if is_first() else None
         bar = tqdm(total=total, initial=loop.done, disable=not progress, unit="step")
-        with bar, closing(log), closing(trace):
+        with bar, closing(log) if log else nullcontext(), closing(trace):
             loop.run(dataset, log, trace, bar)
-        write_tree(run.path / "model.eqx", loop.state.model)
+        if is_first():
+            write_tree(run.path / "model.eqx", loop.state.model)
     return loop.state.model
 
 
@@ -143,7 +155,7 @@ class _Loop:
             if found is not None:
                 (self.state, self.tally), self.done = found
 
-    def run(self, dataset: Dataset, log: Log, trace: Trace, bar: tqdm) -> None:
+    def run(self, dataset: Dataset, log: Log | None, trace: Trace, bar: tqdm) -> None:
         begin = time.perf_counter()
         with caught_signals() as caught:
             for epoch in range(self.done // self.per_epoch, self.config.epochs):
@@ -162,11 +174,13 @@ class _Loop:
                 _show(bar, row)
                 # Before the checkpoint: a run killed between the two repeats the
                 # epoch, and the row is dropped and written again.
-                log.write({"step": self.done, "epoch": epoch + 1, **row, **facts})
+                if log is not None:
+                    log.write({"step": self.done, "epoch": epoch + 1, **row, **facts})
                 self.tally = replicate(self._empty(), self.mesh)
                 self._save(row["loss"])
-                if caught:
-                    self._stop(caught[0], bar)
+                number = self._asked(caught)
+                if number:
+                    self._stop(number, bar)
 
     def _epoch(self, dataset, epoch, trace, bar, caught) -> float:
         """Takes the steps that are left of an epoch; returns what compiling took."""
@@ -190,14 +204,24 @@ class _Loop:
                     self.checkpoints.check()
             if self.done % self.per_epoch == 0:
                 break  # a signal waits for the epoch's row
-            if caught:
-                self._stop(caught[0], bar)
+            number = self._asked(caught)
+            if number:
+                self._stop(number, bar)
             if self.every is not None and self.done % self.every == 0:
                 self._check()
                 self._save()
         return compiling
 
     _compiled = False
+
+    def _asked(self, caught: list[int]) -> int:
+        """The signal that asks to stop, or 0; the same in every process.
+
+        Several processes ask each other only now and then, since it makes them wait.
+        """
+        if jax.process_count() > 1 and self.done % LOOK and self.done % self.per_epoch:
+            return 0
+        return largest(caught[0] if caught else 0)
 
     def _empty(self):
         return tally.empty(self.config.loss)
@@ -220,7 +244,8 @@ class _Loop:
         path = self._save()
         self.checkpoints.close()
         name = signal.Signals(number).name
-        bar.write(f"{name}: checkpoint {path}; go on with --resume.")
+        if is_first():
+            bar.write(f"{name}: checkpoint {path}; go on with --resume.")
         raise Interrupted(128 + number)
 
 
@@ -235,7 +260,10 @@ def _sizes(config: TrainConfig, mesh: Mesh | None, share: int) -> str:
 def _batches(
     dataset: Dataset, config, epoch: int, mesh: Mesh | None, *, skip: int
 ) -> Iterator:
-    batches = data.batches(dataset, config.batch_size, seed=config.seed, epoch=epoch)
+    rows = local_rows(config.batch_size, mesh)
+    batches = data.batches(
+        dataset, config.batch_size, seed=config.seed, epoch=epoch, rows=rows
+    )
     for i, batch in enumerate(batches):
         if i >= skip:
             yield shard_batch(batch, mesh)
