@@ -1,13 +1,13 @@
 """Weak scaling on paper, from 1 to 256 chips: an estimate, not a measurement.
 
-python benchmarks/scaling.py reads benchmarks/results/tpu.json (by scripts/compile_tpu.py)
-and writes scaling.{json,md,png} beside it.
+python benchmarks/scaling.py reads benchmarks/results/tpu.json (which
+scripts/compile_tpu.py wrote) and writes scaling.{json,md,png} beside it.
 
-The model: every chip keeps its own batch, so a step takes the compiler's estimate of its
-compute and then one all-reduce of the gradients, which does not overlap with it. On a ring
-of n chips a chip sends 2 (n - 1) / n of the gradients' bytes, at half of its links' public
-bandwidth, and waits 2 (n - 1) times for a hop. Loading of data, stragglers and the network
-between pods are not in it.
+The model: every chip keeps its own batch, so a step takes the compiler's estimate of
+its compute and then one all-reduce of the gradients, which does not overlap with it. On
+a ring of n chips a chip sends 2 (n - 1) / n of the gradients' bytes, at half of its
+links' public bandwidth, and waits 2 (n - 1) times for a hop. Loading of data,
+stragglers and the network between pods are not in it.
 """
 
 import json
