@@ -1,12 +1,15 @@
-"""What checkpoints cost: training seconds without any, after every epoch, and often.
+"""What checkpoints cost: how long training waits for one, and the work of all.
 
-python benchmarks/checkpoints.py
+    python benchmarks/checkpoints.py
+
+Training without any, after every epoch, and every ten steps, interleaved. Seconds of
+the processor, compilation included, as other work on the machine does not change them.
 """
 
 import dataclasses
-import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 from jnode._versions import versions
@@ -16,56 +19,55 @@ from jnode.train.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 CONTESTANTS = {"none": None, "each epoch": None, "every 10 steps": 10}
-ROUNDS = 5
+ROUNDS = 3
 
 
 def main() -> None:
     config = dataclasses.replace(get_preset("contractive"), epochs=4)
-    seconds = {name: [] for name in CONTESTANTS}
+    work = {name: [] for name in CONTESTANTS}
+    waits = {name: [] for name in CONTESTANTS}
     save = Checkpoints.save
+
+    def timed(self, *args):
+        begin = time.perf_counter()
+        path = save(self, *args)
+        waits[name].append(time.perf_counter() - begin)
+        return path
+
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         for _ in range(ROUNDS):
             for name, every in CONTESTANTS.items():
-                if name == "none":
-                    Checkpoints.save = lambda self, step, *_: self.path(step)
+                none = name == "none"
+                Checkpoints.save = (lambda self, step, *_: run) if none else timed
+                begin = time.process_time()
                 train(
                     config, run, overwrite=True, progress=False, checkpoint_every=every
                 )
-                Checkpoints.save = save
-                lines = (run / "metrics.jsonl").read_text().splitlines()
-                first, last = json.loads(lines[0]), json.loads(lines[-1])
-                took = last["seconds"] - first["compile_seconds"]
-                seconds[name].append(took)
-                print(name, round(took, 2), flush=True)
-        size = sum(
-            p.stat().st_size
-            for p in max((run / "checkpoints").iterdir()).rglob("*")
-            if p.is_file()
-        )
-    ratios = {
-        name: statistics.median(
-            a / b for a, b in zip(taken, seconds["none"], strict=True)
-        )
-        for name, taken in seconds.items()
-    }
+                work[name].append(time.process_time() - begin)
+                print(name, round(work[name][-1], 2), flush=True)
+        newest = max((run / "checkpoints").iterdir())
+        size = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file())
+    Checkpoints.save = save
     found = {
-        "command": "python benchmarks/checkpoints.py",
         "preset": "contractive",
         "epochs": config.epochs,
-        "steps": last["step"],
         "bytes": size,
-        "seconds": seconds,
-        "ratios": ratios,
+        "processor_seconds": work,
+        "waits": waits,
         "versions": versions(),
     }
     write_json(RESULTS / "checkpoints.json", found)
-    rows = [
-        f"| {name} | {statistics.median(taken):.2f} | {ratios[name]:.3f} |"
-        for name, taken in seconds.items()
+    lines = [
+        "| checkpoints | number | training waits, ms each | processor seconds |",
+        "| --- | ---: | ---: | ---: |",
     ]
-    head = ["| checkpoints | seconds | ratio to none |", "| --- | ---: | ---: |"]
-    (RESULTS / "checkpoints.md").write_text("\n".join([*head, *rows]) + "\n")
+    for name, taken in work.items():
+        number = len(waits[name]) // ROUNDS
+        wait = f"{1e3 * statistics.median(waits[name]):.0f}" if number else "–"
+        lines.append(f"| {name} | {number} | {wait} | {statistics.median(taken):.1f} |")
+    lines += ["", f"A checkpoint of this model is {size / 1024:.0f} KiB."]
+    (RESULTS / "checkpoints.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

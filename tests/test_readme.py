@@ -49,3 +49,6 @@ def test_tables_are_those_that_the_benchmarks_wrote():
     assert overview in TEXT
     fields = (results / "fields.md").read_text().strip()
     assert fields in (ROOT / "docs" / "fields.md").read_text()
+    training = (ROOT / "docs" / "training.md").read_text()
+    for name in ("kill", "faults", "checkpoints"):
+        assert (results / f"{name}.md").read_text().strip() in training
