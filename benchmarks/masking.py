@@ -14,6 +14,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 
 from jnode import data
@@ -22,7 +23,7 @@ from jnode._versions import versions
 from jnode.attacks import Batched
 from jnode.evaluation import PROTOCOLS, evaluate, plan, twins
 from jnode.evaluation.check_model import check_model
-from jnode.models import AbstractEncoder, ODEClassifier
+from jnode.models import AbstractEncoder, Head, ODEClassifier
 from jnode.solvers import Solver
 from jnode.train import LossConfig, TrainConfig, get_preset, train
 
@@ -61,10 +62,10 @@ def with_front(model: ODEClassifier, front: Callable) -> ODEClassifier:
 
 def hot(model: ODEClassifier) -> ODEClassifier:
     """Logits so large that the cross-entropy underflows; no prediction changes."""
-    head = model.head
-    head = dataclasses.replace(
-        head, weight=1e4 * head.rows(), bias=1e4 * head.bias, unit_norm=False
-    )
+    classes, features = model.head.weight.shape
+    free = Head(features, classes, unit_norm=False, key=jr.key(0))
+    values = 1e4 * model.head.rows(), 1e4 * model.head.bias
+    head = eqx.tree_at(lambda h: (h.weight, h.bias), free, values)
     return eqx.tree_at(lambda m: m.head, model, head)
 
 

@@ -60,7 +60,9 @@ def tolerance(
             f"{solver}: {shares[0]:.1%} of the clean and {shares[1]:.1%} of the "
             "attacked images change class"
         )
-        if model.solver.adaptive and name == "finer" and max(shares) > SENSITIVE:
+        # One image at a boundary is nobody's fault.
+        allowed = max(SENSITIVE, 1 / len(clean))
+        if model.solver.adaptive and name == "finer" and max(shares) > allowed:
             flags.append(
                 f"tolerance: solved with a tenth of the tolerances, {shares[0]:.1%} of "
                 f"the predictions change on clean and {shares[1]:.1%} on attacked "
