@@ -71,7 +71,7 @@ class Args:
     """Images at a time, everywhere."""
 
     threads: int = 1
-    """Of PyTorch. On a busy machine two are slower than one: they wait for each other."""
+    """Of PyTorch. On a busy machine two are slower: each waits for the other."""
 
     repeats: int = 3
     """Timed runs of each contestant, in turn; the median counts."""

@@ -11,8 +11,9 @@ def table(summary: dict) -> str:
         "`python benchmarks/attacks.py`",
         "",
         "Accuracy left, in % of "
-        f"{summary['args']['num_examples']:,} test images. The difference is ours minus "
-        "theirs: below 0 our attack is the stronger. PGD and APGD-CE: means over 3 seeds.",
+        f"{summary['args']['num_examples']:,} test images; of PGD and APGD-CE means "
+        "over 3 seeds. The difference is ours minus theirs: below 0 our attack is the "
+        "stronger.",
         "",
         "| model | clean | Linf ε | attack | library | ours | theirs | difference |",
         "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: |",
