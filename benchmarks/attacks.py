@@ -82,6 +82,9 @@ class Args:
     part: tuple[str, ...] = ("agreement", "speed")
     """What to do; what is left out is taken from the last results."""
 
+    model: tuple[str, ...] = ("mnist", "cifar10")
+    """Of which models; likewise."""
+
 
 class Problem:
     """A trained model in JAX and in PyTorch, and its test images."""
@@ -189,7 +192,7 @@ def pairs(p: Problem) -> dict[str, tuple]:
 
 def agreement(args: Args):
     """Yields one row for each model and attack."""
-    for name in MODELS:
+    for name in args.model:
         p = Problem(name, args, args.num_examples)
         clean = p.ours([])
         for attack, (ours, library, other) in pairs(p).items():
@@ -220,7 +223,7 @@ def agreement(args: Args):
 
 def speed(args: Args):
     """Yields one row for each model and contest: seconds in turn, and their ratio."""
-    for name in MODELS:
+    for name in args.model:
         p = Problem(name, args, args.num_timed)
         ensemble = torchattacks.AutoAttack(
             p.torch_model, norm="Linf", eps=p.epsilon, version="standard", seed=0
@@ -279,7 +282,7 @@ def main() -> None:
         "speed": old.get("speed", []),
     }
     for part in args.part:
-        summary[part] = []
+        summary[part] = [r for r in summary[part] if r["model"] not in args.model]
         for row in {"agreement": agreement, "speed": speed}[part](args):
             summary[part].append(row)
             path.write_text(json.dumps(summary, indent=1) + "\n")

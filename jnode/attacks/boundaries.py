@@ -41,7 +41,7 @@ def nearest_boundary(
     # One after another: a batch of gradients at a time.
     normals = jax.lax.map(gradient_to, jnp.eye(classes, dtype=logits.dtype)[:, None])
     dual = "l1" if norm == "linf" else "l2"
-    steep = jnp.stack([size(normal, dual) for normal in normals], axis=1)
+    steep = jax.vmap(lambda normal: size(normal, dual))(normals).T
     away = jnp.abs(gaps) / jnp.maximum(steep, 1e-12)
     nearest = jnp.argmin(jnp.where(true > 0, jnp.inf, away), axis=1)
     rows = jnp.arange(len(images))

@@ -89,7 +89,8 @@ class GaussianBlur(AbstractCorruption):
 
     def corrupt(self, images, amount, key):
         def matrix(n):
-            apart = jnp.arange(n)[:, None] - jnp.arange(n)[None]
+            place = jnp.arange(n).astype(images.dtype)
+            apart = place[:, None] - place[None]
             weights = jnp.exp(-0.5 * (apart / amount) ** 2)
             return weights / jnp.sum(weights, axis=1, keepdims=True)
 
@@ -132,7 +133,7 @@ class Pixelate(AbstractCorruption):
         def matrix(n):
             # Of a side of m pixels, each the mean of n / m old ones.
             m = jnp.maximum(jnp.floor(n * amount), 1)
-            pixel = jnp.arange(n)
+            pixel = jnp.arange(n).astype(images.dtype)
             begin = jnp.floor((pixel + 0.5) * m / n) * n / m
             end = jnp.minimum(begin[:, None] + n / m, pixel[None] + 1)
             overlap = end - jnp.maximum(begin[:, None], pixel[None])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
@@ -50,8 +51,8 @@ class Ensemble:
 
 def run(
     model: Callable,
-    images: Float[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " n"],
+    images: ArrayLike,
+    labels: ArrayLike,
     attacks: Sequence[AbstractAttack],
     *,
     key: PRNGKeyArray,
@@ -69,7 +70,8 @@ def run(
 
     - `model`: a map from a batch of images to logits (a model of single images wrapped
         in `Batched`, a random one in `RandomModel`).
-    - `images`: pixels in [0, 1]. `labels`: the true classes.
+    - `images`: [n, height, width, channels], floats in [0, 1].
+    - `labels`: [n], the true classes as integers.
     - `attacks`: in order, for example `autoattack(8 / 255)`.
     - `key`: of the attacks' random numbers; the same gives the same result.
     - `batch_size`: images at a time.
