@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from jnode.attacks.apgd import APGDCE, APGDDLR, APGDT
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.fab import FAB, FABT
-from jnode.attacks.square import Square
+from jnode.attacks.registry import make
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -56,18 +54,21 @@ def autoattack(
         raise ValueError(f"classes must be at least 2, not {classes}.")
     starts = STARTS if version == "plus" else 1
     targets = min(TARGETS, classes - 1)
-    known: dict[str, AbstractAttack] = {
-        "apgd-ce": APGDCE(epsilon, norm=norm, restarts=starts),
-        "apgd-dlr": APGDDLR(epsilon, norm=norm, restarts=starts),
-        "apgd-t": APGDT(epsilon, norm=norm, restarts=targets),
-        "fab": FAB(epsilon, norm=norm, restarts=starts),
-        "fab-t": FABT(epsilon, norm=norm, restarts=targets),
-        "square": Square(epsilon, norm=norm, steps=QUERIES),
+    known: dict[str, dict[str, int]] = {
+        "apgd-ce": {"restarts": starts},
+        "apgd-dlr": {"restarts": starts},
+        "apgd-t": {"restarts": targets},
+        "fab": {"restarts": starts},
+        "fab-t": {"restarts": targets},
+        "square": {"steps": QUERIES},
     }
     unknown = sorted(set(custom) - set(known))
     if unknown:
         raise ValueError(
             f"custom must name some of {', '.join(known)}, not {', '.join(unknown)}."
         )
-    chosen = [known[name] for name in custom or VERSIONS[version]]
+    chosen = [
+        make(name, epsilon=epsilon, norm=norm, **known[name])
+        for name in custom or VERSIONS[version]
+    ]
     return tuple(attack for attack in chosen if attack.least_classes <= classes)

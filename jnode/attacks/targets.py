@@ -1,10 +1,12 @@
 """Restarts and targets of an attack: which class each aims at, and one by one."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jnode.attacks.base import AbstractAttack, Labels, Logits
+from jnode.attacks.base import Labels, Logits
 
 
 def likely(clean: Logits, rank: Int[Array, ""]) -> Labels:
@@ -16,7 +18,7 @@ def likely(clean: Logits, rank: Int[Array, ""]) -> Labels:
     return jnp.take(order, 1 + rank % (clean.shape[1] - 1), axis=1)
 
 
-def one_by_one(attack: AbstractAttack) -> tuple[AbstractAttack, ...]:
+def one_by_one(attack: Any) -> tuple[Any, ...]:
     """An attack of several restarts as several of one, each knowing its `first`."""
     single = type(attack)(
         float(attack.epsilon), norm=attack.norm, steps=int(attack.steps), restarts=1
