@@ -1,9 +1,10 @@
 r"""A field seen from its inner units.
 
-The inner units $u = Wy$ of a field $f(t, y) = L\,V\sigma(Wy + b + t c) + d + t e$ follow
-an equation of their own, $\dot u = L\,WV\sigma(u + b + t c) + W(d + t e)$. Runge-Kutta
-steps commute with linear maps, so the same steps taken there give the same $y$, up to
-rounding, with the one map $WV$ in place of two in each evaluation: half the work.
+The inner units $u = Wy$ of a field $f(t, y) = L\,V\sigma(Wy + b + t c) + d + t e$
+follow an equation of their own, $\dot u = L\,WV\sigma(u + b + t c) + W(d + t e)$.
+Runge-Kutta steps commute with linear maps, so the same steps taken there give the same
+$y$, up to rounding, with the one map $WV$ in place of two in each evaluation: half the
+work.
 """
 
 import equinox as eqx
