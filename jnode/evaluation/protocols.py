@@ -3,14 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from jnode.attacks import (
-    APGDCE,
-    APGDT,
-    PGD,
-    AbstractAttack,
-    Square,
-    autoattack,
-)
+from jnode.attacks import AbstractAttack, autoattack, make
 from jnode.attacks.base import Classifier
 from jnode.evaluation.transfers import TWINS, Transfer
 
@@ -30,12 +23,13 @@ BUDGETS: dict[str, dict[str, tuple[float, ...]]] = {
 
 
 def _few_steps(epsilon: float, norm: str, classes: int) -> Sequence[AbstractAttack]:
-    targets = min(3, classes - 1)
-    found: list[AbstractAttack] = [
-        PGD(epsilon, norm=norm, steps=20),
-        APGDCE(epsilon, norm=norm, steps=20),
-        APGDT(epsilon, norm=norm, steps=20, restarts=targets),
-        Square(epsilon, norm=norm, steps=200),
+    found = [
+        make("pgd", epsilon=epsilon, norm=norm, steps=20),
+        make("apgd-ce", epsilon=epsilon, norm=norm, steps=20),
+        make(
+            "apgd-t", epsilon=epsilon, norm=norm, steps=20, restarts=min(3, classes - 1)
+        ),
+        make("square", epsilon=epsilon, norm=norm, steps=200),
     ]
     return [attack for attack in found if attack.least_classes <= classes]
 
