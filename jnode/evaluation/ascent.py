@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jnode.attacks.base import Classifier, Images, loss_and_gradient
+from jnode.attacks.base import Classifier, Images, loss_and_gradient, wide
 from jnode.attacks.norms import project, random_start, steepest
 
 
@@ -34,12 +34,12 @@ def ascend(
         losses, logits, gradient = loss_and_gradient(model, x, labels)
         wrong = jnp.argmax(logits, axis=1) != labels
         better = jnp.where(wrong == best[1], losses > best[2], wrong)
-        chosen = jnp.where(better[:, None, None, None], x, best[0])
+        chosen = jnp.where(wide(better), x, best[0])
         wrong, losses = (
             jnp.where(better, new, old)
             for new, old in ((wrong, best[1]), (losses, best[2]))
         )
-        return (chosen, wrong, losses), jnp.where(jnp.isfinite(gradient), gradient, 0)
+        return (chosen, wrong, losses), gradient
 
     def step(_, carry):
         x, gradient, best = carry

@@ -48,8 +48,7 @@ class ODEClassifier(eqx.Module):
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
         """The logits of a batch: what `jax.vmap` of this model gives, quicker."""
-        features = self.solutions(images).y.reshape(len(images), -1)
-        return jax.vmap(self.head)(features)
+        return jax.vmap(lambda y: self.head(y.ravel()))(self.solutions(images).y)
 
     def solutions(
         self, images: Float[Array, "batch height width channels"], *, throw: bool = True

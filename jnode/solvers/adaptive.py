@@ -14,12 +14,12 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jnode.fields import AbstractVectorField
 from jnode.solvers.inside import combine
 from jnode.solvers.solver import Solver
+from jnode.solvers.tableaus import embedded_pair
 
 # How many states the way back keeps. Where more steps were taken, some are repeated.
 CHECKPOINTS = 16
@@ -123,22 +123,12 @@ def _solve_bwd(residuals, cotangent, perturbed, differentiable, solver, t0, t1):
     return pull(cotangent[0])[0]
 
 
-def _tableau(solver):
-    t = solver.diffrax().tableau  # pyright: ignore[reportAttributeAccessIssue]
-    stages = len(t.b_sol)
-    a = np.zeros((stages, stages))
-    for i, row in enumerate(t.a_lower):
-        a[i + 1, : i + 1] = row
-    rows = (x.tolist() for x in (a, np.asarray(t.b_sol), np.asarray(t.b_error)))
-    return (*rows, t.fsal)
-
-
 def _step(field, t, h, y, k, solver):
     """The state, the error and the last stage of a step of each sample.
 
     The field does not move with time, so `t` may be any.
     """
-    a, b, error, _ = _tableau(solver)
+    a, b, error = (x.tolist() for x in embedded_pair(solver.name))
     h = _along(h, y)
     ks = [field(t, y, None) if k is None else k]
     for i in range(1, len(b)):
@@ -173,7 +163,7 @@ def _forward(field, y0, solver, t0, t1):
         ),
         in_axes=(0, 0, axis, axis, axis, 0),
     )
-    fsal = _tableau(solver)[-1]
+    fsal = method.tableau.fsal  # pyright: ignore[reportAttributeAccessIssue]
 
     def going(carry):
         count, done = carry[0], carry[1]

@@ -53,14 +53,21 @@ def tableau(name: str) -> Tableau:
     """
     if name == "euler":
         return np.zeros((1, 1)), np.ones(1), np.zeros(1)
+    a, b, _ = embedded_pair(name)
     t = SOLVERS[name].tableau  # pyright: ignore[reportAttributeAccessIssue]
-    stages = len(t.b_sol)
-    a = np.zeros((stages, stages))
-    for i, row in enumerate(t.a_lower):
-        a[i + 1, : i + 1] = row
-    b = np.asarray(t.b_sol, float)
     c = np.concatenate([[0.0], t.c])
     # A last stage that the solution does not weigh (first-same-as-last pairs).
     while b[-1] == 0:
         a, b, c = a[:-1, :-1], b[:-1], c[:-1]
     return a, b, c
+
+
+def embedded_pair(name: str) -> Tableau:
+    r"""$(A, b, e)$ of an adaptive method, all its stages: $h\sum_i e_i k_i$ estimates
+    the error of the step."""
+    t = SOLVERS[name].tableau  # pyright: ignore[reportAttributeAccessIssue]
+    stages = len(t.b_sol)
+    a = np.zeros((stages, stages))
+    for i, row in enumerate(t.a_lower):
+        a[i + 1, : i + 1] = row
+    return a, np.asarray(t.b_sol, float), np.asarray(t.b_error, float)
