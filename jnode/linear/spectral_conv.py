@@ -1,6 +1,7 @@
 """Circular convolutions that act on each frequency of a small grid by a matrix."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -13,8 +14,37 @@ from jnode.linear.base import (
     check_kernel_size,
     check_positive,
 )
-from jnode.linear.cayley import adjoint, cayley
+from jnode.linear.cayley import adjoint, cayley, embed
 from jnode.linear.gram import isometry_norm
+
+
+def _by_parts(f, column, x):
+    """Real products of two parts each, which XLA's CPU backend runs side by side."""
+    _, frequencies, positions = f.shape
+    rows = f.reshape(-1, positions)
+    spectrum = _matmul(rows, x.reshape(positions, -1))
+    re, im = spectrum.reshape(2, frequencies, -1, x.shape[-1])
+    real, imaginary = (part.mT for part in jnp.split(column, 2, axis=-2))
+    out = jnp.stack(
+        [
+            _matmul(re, real) - _matmul(im, imaginary),
+            _matmul(re, imaginary) + _matmul(im, real),
+        ]
+    )
+    out = _matmul(rows.T, out.reshape(len(rows), -1))
+    return out.reshape(positions, x.shape[1], -1)
+
+
+def _embedded(f, column, x):
+    """One product for both parts, its layouts left to the compiler: best on TPU."""
+    blocks = embed(column).reshape(len(column), 2, -1, 2, x.shape[-1])
+    spectrum = jnp.einsum("pfs,sbi->fbpi", f, x, precision="highest")
+    out = jnp.einsum("fbpi,fqopi->fbqo", spectrum, blocks, precision="highest")
+    return jnp.einsum("qfs,fbqo->sbo", f, out, precision="highest")
+
+
+def _matmul(a, b):
+    return jnp.matmul(a, b, precision="highest")
 
 
 class SpectralConv(AbstractLinear):
@@ -31,24 +61,15 @@ class SpectralConv(AbstractLinear):
     margin: int = eqx.field(static=True, default=0)
 
     def _apply(self, column, x):
-        # Real products of two parts each, which run side by side; the batch, if there
-        # is one, lies between grid and channels, so that no axis has to move.
+        # The batch, if there is one, lies between grid and channels, so that no axis
+        # has to move.
         f = jnp.asarray(fourier.transform(*self.grid, self.margin), x.dtype)
-        spectrum = jnp.matmul(f, x.reshape(f.shape[1], -1), precision="highest")
-        re, im = spectrum.reshape(2, len(column), -1, x.shape[-1])
-        real, imaginary = (part.mT for part in jnp.split(column, 2, axis=-2))
-
-        def product(a, b):
-            return jnp.matmul(a, b, precision="highest")
-
-        out = jnp.stack(
-            [
-                product(re, real) - product(im, imaginary),
-                product(re, imaginary) + product(im, real),
-            ]
+        f = f.reshape(2, len(column), -1)
+        flat = x.reshape(f.shape[2], -1, x.shape[-1])
+        out = jax.lax.platform_dependent(
+            f, column, flat, cpu=_by_parts, default=_embedded
         )
-        out = jnp.matmul(f.T, out.reshape(len(f), -1), precision="highest")
-        return out.reshape(*x.shape[:-1], real.shape[-1])
+        return out.reshape(*x.shape[:-1], column.shape[-2] // 2)
 
     def __call__(
         self, x: Float[Array, "height width *batch in"]
