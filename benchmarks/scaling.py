@@ -37,7 +37,7 @@ def estimate(row: dict) -> list[dict]:
     for chips in COUNTS:
         exchange = allreduce_seconds(size, chips, row["chip"])
         step = row["estimated_seconds"] + exchange
-        images = row["images_per_device"] * CHIPS[row["chip"]].cores * chips
+        images = row["images_per_device"] * chips
         points.append(
             {
                 "preset": row["preset"],

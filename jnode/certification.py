@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode import certify, data
@@ -23,6 +24,8 @@ from jnode.train.files import write_json
 
 CURVE = 201
 """The number of radii in the curves for plots."""
+BATCH = 250
+"""Images at a time, rounded up to a multiple of the devices."""
 
 
 def certify_run(
@@ -37,6 +40,7 @@ def certify_run(
     seed: int = 0,
     data_dir: str | os.PathLike | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     r"""Certifies the model of a run on its test images; attacks and searches some.
 
@@ -57,6 +61,7 @@ def certify_run(
     - `seed`: of attacks and searches.
     - `data_dir`: where the data lie, if elsewhere than in training.
     - `progress`: whether to draw progress bars.
+    - `mesh`: over what devices to spread batches of global certificates and attacks.
 
     **Returns:** what `certificate.json` holds.
 
@@ -75,12 +80,16 @@ def certify_run(
         raise ValueError(f"No certificate: {reason.removeprefix('none: ')}.")
     model = model.bake()
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
-    proven = certify.certified_radii(model, images, test.labels)
+    batch_size = BATCH if mesh is None else -(-BATCH // mesh.size) * mesh.size
+    spread = {"batch_size": batch_size, "mesh": mesh}
+    proven = certify.certified_radii(model, images, test.labels, **spread)
     some, labels = images[:num_attacked], test.labels[:num_attacked]
     local = _local(model, some, labels, progress)
     positive = sorted({float(r) for r in radii if r > 0})
     attacks = [PGD(r, norm="l2", steps=steps) for r in positive]
-    seen = evaluate(Batched(model), some, labels, attacks, seed=seed, progress=progress)
+    seen = evaluate(
+        Batched(model), some, labels, attacks, seed=seed, progress=progress, **spread
+    )
     # An attack with a smaller budget counts for a larger one too.
     standing = np.logical_and.accumulate(np.asarray(seen.standing))
     root = images[0].size ** 0.5

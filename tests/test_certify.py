@@ -81,6 +81,14 @@ def test_bound_is_tight_for_a_linear_flow(getkey):
         assert bound == pytest.approx((1 + 2.0 / steps) ** steps, rel=1e-3)
 
 
+def test_long_searches_do_not_end_in_rounding(getkey):
+    # A difference that shrinks as the search goes on stretches by cancellation alone.
+    q, _ = jnp.linalg.qr(jr.normal(getkey(), (32, 32)))
+    start = jr.uniform(getkey(), (32,))
+    found = strongest_stretch(lambda y: q @ y + 30, start, key=getkey(), steps=400)
+    assert found == pytest.approx(1, abs=1e-3)
+
+
 def test_whole_model_never_exceeds_its_lipschitz_bound(getkey):
     for field in ("ortho", "gradient_flow"):
         model = small_model(getkey(), field, lipschitz=2.0).bake()

@@ -36,16 +36,20 @@ def strongest_stretch(
 
     def log_stretch(pair):
         y, d = pair
-        return jnp.log(size(function(y + d) - function(y))) - jnp.log(size(d))
+        z = y + d  # rounded, so that z - y is not quite d
+        return jnp.log(size(function(z) - function(y))) - jnp.log(size(z - y))
 
     def body(_, carry):
         (y, d), best = carry
         value, (gy, gd) = jax.value_and_grad(log_stretch)((y, d))
         y = y + rate * gy / size(gy)
         d = d + rate * size(d) * gd / size(gd)
+        # A difference that shrank would end in the rounding of the function's values.
+        d = d * jnp.maximum(1.0, least_size / size(d))
         return (y, d), jnp.maximum(best, value)
 
     d = 1e-2 * jr.normal(key, start.shape, start.dtype)
+    least_size = size(d)
     least = jnp.asarray(-jnp.inf, start.dtype)
     _, best = jax.lax.fori_loop(0, steps, body, ((start, d), least))
     return jnp.exp(best)

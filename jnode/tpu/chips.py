@@ -12,35 +12,35 @@ class Chip:
     """One kind of TPU chip, from public specifications (cloud.google.com/tpu/docs).
 
     - `topologies`: by the number of chips, the compiler's name for so many.
-    - `cores`: JAX devices a chip; the numbers below are of a whole chip.
     - `peak`: FLOP/s of its matrix units in bfloat16.
     - `clock`: cycles a second; `peak` over the products that its units do in a cycle.
     - `memory`: bytes; `bandwidth`: bytes a second from it.
     - `ici`: bytes a second that a chip sends to its neighbours, all links together.
+    - `options`: of the compiler's description; both cores of a v4 chip are one device
+        ("megacore"), as JAX runs it.
     """
 
     topologies: dict[int, str]
-    cores: int
     peak: float
     clock: float
     memory: float
     bandwidth: float
     ici: float
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 CHIPS = {
     "v4": Chip(
         {1: "v4:1x1x1", 4: "v4:2x2x1", 16: "v4:2x2x4"},
-        cores=2,
         peak=275e12,
         clock=1.05e9,
         memory=32e9,
         bandwidth=1228e9,
         ici=300e9,
+        options={"chip_config_name": "megacore"},
     ),
     "v5e": Chip(
         {1: "v5e:1x1", 4: "v5e:2x2", 16: "v5e:4x4"},
-        cores=1,
         peak=197e12,
         clock=1.5e9,
         memory=16e9,
@@ -49,7 +49,6 @@ CHIPS = {
     ),
     "v6e": Chip(
         {1: "v6e:1x1", 4: "v6e:2x2", 16: "v6e:4x4"},
-        cores=1,
         peak=918e12,
         clock=1.75e9,
         memory=32e9,
@@ -87,5 +86,5 @@ def devices(kind: str, chips: int) -> list[jax.Device]:
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(
-        platform="tpu", topology_name=known[chips]
+        platform="tpu", topology_name=known[chips], **CHIPS[kind].options
     ).devices

@@ -29,7 +29,7 @@ def compile_program(
     **Arguments:** the program, of `PROGRAMS`; the preset of training whose model it is
     of; the kind and number of chips, of `CHIPS`; images on each device at a time.
 
-    **Returns:** a row of numbers, of one device (a chip of v4 has two): FLOPs by count,
+    **Returns:** a row of numbers, of one chip: FLOPs by count,
     bytes and `optimal_seconds` by XLA (which counts a loop's body once), the compiler's
     cycles with loops multiplied out and the seconds that they take, the shares of peak.
 
@@ -52,7 +52,6 @@ def compile_program(
     found = collectives(text)
     told = compiled.cost_analysis()
     seconds = cycles(text, turns=turns) / chip.clock
-    peak = chip.peak / chip.cores
     return {
         "program": name,
         "preset": preset,
@@ -74,8 +73,8 @@ def compile_program(
         "collectives_in_loops": found.in_loops,
         "xla_optimal_seconds": told["optimal_seconds"],
         "estimated_seconds": seconds,
-        "share_of_peak": done.flops / (seconds * peak),
-        "mxu_share": done.mxu_flops / (seconds * peak),
+        "share_of_peak": done.flops / (seconds * chip.peak),
+        "mxu_share": done.mxu_flops / (seconds * chip.peak),
         "compile_seconds": round(compiling, 1),
     }
 
