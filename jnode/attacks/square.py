@@ -22,13 +22,15 @@ from jnode.attacks.base import (
 from jnode.attacks.norms import project, size
 from jnode.attacks.targets import one_by_one
 
-# Shares of the pixels that a square covers, halved after so many queries.
+# Shares of the pixels that a square covers, halved after so many of 10,000 queries;
+# of fewer or more in proportion.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 def shares(queries: int, first: float = 0.8) -> Float[np.ndarray, " queries"]:
     """What share of the image's positions the square of each query covers."""
-    halvings = np.searchsorted(HALVED_AFTER, np.arange(queries), side="left")
+    query = np.arange(queries) * 10_000 // queries
+    halvings = np.searchsorted(HALVED_AFTER, query, side="left")
     return first / 2.0**halvings
 
 
