@@ -85,6 +85,9 @@ class Args:
     model: tuple[str, ...] = ("mnist", "cifar10")
     """Of which models; likewise."""
 
+    attack: tuple[str, ...] = ("pgd-40", "apgd-ce", "apgd-t", "fab-t", "square")
+    """Agreement of which attacks; likewise."""
+
 
 class Problem:
     """A trained model in JAX and in PyTorch, and its test images."""
@@ -196,6 +199,8 @@ def agreement(args: Args):
         p = Problem(name, args, args.num_examples)
         clean = p.ours([])
         for attack, (ours, library, other) in pairs(p).items():
+            if attack not in args.attack:
+                continue
             seeds = range(SEEDS.get(attack, 1))
             judge = p.foolbox if library == "foolbox" else p.theirs
             start = time.perf_counter()
@@ -282,7 +287,12 @@ def main() -> None:
         "speed": old.get("speed", []),
     }
     for part in args.part:
-        summary[part] = [r for r in summary[part] if r["model"] not in args.model]
+        summary[part] = [
+            row
+            for row in summary[part]
+            if row["model"] not in args.model
+            or row.get("attack", args.attack[0]) not in args.attack
+        ]
         for row in {"agreement": agreement, "speed": speed}[part](args):
             summary[part].append(row)
             path.write_text(json.dumps(summary, indent=1) + "\n")

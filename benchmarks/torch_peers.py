@@ -59,10 +59,11 @@ class CayleyField(nn.Module):
         n = self.side
         if self.form == "matmul":
             f = torch.as_tensor(fourier.transform(n, n), dtype=y.dtype)
+            f = f.reshape(-1, n * n)
             b, c = y.shape[:2]
-            s = (y.reshape(b, c, n * n) @ f.T).reshape(b, c, -1, 2)
-            s = s.permute(2, 0, 3, 1).reshape(-1, b, 2 * c)
-            s = (s @ q.mT).reshape(-1, b, 2, c).permute(1, 3, 0, 2)
+            s = (y.reshape(b, c, n * n) @ f.T).reshape(b, c, 2, -1)
+            s = s.permute(3, 0, 2, 1).reshape(-1, b, 2 * c)
+            s = (s @ q.mT).reshape(-1, b, 2, c).permute(1, 3, 2, 0)
             return (s.reshape(b, c, -1) @ f).reshape(b, c, n, n)
         s = torch.fft.rfft2(y).permute(2, 3, 1, 0)
         s = (q @ s).permute(3, 2, 0, 1)

@@ -1,8 +1,7 @@
 """The two-dimensional real Fourier transform of small grids, as one matrix product.
 
 At grids of 6x6 to 16x16 this beats the FFT several times over, and it needs no complex
-numbers. Frequencies come in conjugate pairs, of which one is kept. Rows are ordered
-(real or imaginary part, frequency).
+numbers. Frequencies come in conjugate pairs, of which one is kept.
 """
 
 import functools
@@ -25,22 +24,27 @@ def _half_plane(height: int, width: int) -> list[tuple[int, int, bool]]:
 @functools.cache
 def transform(
     height: int, width: int, margin: int = 0
-) -> Float[np.ndarray, "twice_frequencies grid"]:
-    """The matrix $F$ of the transform of a flattened grid, with $F^T F = I$.
+) -> Float[np.ndarray, "part frequencies grid"]:
+    r"""The transform $F$ of a flattened grid, real parts and imaginary, $F^T F = I$.
 
-    The imaginary rows of frequencies that are their own conjugates are zero. With a
-    `margin` the grid is taken for a part of one that is larger by so much in height and
-    width, and zero there.
+    Its origin is the middle of the grid, so that real parts are even and imaginary
+    parts odd: a position and the one opposite, last for first, have the same weight up
+    to its sign. With a `margin` the grid is taken for a part of one that is larger by
+    so much in height and width, and zero there.
     """
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    rows, columns = np.meshgrid(
+        np.arange(height) - (height - 1) / 2,
+        np.arange(width) - (width - 1) / 2,
+        indexing="ij",
+    )
     height, width = height + margin, width + margin
     real, imaginary = [], []
     for k, m, alone in _half_plane(height, width):
         angle = 2 * np.pi * (k * rows / height + m * columns / width).ravel()
         scale = np.sqrt((1 if alone else 2) / (height * width))
         real.append(scale * np.cos(angle))
-        imaginary.append(np.zeros_like(angle) if alone else -scale * np.sin(angle))
-    return np.asarray(real + imaginary)
+        imaginary.append(-scale * np.sin(angle))
+    return np.asarray([real, imaginary])
 
 
 @functools.cache

@@ -14,32 +14,44 @@ from jnode.linear.base import (
     check_kernel_size,
     check_positive,
 )
-from jnode.linear.cayley import adjoint, cayley, embed
+from jnode.linear.cayley import adjoint, cayley
 from jnode.linear.gram import isometry_norm
 
 
-def _by_parts(f, column, x):
-    """Real products of two parts each, which XLA's CPU backend runs side by side."""
+def _by_parts(f, real, imaginary, x):
+    """Half the transform's products, as it is even and odd; and real products of two
+    parts each, which XLA's CPU backend runs side by side."""
     _, frequencies, positions = f.shape
-    rows = f.reshape(-1, positions)
-    spectrum = _matmul(rows, x.reshape(positions, -1))
-    re, im = spectrum.reshape(2, frequencies, -1, x.shape[-1])
-    real, imaginary = (part.mT for part in jnp.split(column, 2, axis=-2))
-    out = jnp.stack(
-        [
-            _matmul(re, real) - _matmul(im, imaginary),
-            _matmul(re, imaginary) + _matmul(im, real),
-        ]
+    half, batch = positions // 2, x.shape[1]
+    even, odd = f[0, :, : positions - half], f[1, :, :half]
+    flat = x.reshape(positions, -1)
+    first, last = flat[:half], flat[positions - half :][::-1]
+    middle = flat[half : positions - half]
+    re = _matmul(even, jnp.concatenate([first + last, middle]))
+    im = _matmul(odd, first - last)
+    re, im = (part.reshape(frequencies, batch, -1) for part in (re, im))
+    re, im = (
+        _matmul(re, real) - _matmul(im, imaginary),
+        _matmul(re, imaginary) + _matmul(im, real),
     )
-    out = _matmul(rows.T, out.reshape(len(rows), -1))
-    return out.reshape(positions, x.shape[1], -1)
+    same = _matmul(even.T, re.reshape(frequencies, -1))
+    turned = _matmul(odd.T, im.reshape(frequencies, -1))
+    first, middle = same[:half], same[half:]
+    out = jnp.concatenate([first + turned, middle, (first - turned)[::-1]])
+    return out.reshape(positions, batch, -1)
 
 
-def _embedded(f, column, x):
+def _embedded(f, real, imaginary, x):
     """One product for both parts, its layouts left to the compiler: best on TPU."""
-    blocks = embed(column).reshape(len(column), 2, -1, 2, x.shape[-1])
+    blocks = jnp.stack(
+        [
+            jnp.stack([real, imaginary], axis=2),
+            jnp.stack([-imaginary, real], axis=2),
+        ],
+        axis=1,
+    )
     spectrum = jnp.einsum("pfs,sbi->fbpi", f, x, precision="highest")
-    out = jnp.einsum("fbpi,fqopi->fbqo", spectrum, blocks, precision="highest")
+    out = jnp.einsum("fbpi,fpiqo->fbqo", spectrum, blocks, precision="highest")
     return jnp.einsum("qfs,fbqo->sbo", f, out, precision="highest")
 
 
@@ -51,35 +63,54 @@ class SpectralConv(AbstractLinear):
     r"""A convolution, given by one complex matrix a frequency.
 
     $x \mapsto F^\top B F x$ with the isometric transform $F$ of `fourier.transform`
-    and $B$ block-diagonal, its blocks in column form. Circular; with a `margin` of the
-    kernel's radius it is zero-padded, a part of the circular one on a larger grid.
+    and $B$ block-diagonal. Circular; with a `margin` of the kernel's radius it is
+    zero-padded, a part of the circular one on a larger grid.
     """
 
-    column: Float[Array, "frequencies twice_out in"]
+    # Transposed and apart, as they are used: inside a solver's loop gradients are
+    # summed as they are kept.
+    real: Float[Array, "frequencies in out"]
+    imaginary: Float[Array, "frequencies in out"]
     bound: Float[Array, ""]
     grid: tuple[int, int] = eqx.field(static=True)
-    margin: int = eqx.field(static=True, default=0)
+    margin: int = eqx.field(static=True)
 
-    def _apply(self, column, x):
+    def __init__(
+        self,
+        column: Float[Array, "frequencies twice_out in"],
+        bound: Float[Array, ""],
+        grid: tuple[int, int],
+        margin: int = 0,
+    ):
+        """**Arguments:** the blocks of $B$ in column form (see `cayley`), an upper
+        bound on the norm, the grid, and the margin."""
+        self.real, self.imaginary = (p.mT for p in jnp.split(column, 2, axis=-2))
+        self.bound, self.grid, self.margin = bound, grid, margin
+
+    @property
+    def column(self) -> Float[Array, "frequencies twice_out in"]:
+        """The blocks in column form."""
+        return jnp.concatenate([self.real.mT, self.imaginary.mT], axis=-2)
+
+    def _apply(self, real, imaginary, x):
         # The batch, if there is one, lies between grid and channels, so that no axis
         # has to move.
         f = jnp.asarray(fourier.transform(*self.grid, self.margin), x.dtype)
-        f = f.reshape(2, len(column), -1)
         flat = x.reshape(f.shape[2], -1, x.shape[-1])
         out = jax.lax.platform_dependent(
-            f, column, flat, cpu=_by_parts, default=_embedded
+            f, real, imaginary, flat, cpu=_by_parts, default=_embedded
         )
-        return out.reshape(*x.shape[:-1], column.shape[-2] // 2)
+        return out.reshape(*x.shape[:-1], real.shape[-1])
 
     def __call__(
         self, x: Float[Array, "height width *batch in"]
     ) -> Float[Array, "height width *batch out"]:
-        return self._apply(self.column, x)
+        return self._apply(self.real, self.imaginary, x)
 
     def transpose(
         self, x: Float[Array, "height width *batch out"]
     ) -> Float[Array, "height width *batch in"]:
-        return self._apply(adjoint(self.column), x)
+        return self._apply(self.real.mT, -self.imaginary.mT, x)
 
     def norm(self) -> Float[Array, ""]:
         return self.bound
