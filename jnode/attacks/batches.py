@@ -1,12 +1,14 @@
 """Some of the samples, in batches of one size."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
+from jnode.attacks.base import AbstractAttack
+from jnode.attacks.one_batch import check_budget, perturb, predict
 from jnode.sharding import shard_batch
 
 Batch = tuple[Int[np.ndarray, " chosen"], jax.Array, jax.Array, Bool[np.ndarray, " n"]]
@@ -30,3 +32,27 @@ def gathered(
         mask = np.arange(length) < len(chosen)
         x, y = shard_batch((images[filled], labels[filled]), mesh)
         yield chosen, x, y, mask
+
+
+def attacked(
+    attack: AbstractAttack,
+    model: Callable,
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    samples: Int[np.ndarray, " some"],
+    *,
+    key: PRNGKeyArray,
+    length: int,
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """An attack on some samples: of each batch, which they are, their attacked images
+    and the classes given to these.
+
+    **Raises:** `RuntimeError` for an attack that leaves its budget.
+    """
+    batches = gathered(images, labels, samples, length, mesh)
+    for i, (chosen, x, y, mask) in enumerate(batches):
+        found = perturb(attack, model, x, y, jax.random.fold_in(key, i))
+        check_budget(attack, x, found)
+        classes = predict(model, found)
+        yield chosen, np.asarray(found)[mask], np.asarray(classes)[mask]

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import gathered
-from jnode.attacks.one_batch import check_budget, perturb, predict
+from jnode.attacks.batches import attacked, gathered
+from jnode.attacks.one_batch import predict
 
 STANDING, MISCLASSIFIED = -1, -2
 
@@ -101,12 +101,11 @@ def run(
                 samples = np.flatnonzero(broken_by == STANDING)
                 bar.set_description(f"{attack.name}, {len(samples)} stand")
                 part_key = jax.random.fold_in(jax.random.fold_in(key, i), j)
-                batches = gathered(images, labels, samples, length)
-                for k, (chosen, x, y, mask) in enumerate(batches):
-                    found = perturb(part, model, x, y, jax.random.fold_in(part_key, k))
-                    check_budget(attack, x, found)
-                    hit = np.asarray(predict(model, found))[mask] != labels[chosen]
-                    adversarial[chosen[hit]] = np.asarray(found)[mask][hit]
+                for chosen, found, classes in attacked(
+                    part, model, images, labels, samples, key=part_key, length=length
+                ):
+                    hit = classes != labels[chosen]
+                    adversarial[chosen[hit]] = found[hit]
                     broken_by[chosen[hit]] = i
                 bar.update()
             seconds.append(time.perf_counter() - start)

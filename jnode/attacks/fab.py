@@ -40,24 +40,33 @@ def to_hyperplane(
     is concave in $\lambda$, so Newton's iteration climbs to the root from 0. Where all
     room is not enough, all of it.
     """
+    # Flat: over one or three channels XLA's CPU backend takes sums one by one.
+    shape = images.shape
+    images, normals = (x.reshape(len(x), -1) for x in (images, normals))
     steep = jnp.abs(normals)
     # Towards smaller w.x where the gap is positive, towards larger where negative.
-    direction = -jnp.sign(normals) * wide(jnp.where(gaps >= 0, 1.0, -1.0))
+    direction = -jnp.sign(normals) * jnp.where(gaps >= 0, 1.0, -1.0)[:, None]
     room = jnp.where(direction > 0, 1 - images, images)
     speed = jnp.ones_like(steep) if norm == "linf" else steep
     wanted = jnp.abs(gaps)
 
-    def newton(_, length):
-        moves = jnp.minimum(wide(length) * speed, room)
-        reached = jnp.sum(steep * moves, axis=(1, 2, 3))
-        free = wide(length) * speed < room
-        slope = jnp.sum(jnp.where(free, steep * speed, 0), axis=(1, 2, 3))
+    def newton(carry):
+        i, length, _ = carry
+        reach = length[:, None] * speed
+        reached = jnp.sum(steep * jnp.minimum(reach, room), axis=1)
+        slope = jnp.sum(jnp.where(reach < room, steep * speed, 0), axis=1)
         ahead = length + jnp.maximum(wanted - reached, 0) / jnp.maximum(slope, 1e-20)
-        return jnp.where(slope > 0, ahead, length)
+        ahead = jnp.where(slope > 0, ahead, length)
+        return i + 1, ahead, jnp.any(ahead > length)
 
-    length = jax.lax.fori_loop(0, NEWTON, newton, jnp.zeros_like(wanted))
-    moves = jnp.minimum(wide(length) * speed, room)
-    return direction * jnp.where(normals == 0, 0, moves)
+    def going(carry):
+        i, _, moved = carry
+        return (i < NEWTON) & moved
+
+    first = (0, jnp.zeros_like(wanted), jnp.asarray(True))
+    _, length, _ = jax.lax.while_loop(going, newton, first)
+    moves = jnp.minimum(length[:, None] * speed, room)
+    return (direction * jnp.where(normals == 0, 0, moves)).reshape(shape)
 
 
 class AbstractFAB(AbstractMinimumNorm):
@@ -118,7 +127,8 @@ class AbstractFAB(AbstractMinimumNorm):
         def step(carry):
             i, x, best, targets = carry
             normals, gaps = self.boundary(model, x, labels, targets)
-            from_original = gaps + jnp.sum(normals * (images - x), axis=(1, 2, 3))
+            ahead = (normals * (images - x)).reshape(len(x), -1)
+            from_original = gaps + jnp.sum(ahead, axis=1)
             near = to_hyperplane(x, normals, gaps, self.norm)
             far = to_hyperplane(images, normals, from_original, self.norm)
             one, two = size(near, self.norm), size(far, self.norm)

@@ -12,11 +12,13 @@ _MARGIN = 1e-6
 
 def size(perturbation: Images, norm: str) -> Float[Array, " batch"]:
     """The norm of each sample's perturbation."""
+    # Flat: over one or three channels XLA's CPU backend takes sums one by one.
+    flat = perturbation.reshape(len(perturbation), -1)
     if norm == "linf":
-        return jnp.max(jnp.abs(perturbation), axis=(1, 2, 3))
+        return jnp.max(jnp.abs(flat), axis=1)
     if norm == "l1":
-        return jnp.sum(jnp.abs(perturbation), axis=(1, 2, 3))
-    return jnp.sqrt(jnp.sum(perturbation**2, axis=(1, 2, 3)))
+        return jnp.sum(jnp.abs(flat), axis=1)
+    return jnp.sqrt(jnp.sum(flat**2, axis=1))
 
 
 def project(
@@ -41,7 +43,7 @@ def steepest(gradient: Images, norm: str) -> Images:
     if norm == "linf":
         return jnp.sign(gradient)
     # Scaled first: squares of gradients below 1e-19 would vanish in float32.
-    top = jnp.max(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
+    top = size(gradient, "linf")[:, None, None, None]
     scaled = gradient / jnp.maximum(top, 1e-30)
     return scaled / jnp.maximum(size(scaled, norm), 1e-12)[:, None, None, None]
 

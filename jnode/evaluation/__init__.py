@@ -2,9 +2,9 @@
 
 from jnode.evaluation import checks as checks
 from jnode.evaluation.attacked import Attacked as Attacked
+from jnode.evaluation.bar import describe as describe
 from jnode.evaluation.cost import Cost as Cost
 from jnode.evaluation.loop import Evaluation as Evaluation
-from jnode.evaluation.loop import describe as describe
 from jnode.evaluation.loop import evaluate as evaluate
 from jnode.evaluation.loop import worst_case as worst_case
 from jnode.evaluation.protocols import PROTOCOLS as PROTOCOLS

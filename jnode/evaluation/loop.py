@@ -10,15 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Int
-from tqdm import tqdm
 
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import gathered
-from jnode.attacks.one_batch import check_budget, perturb, predict
+from jnode.attacks.batches import attacked, gathered
+from jnode.attacks.one_batch import predict
 from jnode.data import check_images, check_labels
 from jnode.evaluation import flags
 from jnode.evaluation.attacked import Attacked
-from jnode.evaluation.cost import Cost, programs
+from jnode.evaluation.bar import Bar
+from jnode.evaluation.cost import Cost
 from jnode.evaluation.outputs import Outputs
 from jnode.evaluation.store import Store
 from jnode.sharding import Sharded, check_divides, replicate
@@ -97,7 +97,7 @@ def evaluate(
         length = -(-length // mesh.size) * mesh.size
         model = replicate(Sharded(model, mesh), mesh)
     cost = Cost() if cost is None else cost
-    with _Bar(attacks, n, length, cost, progress) as bar:
+    with Bar(attacks, n, length, cost, progress) as bar:
         outputs = Outputs()
         clean = []
         for _, x, y, mask in gathered(images, labels, np.arange(n), length, mesh):
@@ -144,14 +144,6 @@ def evaluate(
         "flags": found,
     }
     return Evaluation(summary, predictions, standing, attacked)
-
-
-def describe(attack: AbstractAttack) -> str:
-    """For people: `pgd-40 linf 0.1`, `pgd-40 linf 0.1 via rk4x8`."""
-    steps = f"-{int(attack.steps)}" if attack.steps > 1 else ""
-    via = getattr(attack, "via", "")
-    budget = f"{attack.norm} {float(attack.epsilon):.3g}"
-    return f"{attack.name}{steps} {budget}" + (f" via {via}" if via else "")
 
 
 def worst_case(
@@ -212,13 +204,9 @@ def _attack(attack, model, data, key, keep, bar) -> Attacked:
     # Restart by restart, or target by target: what one breaks the next is spared.
     for j, part in enumerate(attack.parts()):
         part_key = jax.random.fold_in(key, j)
-        for k, (chosen, x, y, mask) in enumerate(
-            gathered(images, labels, left, length, mesh)
+        for chosen, adversarial, classes in attacked(
+            part, model, images, labels, left, key=part_key, length=length, mesh=mesh
         ):
-            adversarial = perturb(part, model, x, y, jax.random.fold_in(part_key, k))
-            check_budget(attack, x, adversarial)
-            classes = np.asarray(predict(model, adversarial))[mask]
-            adversarial = np.asarray(adversarial)[mask]
             at = place[chosen]
             predictions[at] = classes
             shown[at[at < keep]] = adversarial[at < keep]
@@ -251,39 +239,3 @@ def _row(attack, found, standing) -> dict[str, Any]:
         "robust_accuracy": float(standing.mean()),
         "seconds": round(float(found.seconds), 3),
     }
-
-
-class _Bar:
-    """A progress bar that knows what each attack costs and how many samples stand."""
-
-    def __init__(self, attacks, n, length, cost, progress):
-        self.attacks, self.length, self.cost = attacks, length, cost
-        self.now, self.compiling = None, 0
-        self.bar = tqdm(
-            total=self._left(0, n),
-            disable=not progress,
-            smoothing=0.05,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}, left {remaining}",
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
-
-    def _left(self, i, n):
-        rest = self.attacks[i:]
-        compiling = len(programs(rest) - programs(self.attacks[:i]))
-        work = -(-n // self.length) * sum(self.cost.of(a) for a in rest)
-        return work + compiling * self.cost.compilation
-
-    def begin(self, i, stand):
-        self.now = self.attacks[i]
-        self.compiling = len(programs([self.now]) - programs(self.attacks[:i]))
-        self.bar.total = self.bar.n + self._left(i, stand)
-        self.bar.set_description(f"{describe(self.now)}, {stand} stand")
-
-    def step(self, part):
-        self.bar.update(self.cost.of(part) + self.compiling * self.cost.compilation)
-        self.compiling = 0
