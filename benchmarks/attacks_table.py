@@ -32,9 +32,12 @@ def table(summary: dict) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"Seconds for {summary['args']['num_timed']} test images in batches of "
-        f"{summary['args']['batch_size']}, median of {summary['args']['repeats']} runs "
-        "taken in turn, compilation left out (the first run, with it, in brackets).",
+        f"Seconds for {summary['args']['num_timed']} test images, in batches of "
+        f"{summary['args']['batch_size']} (the libraries: "
+        f"{summary['args']['library_batch_size']}, PyTorch with "
+        f"{summary['args']['threads']} threads), median of "
+        f"{summary['args']['repeats']} runs taken in turn, compilation left out (the "
+        "first run, with it, in brackets).",
         "",
         "| model | contest | library | ours | theirs | times faster | accuracy left |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",

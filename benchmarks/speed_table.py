@@ -1,0 +1,83 @@
+"""The tables of benchmarks/speed.py."""
+
+from speed_contestants import OPERATIONS
+
+
+def table(result: dict) -> str:
+    """Markdown: milliseconds and ratios to jnode's, then sizes, then first steps."""
+    parts = [_groups, _sizes, _starts]
+    names = ("groups", "sizes", "starts")
+    found = [
+        part(result) for part, name in zip(parts, names, strict=True) if name in result
+    ]
+    return "\n\n".join(["`python benchmarks/speed.py`", *found]) + "\n"
+
+
+def _groups(result) -> str:
+    peak, nfe = result["ceiling"], result["nfe"]
+    lines = [
+        f"Batch {result['batch']}, {result['side']} x {result['side']} x "
+        f"{result['channels']}, float32, {result['cores']} cores, jax "
+        f"{result['versions']['jax']}, torch {result['versions']['torch']}. "
+        f"Milliseconds, medians of up to {result['rounds']} rounds in turn; in "
+        "brackets, how many times jnode's.",
+    ]
+    for group, rows in result["groups"].items():
+        lines += _head(group, OPERATIONS)
+        for name, row in rows.items():
+            cells = [
+                f"{row[o]:.0f} ({row[o] / rows['jnode'][o]:.2f})" for o in OPERATIONS
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    rows = result["groups"].get("Ortho, rk4x4")
+    if rows:
+        rate = result["work"] / rows["jnode"]["training step"] * 1e3
+        lines += [
+            "",
+            f"A large matrix product reaches {peak['matmul']:.0f} GFLOP/s here, a 3x3 "
+            f"convolution {peak['convolution']:.0f}; jnode's Ortho training step, of "
+            f"{result['work']:.1f} GFLOP, {rate:.0f} "
+            f"({100 * rate / peak['matmul']:.0f} %).",
+        ]
+    lines += [
+        "",
+        f"Adaptive: NFE {nfe['mean']:.1f} in the mean of the batch, {nfe['max']} for "
+        "its slowest sample, which is what the batch pays for.",
+    ]
+    return "\n".join(lines)
+
+
+def _sizes(result) -> str:
+    lines = [
+        "How many times jnode's, one size changed at a time (jnode's ms in brackets)."
+    ]
+    lines += _head("size | field and solver | peer", OPERATIONS)
+    for row in result["sizes"]:
+        ours = row["times"]["jnode"]
+        for name, times in row["times"].items():
+            if name == "jnode":
+                continue
+            cells = [f"{times[o] / ours[o]:.2f} ({ours[o]:.1f})" for o in OPERATIONS]
+            where = f"{row['axis']} {row['value']} | {row['group']} | {name}"
+            lines.append(f"| {where} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _starts(result) -> str:
+    lines = [
+        "The first training step of a process of its own, seconds: at first, and with "
+        "the compilation cache of that run; and the memory that two steps took."
+    ]
+    lines += _head("field and solver | contestant", ("first", "cached", "MB"))
+    for group, rows in result["starts"].items():
+        for name, row in rows.items():
+            cached = "" if name.startswith("torch") else f"{row['cached']:.1f}"
+            cells = f"{row['first']:.1f} | {cached} | {row['megabytes']:.0f}"
+            lines.append(f"| {group} | {name} | {cells} |")
+    return "\n".join(lines)
+
+
+def _head(first, columns) -> list[str]:
+    left = ["---"] * (first.count("|") + 1)
+    rule = " | ".join([*left, *["---:"] * len(columns)])
+    return ["", f"| {first} | {' | '.join(columns)} |", f"| {rule} |"]
