@@ -17,6 +17,7 @@ from jnode.fields import AbstractVectorField as AbstractVectorField
 from jnode.fields import FreeField as FreeField
 from jnode.fields import GradientFlowField as GradientFlowField
 from jnode.fields import HamiltonianField as HamiltonianField
+from jnode.fields import LowPrecisionField as LowPrecisionField
 from jnode.fields import OrthoField as OrthoField
 from jnode.fields import PiecewiseField as PiecewiseField
 from jnode.fields import SkewField as SkewField

@@ -19,6 +19,9 @@ import itertools
 import jax
 import pytest
 
+# Most of the time of the tests is compilation. Scripts in processes of their own are
+# compiled as users have it.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

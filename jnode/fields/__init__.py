@@ -8,6 +8,7 @@ from jnode.fields.algebra import Sum as Sum
 from jnode.fields.base import AbstractVectorField as AbstractVectorField
 from jnode.fields.free import FreeField as FreeField
 from jnode.fields.gradient_flow import GradientFlowField as GradientFlowField
+from jnode.fields.low_precision import LowPrecisionField as LowPrecisionField
 from jnode.fields.ortho import OrthoField as OrthoField
 from jnode.fields.piecewise import PiecewiseField as PiecewiseField
 from jnode.fields.skew import HamiltonianField as HamiltonianField

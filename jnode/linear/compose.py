@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jnode.linear.base import AbstractLinear
 from jnode.linear.cayley import adjoint, embed
 from jnode.linear.dense import Dense, baked_dense
+from jnode.linear.low_precision import LowPrecision
 from jnode.linear.spectral_conv import SpectralConv
 
 
@@ -14,6 +15,9 @@ def compose(outer: AbstractLinear, inner: AbstractLinear) -> AbstractLinear | No
     `None` where there is none: two zero-padded convolutions, say, make no convolution.
     """
     unknown = jnp.asarray(jnp.inf)
+    if isinstance(outer, LowPrecision) and isinstance(inner, LowPrecision):
+        both = compose(outer.map, inner.map)
+        return None if both is None else LowPrecision(both, outer.dtype)
     if isinstance(outer, Dense) and isinstance(inner, Dense):
         matrix = jnp.matmul(outer.matrix, inner.matrix, precision="highest")
         return baked_dense(matrix, unknown)
@@ -27,6 +31,9 @@ def compose(outer: AbstractLinear, inner: AbstractLinear) -> AbstractLinear | No
 
 def transposed(map_: AbstractLinear) -> AbstractLinear | None:
     r"""$x \mapsto W^\top x$ of a baked map as a map, its norm as it was, or `None`."""
+    if isinstance(map_, LowPrecision):
+        turned = transposed(map_.map)
+        return None if turned is None else LowPrecision(turned, map_.dtype)
     if isinstance(map_, Dense):
         return baked_dense(map_.matrix.T, map_.norm())
     if isinstance(map_, SpectralConv):

@@ -1,0 +1,82 @@
+"""Mixed precision: a field's products in a shorter type, all else as it was."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jnode.fields.base import AbstractVectorField
+from jnode.fields.inner_form import InnerForm
+from jnode.fields.piecewise import PiecewiseField
+from jnode.linear import AbstractLinear
+from jnode.linear.base import check_choice
+from jnode.linear.low_precision import LowPrecision
+
+DTYPES = ("bfloat16", "float16")
+
+
+class LowPrecisionField(AbstractVectorField):
+    r"""Another field, its matrix products computed in bfloat16 or float16.
+
+    Reparametrisations (a Cayley transform, say), biases, activations, time, and the
+    solver's sums keep their type; weights are rounded as the field is baked, and get
+    their gradients. Less work where the hardware multiplies shorter numbers faster, as
+    TPUs and GPUs do; not on CPU.
+
+    Rounding makes it a step function, of which nothing is certified: `lipschitz` and
+    `log_norm` are `inf`. Certify `field`, and take what `benchmarks/precision.py` tells
+    of how far the two part for what it is, an empirical lower bound.
+    """
+
+    field: AbstractVectorField
+    dtype: str = eqx.field(static=True)
+
+    def __init__(self, field: AbstractVectorField, dtype: str = "bfloat16"):
+        """**Arguments:** the field and the type, "bfloat16" or "float16".
+
+        **Raises:** `ValueError` for another type, or a field of pieces in time: give
+        each piece one of its own.
+        """
+        check_choice("dtype", dtype, DTYPES)
+        if isinstance(field, PiecewiseField):
+            raise ValueError(
+                "field must not be a PiecewiseField: make each piece a "
+                "LowPrecisionField, and a PiecewiseField of those."
+            )
+        self.field, self.dtype = field, dtype
+
+    def __call__(
+        self, t: Any, y: Float[Array, "*state"], args: Any = None
+    ) -> Float[Array, "*state"]:
+        return self.bake().field(t, y, args)
+
+    @property
+    def time_invariant(self) -> bool:
+        return self.field.time_invariant
+
+    @property
+    def takes_batches(self) -> bool:
+        return self.field.takes_batches
+
+    def inner_form(self) -> InnerForm | None:
+        return self.field.inner_form()
+
+    def lipschitz(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
+
+    def log_norm(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
+
+    def cocoercivity(self) -> Float[Array, ""]:
+        return jnp.asarray(0.0)
+
+    def bake(self) -> "LowPrecisionField":
+        def rounded(x):
+            baked = isinstance(x, AbstractLinear) and not isinstance(x, LowPrecision)
+            return LowPrecision(x, self.dtype) if baked else x
+
+        is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
+        baked = jax.tree.map(rounded, self.field.bake(), is_leaf=is_map)
+        return LowPrecisionField(baked, self.dtype)
