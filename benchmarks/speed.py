@@ -27,6 +27,8 @@ import torch
 from speed_contestants import ADAPTIVE, OPERATIONS, Sizes, contestants, nfe, work_of
 from speed_table import table
 
+from jnode._memory import keep_freed_memory
+
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("groups", "sizes", "starts")
 SIZES = {"batch": (1, 32, 512), "channels": (16, 128), "side": (8, 16)}
@@ -152,6 +154,7 @@ def main():
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", default=str(RESULTS / "speed"))
     args = parser.parse_args()
+    keep_freed_memory()  # as jnode's scripts do; for all contestants
     torch.set_num_threads(os.cpu_count() or 1)
     sizes = sizes_of(args)
     if args.alone:

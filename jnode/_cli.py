@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+from jnode._memory import keep_freed_memory
+
 EXPECTED = (ValueError, TypeError, FileNotFoundError, FileExistsError, ImportError)
 
 
@@ -18,6 +20,7 @@ def run(main: Callable[[], None]) -> None:
     The cache lies in `JAX_COMPILATION_CACHE_DIR`, else ~/.cache/jnode. With
     `JNODE_TRACEBACK=1` errors come with their traceback.
     """
+    keep_freed_memory()
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     folder = Path(cache) if cache else Path.home() / ".cache" / "jnode"
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jnode import attacks
 from jnode.attacks.base import NORMS, cross_entropy, misclassified
+from jnode.attacks.batches import fitted
 from jnode.attacks.corruptions import CORRUPTIONS
 from jnode.attacks.norms import size
 from jnode.attacks.registry import ATTACKS, make
@@ -231,3 +232,9 @@ def test_expectation_over_transformation(problem):
     assert (calls(judge) == calls(judge)).all()
     with pytest.raises(ValueError, match="draws must be"):
         attacks.RandomModel(noisy, key=jr.key(0), draws=0)
+
+
+def test_smaller_batches_where_few_stand():
+    sizes = {100: 100, 76: 100, 75: 75, 51: 75, 50: 50, 38: 50, 37: 38, 1: 38}
+    assert {count: fitted(100, count) for count in sizes} == sizes
+    assert fitted(250, 120, multiple=8) == 128 and fitted(12, 3) == 12

@@ -51,6 +51,7 @@ def test_tables_are_those_that_the_benchmarks_wrote():
         "fields": ("fields",),
         "training": ("kill", "faults", "checkpoints"),
         "evaluation": ("masking",),
+        "attacks": ("attacks",),
         "distributed": ("tpu",),
     }
     for page, names in pages.items():

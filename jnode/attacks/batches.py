@@ -1,5 +1,6 @@
 """Some of the samples, in batches of one size."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import jax
@@ -10,6 +11,8 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from jnode.attacks.base import AbstractAttack
 from jnode.attacks.one_batch import check_budget, perturb, predict
 from jnode.sharding import shard_batch
+
+SMALL = 32  # samples, below which a smaller batch is hardly quicker
 
 Batch = tuple[Int[np.ndarray, " chosen"], jax.Array, jax.Array, Bool[np.ndarray, " n"]]
 
@@ -34,6 +37,17 @@ def gathered(
         yield chosen, x, y, mask
 
 
+def fitted(length: int, count: int, multiple: int = 1) -> int:
+    """A batch for so many samples: `length`, or a share of it where fewer are left.
+
+    Shares are 3/4, 1/2, 3/8 and so on, multiples of the number of devices: each is one
+    more compilation, which long attacks on few samples repay.
+    """
+    shares = [share * 0.5**k for k in range(8) for share in (0.75, 0.5)]
+    sizes = [math.ceil(share * length / multiple) * multiple for share in shares]
+    return min([length, *(size for size in sizes if size >= max(count, SMALL))])
+
+
 def attacked(
     attack: AbstractAttack,
     model: Callable,
@@ -50,6 +64,7 @@ def attacked(
 
     **Raises:** `RuntimeError` for an attack that leaves its budget.
     """
+    length = fitted(length, len(samples), 1 if mesh is None else mesh.size)
     batches = gathered(images, labels, samples, length, mesh)
     for i, (chosen, x, y, mask) in enumerate(batches):
         found = perturb(attack, model, x, y, jax.random.fold_in(key, i))

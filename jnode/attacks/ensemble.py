@@ -64,7 +64,7 @@ def run(
     An attack's restarts and targets count as attacks of their own here. Standing
     samples are gathered into full batches of one size, the last filled up by repeating
     some of them: one compilation an attack, memory bounded by the batch, no work on
-    samples that are broken.
+    samples that are broken. Where less than a batch stands, smaller ones are taken.
 
     **Arguments:**
 
