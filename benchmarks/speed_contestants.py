@@ -195,8 +195,8 @@ def nfe(sizes):
     states, _ = peers.numpy_batch(sizes.batch, sizes.side, sizes.channels)
     shape = (sizes.side, sizes.side, sizes.channels)
     field = jnode.OrthoField(shape, key=jax.random.key(0))
-    solve = eqx.filter_jit(lambda y: solve_batch(field, y, ADAPTIVE).stats["nfe"])
-    found = np.asarray(solve(jnp.asarray(states)))
+    solve = eqx.filter_jit(lambda field, y: solve_batch(field, y, ADAPTIVE).stats)
+    found = np.asarray(solve(field, jnp.asarray(states))["nfe"])
     return {"mean": float(found.mean()), "max": int(found.max())}
 
 

@@ -64,6 +64,19 @@ def _norm_bound(a):
     return scale * jnp.sqrt(jnp.sqrt(frobenius)) * 1.001
 
 
+def _cap(a):
+    """The factor of each matrix that keeps its norm under `MAX_NORM`."""
+
+    def scale(a):
+        return jnp.minimum(1.0, MAX_NORM / _norm_bound(a)).astype(a.dtype)
+
+    # Seldom below 1; where it is not, its derivatives, which cost as much as those of
+    # the inverse, are not computed.
+    ones = jnp.ones((len(a), 1, 1), a.dtype)
+    above = jnp.any(_norm_bound(jax.lax.stop_gradient(a)) > MAX_NORM)
+    return jax.lax.cond(above, scale, lambda _: ones, a)
+
+
 @jax.custom_vjp
 def _inverse(m: Float[Array, "batch twice_n n"]) -> Float[Array, "batch twice_n n"]:
     """$M^{-1}$ in column form, for $M$ whose Hermitian part is at least $I$."""
@@ -139,8 +152,7 @@ def cayley(
     a = u - adjoint(u)
     if w.shape[-2]:
         a = a + _product(adjoint(w), w)
-    norm = _norm_bound(a)
-    scale = jnp.minimum(1.0, MAX_NORM / norm).astype(a.dtype)
+    scale = _cap(a)
     eye = _identity(n, a.dtype)[None]
     x = _inverse(eye + a * scale)
     top = 2 * x - eye
