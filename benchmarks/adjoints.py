@@ -51,7 +51,7 @@ def rows() -> list[dict]:
     y = jax.random.normal(jax.random.key(1), (BATCH, *SHAPE))
     found = []
     for solver in SOLVERS:
-        compiled, exact = {}, None
+        compiled = {}
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda x: x.astype(jnp.float64), (arrays, y))
             exact = jax.device_get(
@@ -65,7 +65,7 @@ def rows() -> list[dict]:
         for _ in range(ROUNDS):
             for adjoint, f in compiled.items():
                 start = time.perf_counter()
-                result = jax.block_until_ready(f(arrays, y))
+                jax.block_until_ready(f(arrays, y))
                 times[adjoint].append(time.perf_counter() - start)
         for adjoint, f in compiled.items():
             result = jax.device_get(f(arrays, y))

@@ -292,11 +292,11 @@ def main() -> None:
         "speed": old.get("speed", []),
     }
     for part in args.part:
+        again = args.attack if part == "agreement" else (None,)
         summary[part] = [
             row
             for row in summary[part]
-            if row["model"] not in args.model
-            or row.get("attack", args.attack[0]) not in args.attack
+            if row["model"] not in args.model or row.get("attack") not in again
         ]
         for row in {"agreement": agreement, "speed": speed}[part](args):
             summary[part].append(row)

@@ -201,7 +201,7 @@ def nfe(sizes):
 
 
 def work_of(sizes):
-    """GFLOP of jnode's Ortho training step (products only), by operation."""
+    """GFLOP of jnode's Ortho training step (products only)."""
     states, _ = peers.numpy_batch(sizes.batch, sizes.side, sizes.channels)
     field = jnode.OrthoField(states.shape[1:], key=jax.random.key(0))
 

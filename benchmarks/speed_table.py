@@ -5,11 +5,8 @@ from speed_contestants import OPERATIONS
 
 def table(result: dict) -> str:
     """Markdown: milliseconds and ratios to jnode's, then sizes, then first steps."""
-    parts = [_groups, _sizes, _starts]
-    names = ("groups", "sizes", "starts")
-    found = [
-        part(result) for part, name in zip(parts, names, strict=True) if name in result
-    ]
+    parts = {"groups": _groups, "sizes": _sizes, "starts": _starts}
+    found = [part(result) for name, part in parts.items() if name in result]
     return "\n\n".join(["`python benchmarks/speed.py`", *found]) + "\n"
 
 
@@ -24,10 +21,9 @@ def _groups(result) -> str:
     ]
     for group, rows in result["groups"].items():
         lines += _head(group, OPERATIONS)
+        ours = rows["jnode"]
         for name, row in rows.items():
-            cells = [
-                f"{row[o]:.0f} ({row[o] / rows['jnode'][o]:.2f})" for o in OPERATIONS
-            ]
+            cells = [f"{row[o]:.0f} ({row[o] / ours[o]:.2f})" for o in OPERATIONS]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     rows = result["groups"].get("Ortho, rk4x4")
     if rows:

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
 
     XLA's CPU backend frees its buffers after each run of a program. By default glibc
     gives large ones back to Linux, and each of their pages, asked for anew, costs an
-    interrupt: about a sixth of a training step. Elsewhere than on Linux nothing is done.
+    interrupt: about a sixth of a training step. Does nothing elsewhere than on Linux.
     """
     if sys.platform != "linux":
         return

@@ -19,6 +19,7 @@ from jnode.certify import Smoothing
 from jnode.data import padded_batches
 from jnode.evaluation import evaluate
 from jnode.models import ODEClassifier
+from jnode.sharding import shareable
 from jnode.train import RunDir, load
 from jnode.train.files import write_json
 
@@ -80,8 +81,7 @@ def certify_run(
         raise ValueError(f"No certificate: {reason.removeprefix('none: ')}.")
     model = model.bake()
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
-    batch_size = BATCH if mesh is None else -(-BATCH // mesh.size) * mesh.size
-    spread = {"batch_size": batch_size, "mesh": mesh}
+    spread = {"batch_size": shareable(BATCH, mesh), "mesh": mesh}
     proven = certify.certified_radii(model, images, test.labels, **spread)
     some, labels = images[:num_attacked], test.labels[:num_attacked]
     local = _local(model, some, labels, progress)

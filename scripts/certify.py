@@ -4,14 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import tyro
 
 from jnode._cli import run
 from jnode.attacks import number
 from jnode.certification import certify_run, smooth_run
 from jnode.certify import Smoothing
-from jnode.sharding import data_mesh
+from jnode.sharding import all_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ def main() -> None:
         linf=linf,
         num_attacked=args.num_attacked,
         freeze=args.freeze,
-        mesh=data_mesh() if jax.device_count() > 1 else None,
+        mesh=all_devices(),
         **common,
     )
     tightness = found["tightness"]

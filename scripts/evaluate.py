@@ -4,14 +4,13 @@ import dataclasses
 import sys
 from typing import Annotated, Literal
 
-import jax
 import tyro
 
 from jnode import attacks
 from jnode._cli import run
 from jnode.experiment import evaluate_run
 from jnode.report import read_run, table
-from jnode.sharding import data_mesh
+from jnode.sharding import all_devices
 
 DEFAULT = (
     "gaussian:50/255",
@@ -76,7 +75,7 @@ def main() -> None:
             batch_size=args.batch_size,
             seed=args.seed,
             data_dir=args.data_dir,
-            mesh=data_mesh() if jax.device_count() > 1 else None,
+            mesh=all_devices(),
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on after the last finished attack.")

@@ -8,7 +8,6 @@ import sys
 from contextlib import nullcontext
 from typing import Annotated
 
-import jax
 import tyro
 
 from jnode import sharding
@@ -92,8 +91,7 @@ def main(argv: list[str]) -> None:
     if not distributed and any(value is not None for value in hosts):
         raise ValueError("--coordinator and its like need --distributed beside them.")
     with sharding.connected(*hosts) if distributed else nullcontext():
-        mesh = sharding.data_mesh() if jax.device_count() > 1 else None
-        train(config, mesh=mesh, **options)
+        train(config, mesh=sharding.all_devices(), **options)
         if sharding.is_first():
             print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")
 

@@ -48,7 +48,7 @@ def fitted(length: int, count: int, multiple: int = 1) -> int:
     return min([length, *(size for size in sizes if size >= max(count, SMALL))])
 
 
-def attacked(
+def attack_samples(
     attack: AbstractAttack,
     model: Callable,
     images: Float[np.ndarray, "n height width channels"],

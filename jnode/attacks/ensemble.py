@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import attacked, gathered
+from jnode.attacks.batches import attack_samples, gathered
 from jnode.attacks.one_batch import predict
 
 STANDING, MISCLASSIFIED = -1, -2
@@ -101,7 +101,7 @@ def run(
                 samples = np.flatnonzero(broken_by == STANDING)
                 bar.set_description(f"{attack.name}, {len(samples)} stand")
                 part_key = jax.random.fold_in(jax.random.fold_in(key, i), j)
-                for chosen, found, classes in attacked(
+                for chosen, found, classes in attack_samples(
                     part, model, images, labels, samples, key=part_key, length=length
                 ):
                     hit = classes != labels[chosen]

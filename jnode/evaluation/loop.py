@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Int
 
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import attacked, gathered
+from jnode.attacks.batches import attack_samples, gathered
 from jnode.attacks.one_batch import predict
 from jnode.data import check_images, check_labels
 from jnode.evaluation import flags
@@ -21,7 +21,7 @@ from jnode.evaluation.bar import Bar
 from jnode.evaluation.cost import Cost
 from jnode.evaluation.outputs import Outputs
 from jnode.evaluation.store import Store
-from jnode.sharding import Sharded, check_divides, replicate
+from jnode.sharding import Sharded, check_divides, replicate, shareable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,9 @@ def evaluate(
     - `cost`: of a batch, so that the progress bar knows the remaining time better.
     - `progress`: whether to draw it.
     - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`); by
-        default JAX's first device. The results are the same.
+        default JAX's first device. The results are the same, unless an attack draws
+        random numbers for a smaller batch, one of few samples that is made a multiple
+        of the devices.
 
     **Returns:** an `Evaluation`. Its `summary["flags"]` names results that look like
     masked gradients.
@@ -94,7 +96,7 @@ def evaluate(
     n, length = len(labels), min(batch_size, len(labels))
     if mesh is not None:
         check_divides(batch_size, mesh)
-        length = -(-length // mesh.size) * mesh.size
+        length = shareable(length, mesh)
         model = replicate(Sharded(model, mesh), mesh)
     cost = Cost() if cost is None else cost
     with Bar(attacks, n, length, cost, progress) as bar:
@@ -204,7 +206,7 @@ def _attack(attack, model, data, key, keep, bar) -> Attacked:
     # Restart by restart, or target by target: what one breaks the next is spared.
     for j, part in enumerate(attack.parts()):
         part_key = jax.random.fold_in(key, j)
-        for chosen, adversarial, classes in attacked(
+        for chosen, adversarial, classes in attack_samples(
             part, model, images, labels, left, key=part_key, length=length, mesh=mesh
         ):
             at = place[chosen]

@@ -111,6 +111,19 @@ class AbstractVectorField(eqx.Module):
     __rmul__ = __mul__
 
 
+class AbstractUncertifiedField(AbstractVectorField):
+    """A field of whose stretch nothing is known."""
+
+    def lipschitz(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
+
+    def log_norm(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
+
+    def cocoercivity(self) -> Float[Array, ""]:
+        return jnp.asarray(0.0)
+
+
 def check_shape(shape: Shape) -> Shape:
     """A state's shape: `(size,)`, or `(height, width, channels)`."""
     shape = tuple(shape)

@@ -9,13 +9,18 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.activations import AbstractActivation, make_activation
-from jnode.fields.base import AbstractVectorField, Shape, add_bias, check_shape
+from jnode.fields.base import (
+    AbstractUncertifiedField,
+    Shape,
+    add_bias,
+    check_shape,
+)
 from jnode.fields.inner_form import InnerForm, inner_form
 from jnode.linear import CircularConv, Conv, Dense
 from jnode.linear.base import AbstractLinear
 
 
-class FreeField(AbstractVectorField):
+class FreeField(AbstractUncertifiedField):
     r"""Two free maps around an activation (ODENet: Chen et al., NeurIPS 2018).
 
     $f(t, y) = W_2\,\sigma(W_1 [y, t] + b_1) + b_2$, where time and the normalisation
@@ -117,15 +122,6 @@ class FreeField(AbstractVectorField):
             self.first_bias,
             self.second_bias,
         )
-
-    def lipschitz(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf)
-
-    def log_norm(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf)
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return jnp.asarray(0.0)
 
     def bake(self) -> "FreeField":
         maps = (self.first.bake(), self.second.bake())

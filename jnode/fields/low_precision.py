@@ -4,10 +4,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.fields.base import AbstractVectorField
+from jnode.fields.base import AbstractUncertifiedField, AbstractVectorField
 from jnode.fields.inner_form import InnerForm
 from jnode.fields.piecewise import PiecewiseField
 from jnode.linear import AbstractLinear
@@ -17,7 +16,7 @@ from jnode.linear.low_precision import LowPrecision
 DTYPES = ("bfloat16", "float16")
 
 
-class LowPrecisionField(AbstractVectorField):
+class LowPrecisionField(AbstractUncertifiedField):
     r"""Another field, its matrix products computed in bfloat16 or float16.
 
     Reparametrisations (a Cayley transform, say), biases, activations, time, and the
@@ -62,15 +61,6 @@ class LowPrecisionField(AbstractVectorField):
 
     def inner_form(self) -> InnerForm | None:
         return self.field.inner_form()
-
-    def lipschitz(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf)
-
-    def log_norm(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf)
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return jnp.asarray(0.0)
 
     def bake(self) -> "LowPrecisionField":
         def rounded(x):

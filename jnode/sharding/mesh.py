@@ -30,6 +30,16 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
+def all_devices() -> Mesh | None:
+    """The mesh of all devices, or `None` where there is but one."""
+    return data_mesh() if jax.device_count() > 1 else None
+
+
+def shareable(rows: int, mesh: Mesh | None) -> int:
+    """The least batch of so many rows or more that can be shared out evenly."""
+    return rows if mesh is None else -(-rows // mesh.size) * mesh.size
+
+
 def check_divides(batch_size: int, mesh: Mesh | None, *, accumulate: int = 1) -> int:
     """The images that a device takes at a time, of a batch in `accumulate` parts.
 
