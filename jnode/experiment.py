@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from jnode import certify, data
 from jnode._versions import versions
@@ -19,6 +20,7 @@ from jnode.evaluation.checks import adjoint
 from jnode.evaluation.cost import Cost, cost_of, estimate, minutes
 from jnode.evaluation.recheck import recheck
 from jnode.evaluation.store import described, fingerprint
+from jnode.models import ODEClassifier
 from jnode.report import Pictures
 from jnode.sharding import check_divides
 from jnode.solvers import trajectory
@@ -34,6 +36,7 @@ def evaluate_run(
     attacks: Sequence[AbstractAttack] = (),
     *,
     protocol: str | None = None,
+    successive: bool = False,
     norm: str | None = None,
     epsilons: Sequence[float] = (),
     num_examples: int | None = None,
@@ -41,6 +44,7 @@ def evaluate_run(
     seed: int = 0,
     data_dir: str | os.PathLike | None = None,
     progress: bool = True,
+    pictures: bool = True,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Attacks, checks and certifies the model of a run on its test images.
@@ -52,7 +56,8 @@ def evaluate_run(
     **Arguments:**
 
     - `run_dir`: the folder.
-    - `attacks`: each run on all samples by itself; or else
+    - `attacks`: each run on all samples by itself, or, if `successive`, on what still
+        stands of them; or else
     - `protocol`: "quick", "standard" or "full", whose attacks run on what still stands.
     - `norm`, `epsilons`: a protocol's budgets, by default those usual for the data.
     - `num_examples`: how many test images, by default all or the protocol's number.
@@ -60,6 +65,7 @@ def evaluate_run(
     - `seed`: of the attacks' random numbers.
     - `data_dir`: where the data lie, if elsewhere than in training.
     - `progress`: whether to say what it will cost, and to draw a progress bar.
+    - `pictures`: whether to keep some attacked images for the report.
     - `mesh`: over what devices to spread each batch of attacks and certificates.
 
     **Returns:** what `evaluation.json` holds.
@@ -88,13 +94,13 @@ def evaluate_run(
         test = test.take(num_examples)
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
     first = jnp.asarray(images[:batch_size])
-    nfe = eqx.filter_jit(jax.vmap(lambda x: model.solution(x).stats["nfe"]))
-    mean_nfe = float(np.mean(nfe(first)))
+    mean_nfe = float(np.mean(count_evaluations(model, first)))
     through, wanted = {}, []
     if chosen is not None:
         wanted = budgets(test.name, norm, epsilons)
         through = twins(model, images, test.labels, chosen.twins)
         attacks = plan(chosen, wanted, through, classes=test.num_classes)
+    successive |= chosen is not None
     found = versions()
     store = Store(
         run.path / "evaluation",
@@ -102,7 +108,7 @@ def evaluate_run(
             "the model": fingerprint(run.path / "model.eqx", config.solver),
             "the data": fingerprint(images, test.labels),
             "the attacks": described(attacks),
-            "the protocol": [protocol, seed, batch_size],
+            "the protocol": [protocol, successive, seed, batch_size],
             "the versions": found,
         },
     )
@@ -128,7 +134,7 @@ def evaluate_run(
         attacks,
         batch_size=batch_size,
         seed=seed,
-        successive=protocol is not None,
+        successive=successive,
         store=store,
         cost=cost,
         progress=progress,
@@ -179,11 +185,20 @@ def evaluate_run(
         "versions": found,
         "device": device,
     }
-    pictures = _pictures(model, images, test.labels, attacks, result)
-    if pictures is not None:
-        pictures.save(run.path)
+    if pictures:
+        kept = _pictures(model, images, test.labels, attacks, result)
+        if kept is not None:
+            kept.save(run.path)
     write_json(run.path / "evaluation.json", summary)
     return summary
+
+
+@eqx.filter_jit
+def count_evaluations(
+    model: ODEClassifier, images: Float[Array, "n height width channels"]
+) -> Int[Array, " n"]:
+    """The NFE of each image's solve, of those that `max_steps` ends too."""
+    return model.solutions(images, throw=False).stats["nfe"]
 
 
 def _announce(protocol, attacks, n, cost, expected) -> str:

@@ -1,7 +1,6 @@
 """Two CPU devices, strict dtypes and ranks, checked shapes, and a `getkey` fixture."""
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -21,6 +20,8 @@ import itertools
 import jax
 import pytest
 
+from jnode._memory import drop_programs_if_many
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -30,17 +31,10 @@ _tests_done = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def few_mappings():
-    """Drops compiled programs before they use up the process's memory mappings.
-
-    Each takes some, of which Linux allows 65,530 by default; past that LLVM aborts.
-    """
+    """Of compiled programs, which so many tests would use up."""
     yield
-    maps = Path("/proc/self/maps")
-    if next(_tests_done) % 20 == 0 and maps.exists():
-        with maps.open() as lines:
-            many = sum(1 for _ in lines) > 45_000
-        if many:
-            jax.clear_caches()
+    if next(_tests_done) % 20 == 0:
+        drop_programs_if_many()
 
 
 @pytest.fixture

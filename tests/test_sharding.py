@@ -46,7 +46,7 @@ def train_steps(mesh, steps, *, accumulate=1, loss=None, solver=FIXED):
     """The state after some steps, their losses, and the step's compiled text."""
     config = TrainConfig(
         data=DataConfig(pad=1, flip=True),
-        loss=loss or LossConfig("noise", temperature=4.0),
+        loss=loss or LossConfig(inputs="noise", share=0.5, temperature=4.0),
         solver=solver,
         batch_size=16,
         accumulate=accumulate,
@@ -105,7 +105,7 @@ def test_training_equals_one_device(mesh, single):
 
 def test_adaptive_training_accumulates(mesh):
     """Half the batch a device, in two parts; adversarial, by an adaptive solver."""
-    loss = LossConfig("adversarial", steps=2)
+    loss = LossConfig(inputs="adversarial", steps=2)
     _, alone, _ = train_steps(None, 2, loss=loss, solver=ADAPTIVE)
     _, both, text = train_steps(mesh, 2, loss=loss, solver=ADAPTIVE, accumulate=2)
     assert both == pytest.approx(alone, abs=1e-5)

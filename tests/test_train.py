@@ -189,9 +189,9 @@ def test_losses(getkey):
     natural = value()
     assert value(name="margin", rho=0.0) == pytest.approx(natural, rel=1e-6)
     assert value(name="margin", rho=0.5) > natural
-    assert value(name="noise", sigma=0.0) == pytest.approx(natural, rel=1e-6)
-    assert value(name="noise", sigma=0.5) != pytest.approx(natural, rel=1e-3)
-    assert value(name="adversarial", epsilon=0.1, steps=3) > natural
+    assert value(inputs="noise", sigma=0.0) == pytest.approx(natural, rel=1e-6)
+    assert value(inputs="noise", sigma=0.5) != pytest.approx(natural, rel=1e-3)
+    assert value(inputs="adversarial", epsilon=0.1, steps=3) > natural
 
 
 def test_unrest_of_a_field_at_rest(getkey):

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jnode.attacks.base import (
     AbstractAttack,
@@ -19,9 +19,13 @@ from jnode.attacks.base import (
     choose,
     loss_and_gradient,
     misclassified,
+    wide,
 )
 from jnode.attacks.norms import project, random_start, steepest
 from jnode.attacks.targets import one_by_one
+
+# The value of an image that is misclassified: it beats the loss of any that is not.
+BROKEN = 1e30
 
 
 class PGD(AbstractAttack):
@@ -65,14 +69,46 @@ class PGD(AbstractAttack):
         *,
         key: PRNGKeyArray,
     ) -> Images:
+        def restart(best, key):
+            start_key, look_key, key = jr.split(key, 3)
+            start = random_start(images, self.epsilon, self.norm, start_key)
+            keys = look_key, key
+            return self._climb(model, images, labels, start, best, keys), None
+
+        best = _unbeaten(images, labels, clean)
+        best, _ = jax.lax.scan(restart, best, jr.split(key, self.restarts))
+        return best[0]
+
+    def from_keys(
+        self,
+        model: Classifier,
+        images: Images,
+        labels: Labels,
+        keys: Key[Array, " batch"],
+    ) -> Images:
+        """As `__call__` with one restart, from a random start with a key an image.
+
+        So what becomes of an image does not depend on those beside it.
+        """
+        clean = model(images)
+        start = jax.vmap(
+            lambda x, key: random_start(x[None], self.epsilon, self.norm, key)[0]
+        )(images, keys)
+        best = _unbeaten(images, labels, clean)
+        # Those of the steps: only a model that draws random numbers looks at them.
+        both = jr.split(keys[0])
+        best, _ = self._climb(model, images, labels, start, best, (both[0], both[1]))
+        return jnp.where(wide(misclassified(clean, labels)), images, best)
+
+    def _climb(self, model, images, labels, start, best, keys):
+        """The best images and their values, after the steps from `start`."""
         length = 2.5 * self.epsilon / self.steps.astype(jnp.float32)
 
         def look(current, best, key):
             losses, logits, gradient = loss_and_gradient(
                 model, current, labels, key=key
             )
-            # Any misclassified image beats any image that is not.
-            value = jnp.where(misclassified(logits, labels), 1e30, losses)
+            value = jnp.where(misclassified(logits, labels), BROKEN, losses)
             return gradient, choose(value > best[1], (current, value), best)
 
         def step(carry):
@@ -84,18 +120,16 @@ class PGD(AbstractAttack):
             return i + 1, key, current, gradient, best
 
         def going(carry):
-            return (carry[0] < self.steps) & ~jnp.all(carry[-1][1] == 1e30)
+            return (carry[0] < self.steps) & ~jnp.all(carry[-1][1] == BROKEN)
 
-        def restart(best, key):
-            start_key, look_key, key = jr.split(key, 3)
-            start = random_start(images, self.epsilon, self.norm, start_key)
-            gradient, best = look(start, best, look_key)
-            first = (jnp.zeros((), int), key, start, gradient, best)
-            *_, best = jax.lax.while_loop(going, step, first)
-            return best, None
+        look_key, key = keys
+        gradient, best = look(start, best, look_key)
+        first = (jnp.zeros((), int), key, start, gradient, best)
+        *_, best = jax.lax.while_loop(going, step, first)
+        return best
 
-        wrong = misclassified(clean, labels)
-        lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
-        best = (images, jnp.where(wrong, 1e30, lowest))
-        best, _ = jax.lax.scan(restart, best, jr.split(key, self.restarts))
-        return best[0]
+
+def _unbeaten(images, labels, clean):
+    """Images with the values that any attacked one beats, unless broken already."""
+    lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
+    return images, jnp.where(misclassified(clean, labels), BROKEN, lowest)

@@ -58,19 +58,23 @@ def certified_radii(
     check_labels(labels, len(model.head.bias))
     model = replicate(model.bake(), mesh)
 
-    def one_batch(model, images, labels):
-        predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
-        return jnp.where(predictions == labels, radius(model, images), -1.0)
-
-    rows = eqx.filter_jit(sharded(one_batch, mesh))
     images = images.astype(np.float32)
     parts = [
-        np.asarray(rows(model, *shard_batch((x, y), mesh)))[mask]
+        np.asarray(_radii(model, *shard_batch((x, y), mesh), mesh))[mask]
         for x, y, mask in padded_batches(
             images, labels, batch_size, multiple=1 if mesh is None else mesh.size
         )
     ]
     return np.concatenate(parts)
+
+
+@eqx.filter_jit
+def _radii(model, images, labels, mesh):
+    def one_batch(model, images, labels):
+        predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
+        return jnp.where(predictions == labels, radius(model, images), -1.0)
+
+    return sharded(one_batch, mesh)(model, images, labels)
 
 
 def certified_accuracy(

@@ -1,5 +1,6 @@
 """Data sets prepared by TensorFlow Datasets, read without TensorFlow."""
 
+import functools
 import json
 import logging
 import os
@@ -53,6 +54,7 @@ def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
+@functools.lru_cache(maxsize=2)  # decoding takes seconds
 def _read(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow_datasets as tfds
 
@@ -65,7 +67,10 @@ def _read(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = source.__getitems__(range(start, min(start + CHUNK, len(source))))
         images.append(np.stack([row["image"] for row in rows]).astype(np.uint8))
         labels.append(np.asarray([row["label"] for row in rows], np.int32))
-    return np.concatenate(images), np.concatenate(labels)
+    found = np.concatenate(images), np.concatenate(labels)
+    for array in found:
+        array.setflags(write=False)
+    return found
 
 
 def _prepared_folder(name: str, split: str, data_dir: Path) -> Path:

@@ -82,13 +82,18 @@ def render(runs: Sequence[RunReport]) -> str:
     if any(run.metrics for run in runs):
         body += ["<h2>Training</h2>", _drawn("training", figures.training(runs))]
     body += ["<h2>What was run</h2>", parts.setup(runs), *map(parts.details, runs)]
+    return document(names, body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A whole page around escaped parts: it can neither load nor run anything."""
     return "\n".join(
         [
             "<!doctype html>",
             "<html lang='en'><head><meta charset='utf-8'>",
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-            f"<title>jnode: {names}</title><style>{STYLE}</style></head><body>",
+            f"<title>jnode: {title}</title><style>{STYLE}</style></head><body>",
             *body,
             "</body></html>\n",
         ]
@@ -109,17 +114,18 @@ def _pictures(runs: Sequence[RunReport]) -> list[str]:
             f"{len(p.labels)} such pairs it changed {changed} predictions."
         )
         body.append(f"<h3>{parts.dot(i)}{escape(run.name)}</h3>")
-        body.append(_figure(figures.images(p), caption))
+        body.append(figure_html(figures.images(p), caption))
     body.append("<h2>Along the solve</h2>")
     body.append(_drawn("trajectories", figures.trajectories(runs)))
     return body
 
 
 def _drawn(name: str, figure: "Figure") -> str:
-    return _figure(figure, CAPTIONS[name])
+    return figure_html(figure, CAPTIONS[name])
 
 
-def _figure(figure: "Figure", caption: str) -> str:
+def figure_html(figure: "Figure", caption: str) -> str:
+    """A figure within the page, and its caption."""
     data = base64.b64encode(figures.to_png(figure)).decode()
     width = round(96 * figure.get_size_inches()[0])
     return (

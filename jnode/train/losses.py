@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 from jnode.models import ODEClassifier
 from jnode.solvers import trajectory
 
-LOSSES = ("natural", "margin", "noise", "adversarial", "steady_state", "lyapunov")
+LOSSES = ("natural", "margin", "steady_state", "lyapunov")
+INPUTS = ("clean", "noise", "adversarial")
 # Rows of the Jacobian that the Lyapunov loss looks at, of each image.
 ROWS = 8
 
@@ -21,22 +22,26 @@ ROWS = 8
 class LossConfig:
     """What training minimises.
 
-    - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training), "noise"
-        (on images with Gaussian noise), "adversarial" (on PGD images), "steady_state"
-        (TisODE) or "lyapunov" (SODEF): natural plus a term that makes the end of the
-        trajectory a point of rest.
+    - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training),
+        "steady_state" (TisODE) or "lyapunov" (SODEF): natural plus a term that makes
+        the end of the trajectory a point of rest.
+    - `inputs`: the images it is taken on: "clean", "noise" (some with Gaussian noise)
+        or "adversarial" (attacked by PGD).
     - `temperature`: factor of the logits in the cross-entropy, positive; above 1 for
         unit-norm heads.
     - `rho`: margin loss: the L2 radius, in pixel units, that training asks for.
-    - `sigma`: noise: its standard deviation, in pixel units.
+    - `sigma`, `share`: noise: its standard deviation, in pixel units, and the share of
+        the images that get some.
     - `norm`, `epsilon`, `steps`: adversarial: the PGD attack, in pixel units.
     - `weight`: steady_state, lyapunov: of the added term.
     """
 
     name: str = "natural"
+    inputs: str = "clean"
     temperature: float = 1.0
     rho: float = 0.5
     sigma: float = 0.2
+    share: float = 1.0
     norm: str = "linf"
     epsilon: float = 0.1
     steps: int = 10
@@ -47,6 +52,12 @@ class LossConfig:
             raise ValueError(
                 f"loss name must be one of {', '.join(LOSSES)}, not {self.name!r}."
             )
+        if self.inputs not in INPUTS:
+            raise ValueError(
+                f"loss inputs must be one of {', '.join(INPUTS)}, not {self.inputs!r}."
+            )
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must be in [0, 1], not {self.share!r}.")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature!r}.")
         for name in ("rho", "sigma", "epsilon", "weight"):
@@ -75,10 +86,9 @@ def make_loss(config: LossConfig) -> Loss:
 
     def loss(model, images, labels, keys):
         model = model.bake()
-        if config.name == "noise":
-            noise = jax.vmap(lambda key: jr.normal(key, images.shape[1:]))(keys)
-            images = jnp.clip(images + config.sigma * noise, 0, 1)
-        elif config.name == "adversarial":
+        if config.inputs == "noise":
+            images = _noisy(images, keys, config)
+        elif config.inputs == "adversarial":
             images = _adversarial(model, images, labels, keys, config)
         solutions = model.solutions(images, throw=False)
         features = solutions.y.reshape(len(images), -1)
@@ -161,20 +171,25 @@ def lyapunov_unrest(
 _RESTS = {"steady_state": steady_state_unrest, "lyapunov": lyapunov_unrest}
 
 
-def _adversarial(model, images, labels, keys, config):
-    from jnode import attacks
+def _noisy(images, keys, config):
+    def one(image, key):
+        noise_key, key = jr.split(key)
+        noisy = jnp.clip(image + config.sigma * jr.normal(noise_key, image.shape), 0, 1)
+        return jnp.where(jr.bernoulli(key, config.share), noisy, image)
 
-    attack = attacks.make(
-        "pgd",
-        norm=config.norm,
-        epsilon=config.epsilon,
-        steps=config.steps,
-        restarts=1,
-    )
+    return jax.vmap(one)(images, keys)
+
+
+def _adversarial(model, images, labels, keys, config):
+    # Imported late: attacks need models, and some models are trained with attacks.
+    from jnode.attacks import PGD
+
     frozen = jax.lax.stop_gradient
     model = jax.tree.map(lambda x: frozen(x) if hasattr(x, "dtype") else x, model)
 
-    def one(image, label, key):
-        return attack(jax.vmap(model), image[None], label[None], key=key)[0]
+    def classify(images):
+        states = model.solutions(images, throw=False).y
+        return jax.vmap(model.head)(states.reshape(len(images), -1))
 
-    return frozen(jax.vmap(one)(images, labels, keys))
+    attack = PGD(config.epsilon, norm=config.norm, steps=config.steps)
+    return frozen(attack.from_keys(classify, images, labels, keys))

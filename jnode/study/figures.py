@@ -1,0 +1,276 @@
+"""The rows of a study as figures: a panel says one thing, and says it in units."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jnode.report.figures.base import (
+    COLOURS,
+    INK,
+    MARKERS,
+    legend,
+    new_figure,
+    plain,
+    share_axis,
+    tidy,
+)
+from jnode.report.table import NORMS
+from jnode.study.tables import (
+    Row,
+    amount,
+    budgets,
+    certified,
+    constant_label,
+    grouped,
+    radii,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CLEAN, PROVEN = COLOURS[6], COLOURS[2]
+
+
+def figures(rows: Sequence[Row]) -> dict[str, "Figure"]:
+    """A figure for each data set and part that the rows are of, by file name.
+
+    **Raises:** `ImportError` without Matplotlib.
+    """
+    done = [row for row in rows if row["error"] is None]
+    found = {}
+    for part, draw in _DRAWERS.items():
+        for dataset in dict.fromkeys(row["dataset"] for row in done):
+            chosen = [r for r in done if r["part"] == part and r["dataset"] == dataset]
+            if chosen:
+                found[f"{part}-{dataset}"] = draw(chosen)
+    return found
+
+
+CAPTIONS = {
+    "models": "A panel a training. Circles: clean accuracy. Filled markers: what "
+    "stands under attack, an empirical upper bound on robust accuracy. Triangles: "
+    "certified, a lower bound. Thin lines: the range of the seeds.",
+    "lipschitz": "Left: accuracy of the Ortho field against its constant, and of the "
+    "same field without a constraint. Middle: how much a step from pixels to features "
+    "can stretch, certified, and was seen to. Right: evaluations of the field that the "
+    "adaptive solver asks for on the same weights.",
+    "solvers": "The same weights under every solver. Hollow and dashed: clean. Filled: "
+    "standing under all attacks, those carried over from the finest solver included. "
+    "Right: black steps mark what no other solver beats in both time and accuracy.",
+    "steps": "Trained with few Euler steps, solved with others. Hollow and dashed: "
+    "clean. Filled: standing under all attacks.",
+}
+
+
+def _models(rows: list[Row]) -> "Figure":
+    trainings = list(dict.fromkeys(row["training"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    limits, balls = budgets(rows), radii(rows)
+    height = 1.5 + 0.33 * len(models)
+    figure = new_figure(1.2 + 2.6 * len(trainings), height)
+    panels = figure.subplots(1, len(trainings), sharey=True, squeeze=False)[0]
+    handles: dict[str, Any] = {}
+    measures: list[tuple[str, Callable, str, str, str]] = [
+        ("clean", lambda r: r["clean_accuracy"], "o", CLEAN, "white")
+    ]
+    for i, (norm, epsilon) in enumerate(limits):
+        colour = (COLOURS[0], COLOURS[1], COLOURS[4], COLOURS[3])[i % 4]
+        label = f"standing, {NORMS[norm]} {amount(epsilon)}"
+        measures.append((label, _worst(norm, epsilon), "sDPX"[i % 4], colour, colour))
+    if balls:
+        label = f"certified, L2 {amount(balls[0])}"
+        ball = lambda r: certified(r, balls[0])  # noqa: E731
+        measures.append((label, ball, "^", PROVEN, PROVEN))
+    for axes, training in zip(panels, trainings, strict=True):
+        groups = grouped((r for r in rows if r["training"] == training), "model")
+        for label, get, marker, edge, face in measures:
+            for (model,), group in groups.items():
+                values = [100 * v for v in map(get, group) if v is not None]
+                if not values:
+                    continue
+                y = models.index(model)
+                axes.plot([min(values), max(values)], [y, y], color=edge, linewidth=1.2)
+                style = {"markeredgecolor": edge, "color": face, "markersize": 6}
+                dots = axes.plot(
+                    [sum(values) / len(values)],
+                    [y],
+                    marker=marker,
+                    linestyle="none",
+                    clip_on=False,
+                    zorder=3,
+                    **style,
+                )
+                handles.setdefault(label, dots[0])
+        tidy(axes)
+        axes.set_title(training, fontsize=10, loc="left")
+        axes.set_xlim(-2, 102)
+        axes.set_xticks(range(0, 101, 25))
+        axes.set_xlabel("accuracy (%)")
+        axes.set_yticks(range(len(models)), [plain(name) for name in models])
+        axes.set_ylim(len(models) - 0.5, -0.5)
+    legend(figure, handles)
+    return figure
+
+
+def _worst(norm: str, epsilon: float):
+    return lambda row: worst(row, norm, epsilon)
+
+
+def _lipschitz(rows: list[Row]) -> "Figure":
+    groups = grouped(rows, "model")
+    labels = [constant_label(model) for (model,) in groups]
+    places = np.arange(len(labels))
+    figure = new_figure(11.5, 3.9)
+    left, middle, right = figure.subplots(1, 3)
+    (norm, epsilon), balls = budgets(rows)[0], radii(rows)
+    curves = {
+        "clean": (lambda r: r["clean_accuracy"], CLEAN, "o"),
+        f"standing, {NORMS[norm]} {amount(epsilon)}": (
+            _worst(norm, epsilon),
+            COLOURS[0],
+            "s",
+        ),
+        f"certified, L2 {amount(balls[len(balls) // 2])}": (
+            lambda r: certified(r, balls[len(balls) // 2]),
+            PROVEN,
+            "^",
+        ),
+    }
+    handles = {}
+    for label, (get, colour, marker) in curves.items():
+        handles[label] = _curve(left, places, groups, get, colour, marker, 100)
+    for label, name, colour, marker in (
+        ("stretch, certified", "certified_upper_bound", COLOURS[1], "v"),
+        ("stretch, found", "empirical_lower_bound", COLOURS[4], "D"),
+    ):
+        get = lambda r, name=name: r["stretch"][name]  # noqa: E731
+        handles[label] = _curve(middle, places, groups, get, colour, marker)
+    nfe = _curve(right, places, groups, lambda r: r["adaptive"]["nfe"], COLOURS[3], "P")
+    handles[f"NFE, {rows[0]['adaptive']['solver']}"] = nfe
+    for axes in (left, middle, right):
+        tidy(axes)
+        axes.set_xticks(places, labels)
+        axes.set_xlabel("Lipschitz constant L of the field")
+    share_axis(left, "accuracy (%)")
+    middle.set_yscale("log", base=2)
+    middle.set_ylabel("stretch from pixels to features (factor)")
+    right.set_ylabel("evaluations of the field in a solve")
+    right.set_ylim(bottom=0)
+    legend(figure, handles)
+    return figure
+
+
+def _curve(axes: "Axes", places, groups, get, colour, marker, scale=1.0):
+    """Means as a line, the range of the seeds behind it."""
+    values = [
+        [scale * v for v in map(get, group) if v is not None]
+        for group in groups.values()
+    ]
+    known = [i for i, v in enumerate(values) if v]
+    means = [sum(values[i]) / len(values[i]) for i in known]
+    x = places[known]
+    axes.fill_between(
+        x,
+        [min(values[i]) for i in known],
+        [max(values[i]) for i in known],
+        color=colour,
+        alpha=0.18,
+        linewidth=0,
+    )
+    style = {"markeredgecolor": "white", "markersize": 6, "linewidth": 2}
+    return axes.plot(x, means, color=colour, marker=marker, clip_on=False, **style)[0]
+
+
+def _solvers(rows: list[Row]) -> "Figure":
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    norm, epsilon = budgets(rows)[0]
+    figure = new_figure(9.5, 0.6 + 3.4 * len(models))
+    panels = figure.subplots(len(models), 2, sharey=True, squeeze=False)
+    handles: dict[str, Any] = {}
+    for (left, right), model in zip(panels, models, strict=True):
+        chosen = [row for row in rows if row["model"] == model]
+        methods = grouped(chosen, "solver_name")
+        for i, ((method,), group) in enumerate(methods.items()):
+            style: dict[str, Any] = {"color": COLOURS[i % 7], "markersize": 6}
+            style["marker"] = MARKERS[i % 7]
+            hollow = {"linestyle": "--", "linewidth": 1, "markerfacecolor": "white"}
+            group = sorted(group, key=lambda r: r["nfe"])
+            clean = [100 * r["clean_accuracy"] for r in group]
+            stand = [100 * (worst(r, norm, epsilon) or 0) for r in group]
+            nfe = [r["nfe"] for r in group]
+            left.plot(nfe, clean, **style, **hollow)
+            drawn = left.plot(nfe, stand, linewidth=1.8, **style)
+            handles[method] = drawn[0]
+            right.plot(
+                [r["ms_per_image"] for r in group], stand, linestyle="none", **style
+            )
+        _front(right, chosen, norm, epsilon)
+        for axes in (left, right):
+            tidy(axes)
+            axes.set_xscale("log")
+            share_axis(axes, f"{plain(model)}: accuracy (%)" if axes is left else "")
+        left.set_xlabel("evaluations of the field in a solve (NFE)")
+        right.set_xlabel("milliseconds per image")
+    budget = f"{NORMS[norm]} {amount(epsilon)}"
+    panels[0][0].set_title(f"clean, and standing at {budget}", fontsize=10, loc="left")
+    panels[0][1].set_title(f"standing at {budget}", fontsize=10, loc="left")
+    legend(figure, handles)
+    return figure
+
+
+def pareto(rows: Sequence[Row], norm: str, epsilon: float) -> list[Row]:
+    """Those that no other beats in both milliseconds and what stands, fastest first."""
+    found, best = [], -1.0
+    for row in sorted(
+        rows, key=lambda r: (r["ms_per_image"], -(worst(r, norm, epsilon) or 0))
+    ):
+        value = worst(row, norm, epsilon)
+        if value is not None and value > best:
+            found.append(row)
+            best = value
+    return found
+
+
+def _front(axes: "Axes", rows, norm, epsilon) -> None:
+    front = pareto(rows, norm, epsilon)
+    x = [row["ms_per_image"] for row in front]
+    y = [100 * (worst(row, norm, epsilon) or 0) for row in front]
+    x.append(max(row["ms_per_image"] for row in rows))
+    axes.step(x, [*y, y[-1]], where="post", color=INK, linewidth=1, zorder=1)
+
+
+def _steps(rows: list[Row]) -> "Figure":
+    norm, epsilon = budgets(rows)[0]
+    figure = new_figure(6.2, 3.9)
+    axes = figure.subplots()
+    handles: dict[str, Any] = {}
+    for i, ((trained,), group) in enumerate(grouped(rows, "trained_with").items()):
+        steps = [row["nfe"] for row in group]
+        clean = [100 * row["clean_accuracy"] for row in group]
+        stand = [100 * (worst(row, norm, epsilon) or 0) for row in group]
+        style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 6}
+        line = {"linestyle": "--", "linewidth": 1, "markerfacecolor": "white"}
+        handles[f"trained with {trained}: clean"] = axes.plot(
+            steps, clean, **style, **line
+        )[0]
+        label = f"trained with {trained}: standing, {NORMS[norm]} {amount(epsilon)}"
+        handles[label] = axes.plot(steps, stand, linewidth=1.8, **style)[0]
+    tidy(axes)
+    share_axis(axes, "accuracy (%)")
+    axes.set_xscale("log", base=2)
+    ticks = sorted({row["nfe"] for row in rows})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xlabel("Euler steps at test time")
+    legend(figure, handles)
+    return figure
+
+
+_DRAWERS = {
+    "models": _models,
+    "lipschitz": _lipschitz,
+    "solvers": _solvers,
+    "steps": _steps,
+}

@@ -1,0 +1,166 @@
+"""What is measured of one cell: a dictionary, ready for JSON."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+
+from jnode import attacks, certify, data
+from jnode.attacks import AbstractAttack, Batched
+from jnode.attacks.one_batch import predict
+from jnode.data import Dataset, padded_batches
+from jnode.evaluation import Transfer
+from jnode.experiment import count_evaluations, evaluate_run
+from jnode.models import ODEClassifier
+from jnode.study.cell import Cell
+from jnode.train import load
+from jnode.train.state import init_state
+
+BATCH = 250
+SEARCHED = 16
+"""Images that the search for the strongest stretch starts from."""
+
+
+def measure(
+    cell: Cell,
+    run_dir: str | os.PathLike,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measures the trained run of a cell, in its folder.
+
+    **Arguments:** the cell; its run folder, whose model is solved as the cell says;
+    where the data lie, if elsewhere than the configuration says; whether to draw
+    progress bars.
+
+    **Returns:** accuracies as shares of 1, with the number of images beside each.
+
+    **Raises:** what `jnode.load`, `jnode.data.load` and `evaluate_run` raise.
+    """
+    wanted = cell.measures
+    model = load(run_dir).bake()
+    where = data_dir or cell.train.data.dir
+    test = data.load(cell.train.data.name, split="test", data_dir=where)
+    images = np.asarray(data.to_float(jnp.asarray(test.images)))
+    found = {**_accuracy(model, test, images, wanted.radii)}
+    found["parameters"] = _parameters(cell, test)
+    some = jnp.asarray(images[:BATCH])
+    found |= _evaluations(model, some)
+    found["ms_per_image"] = _milliseconds(model, some)
+    if wanted.adaptive is not None:
+        name = str(wanted.adaptive)
+        mean = _evaluations(model.with_solver(wanted.adaptive), some)["nfe"]
+        found["adaptive"] = {"solver": name, "nfe": mean}
+    if wanted.stretch:
+        found["stretch"] = _stretch(model, some[:SEARCHED], cell.train.seed)
+    common = {"pictures": False, "data_dir": data_dir, "progress": progress}
+    if wanted.alone:
+        tried = _alone(cell, model)
+        seen = evaluate_run(run_dir, tried, num_examples=wanted.num_alone, **common)
+        found["alone"] = _kept(seen)
+    if wanted.budgets:
+        tried = ensembles(cell, test.num_classes)
+        seen = evaluate_run(
+            run_dir,
+            tried,
+            successive=True,
+            num_examples=wanted.num_ensemble,
+            **common,
+        )
+        found["ensemble"] = _kept(seen)
+    return found
+
+
+def _parameters(cell: Cell, test: Dataset) -> int:
+    """How many numbers training chose; baked models hold more."""
+    shape, classes = test.image_shape, test.num_classes
+    sizes = {"image_shape": shape, "classes": classes, "total_steps": 1}
+    model = init_state(cell.train, **sizes).model
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return sum(leaf.size for leaf in leaves)
+
+
+def _accuracy(
+    model: ODEClassifier, test: Dataset, images: np.ndarray, radii
+) -> dict[str, Any]:
+    """Clean accuracy on all test images, and certified where anything is."""
+    found: dict[str, Any] = {"num_test": len(test)}
+    refusal = certify.refusal(model)
+    if refusal is None:
+        proven = certify.certified_radii(model, images, test.labels, batch_size=BATCH)
+        found["clean_accuracy"] = float(np.mean(proven >= 0))
+        found["lipschitz"] = float(model.lipschitz())
+        found["certified_accuracy"] = certify.certified_accuracy(proven, radii)
+        return found
+    right = [
+        np.asarray(predict(Batched(model), jnp.asarray(x)))[mask] == y[mask]
+        for x, y, mask in padded_batches(images, test.labels, BATCH)
+    ]
+    found["clean_accuracy"] = float(np.mean(np.concatenate(right)))
+    return found | {"certified_accuracy": [], "certificate": refusal}
+
+
+def _evaluations(model: ODEClassifier, images: Float[Array, "n h w c"]) -> dict:
+    counts = np.asarray(count_evaluations(model, images))
+    return {"nfe": float(np.mean(counts)), "nfe_largest": int(np.max(counts))}
+
+
+def _milliseconds(model: ODEClassifier, images: Float[Array, "n h w c"]) -> float:
+    """Per image, of a batch of them; the median of a few."""
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        jax.block_until_ready(predict(Batched(model), images))
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times[1:])) / len(images)
+
+
+@eqx.filter_jit
+def _search(model, starts, keys):
+    one: Callable = lambda x, key: certify.strongest_stretch(  # noqa: E731
+        model.embed, x, key=key, steps=60
+    )
+    return jnp.max(jax.vmap(one)(starts, keys))
+
+
+def _stretch(model, starts, seed) -> dict[str, float | None]:
+    """From pixels to features: what is certified, and what a search found."""
+    found = float(_search(model, starts, jr.split(jr.key(seed), len(starts))))
+    bound = float(model.lipschitz()) if certify.refusal(model) is None else None
+    return {"certified_upper_bound": bound, "empirical_lower_bound": found}
+
+
+def _alone(cell: Cell, model: ODEClassifier) -> list[AbstractAttack]:
+    tried = [attacks.parse(spec) for spec in cell.measures.alone]
+    via = cell.measures.via
+    if via is None or via == cell.evaluated:
+        return tried
+    source = Batched(model.with_solver(via))
+    budgets = {(a.norm, float(a.epsilon)) for a in tried if a.norm != "sigma"}
+    tried += [
+        Transfer(source, str(via), round(epsilon, 7), norm=norm)
+        for norm, epsilon in sorted(budgets)
+    ]
+    return tried
+
+
+def ensembles(cell: Cell, classes: int) -> list[AbstractAttack]:
+    """AutoAttack of each budget of a cell."""
+    return [
+        attack
+        for norm, epsilon in sorted(cell.measures.budgets)
+        for attack in attacks.autoattack(epsilon, norm=norm, classes=classes)
+    ]
+
+
+def _kept(seen: dict[str, Any]) -> dict[str, Any]:
+    names = ("num_examples", "clean_accuracy", "attacks", "worst_case", "flags")
+    return {name: seen[name] for name in names}

@@ -1,0 +1,269 @@
+"""The declared studies: each a list of cells."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from jnode.solvers import Solver
+from jnode.study.cell import Cell, Measures
+from jnode.study.zoo import MODELS, configure
+from jnode.train import DataConfig, TrainConfig
+
+DOPRI5 = Solver("dopri5", rtol=1e-3, atol=1e-4)
+FINEST = Solver("rk4", steps=32)
+ALL = tuple(MODELS)
+# Yan et al., ICLR 2020: noise, FGSM, and PGD of ten steps.
+TISODE = (
+    "gaussian:100/255",
+    "fgsm:linf:0.15",
+    "fgsm:linf:0.3",
+    "fgsm:linf:0.5",
+    "pgd:linf:0.2:10",
+    "pgd:linf:0.3:10",
+)
+PHOTOGRAPHS = ("pgd:linf:8/255:20", "pgd:l2:36/255:20", "pgd:l2:0.5:20")
+DIGIT_RADII = (0.5, 1.0, 1.58)
+PHOTOGRAPH_RADII = (36 / 255, 72 / 255, 108 / 255)
+
+
+def few_steps(epsilon: float) -> tuple[str, ...]:
+    """White- and black-box attacks of a few steps each, in Linf."""
+    names = ("pgd:{}:20", "apgd-t:{}:20:3", "square:{}:300")
+    return tuple(name.format(f"linf:{epsilon}") for name in names)
+
+
+def _models(
+    dataset: DataConfig,
+    *,
+    channels: int,
+    epochs: int,
+    trained: Sequence[tuple[str, Sequence[str]]],
+    seeds: Sequence[int],
+    measures: Measures,
+    epsilon: float = 0.2,
+    rho: float = 0.5,
+) -> Iterator[Cell]:
+    """Trainings, each of some models, with every seed; one seed after another."""
+    for seed in seeds:
+        for training, models in trained:
+            for model in models:
+                config = configure(
+                    model,
+                    training,
+                    dataset,
+                    channels=channels,
+                    epochs=epochs,
+                    seed=seed,
+                    epsilon=epsilon,
+                    rho=rho,
+                )
+                yield Cell("models", model, training, config, measures)
+
+
+def _solvers(
+    trained: Sequence[tuple[str, str, TrainConfig]],
+    fixed: Sequence[str],
+    steps: Sequence[int],
+    adaptive: Sequence[str],
+    tolerances: Sequence[float],
+    measures: Measures,
+) -> Iterator[Cell]:
+    """Models trained once, and solved anew by every solver."""
+    solvers = [Solver(name, steps=n) for name in fixed for n in steps]
+    solvers += [
+        Solver(name, rtol=rtol, atol=rtol / 10, max_steps=4096)
+        for name in adaptive
+        for rtol in tolerances
+    ]
+    for model, training, config in trained:
+        for solver in solvers:
+            yield Cell("solvers", model, training, config, measures, solver)
+
+
+def _lipschitz(
+    dataset: DataConfig,
+    *,
+    constants: Sequence[float],
+    epochs: int,
+    seeds: Sequence[int],
+    measures: Measures,
+) -> Iterator[Cell]:
+    """The Ortho field at several constants, and the free field of the same form."""
+    for seed in seeds:
+        for constant in constants:
+            config = configure(
+                "ortho",
+                "natural",
+                dataset,
+                lipschitz=constant,
+                channels=1,
+                epochs=epochs,
+                seed=seed,
+            )
+            yield Cell("lipschitz", f"ortho-L{constant:g}", "natural", config, measures)
+        config = configure(
+            "odenet", "natural", dataset, channels=1, epochs=epochs, seed=seed
+        )
+        yield Cell("lipschitz", "ortho-Linf", "natural", config, measures)
+
+
+def _coarse(dataset, epochs, pairs, steps, measures) -> Iterator[Cell]:
+    """Trained by one number of Euler steps, solved by others."""
+    for model, n in pairs:
+        config = configure(
+            model,
+            "natural",
+            dataset,
+            channels=1,
+            epochs=epochs,
+            solver=Solver("euler", steps=n),
+        )
+        for m in steps:
+            solver = Solver("euler", steps=m)
+            yield Cell(
+                "steps", f"{model}-euler{n}", "natural", config, measures, solver
+            )
+
+
+def small() -> list[Cell]:
+    """Everything once, small, on the embedded digits."""
+    digits, epochs = DataConfig(), 10
+    common = {"channels": 1, "epochs": epochs, "seeds": (0,)}
+    ensemble = Measures(
+        TISODE, 200, budgets=(("linf", 0.1),), num_ensemble=50, radii=DIGIT_RADII
+    )
+    cells = [
+        *_models(
+            digits,
+            trained=[
+                ("natural", ALL),
+                ("noise", ("odenet", "contractive")),
+                ("adversarial", ("odenet",)),
+                ("margin", ("contractive",)),
+            ],
+            measures=ensemble,
+            **common,
+        ),
+        *_lipschitz(
+            digits,
+            constants=(0.25, 1.0, 4.0),
+            epochs=epochs,
+            seeds=(0,),
+            measures=Measures(
+                few_steps(0.1), 100, radii=(0.5,), stretch=True, adaptive=DOPRI5
+            ),
+        ),
+    ]
+    odenet = configure("odenet", "natural", digits, channels=1, epochs=epochs)
+    solved = Measures(few_steps(0.05), 100, via=FINEST)
+    cells += _solvers(
+        [("odenet", "natural", odenet)],
+        ("euler", "rk4"),
+        (1, 4),
+        ("dopri5",),
+        (1e-1, 1e-3),
+        solved,
+    )
+    cells += _coarse(digits, epochs, [("odenet", 1)], (1, 8), solved)
+    return cells
+
+
+def mnist() -> list[Cell]:
+    """All models on MNIST: the protocol of TisODE, and AutoAttack beside it."""
+    measures = Measures(
+        TISODE,
+        1000,
+        budgets=(("linf", 0.1), ("linf", 0.2), ("linf", 0.3)),
+        num_ensemble=200,
+        radii=DIGIT_RADII,
+    )
+    common = {"channels": 1, "measures": measures}
+    both = [("natural", ALL), ("noise", ALL), ("margin", ("ortho", "contractive"))]
+    robust = [("adversarial", ("cnn", "odenet", "ortho", "contractive"))]
+    digits = DataConfig("mnist")
+    return [
+        *_models(digits, epochs=2, trained=both, seeds=(0,), **common),
+        *_models(digits, epochs=3, trained=robust, seeds=(0,), **common),
+        *_models(digits, epochs=2, trained=both, seeds=(1, 2), **common),
+    ]
+
+
+def _photographs(name: str, epochs: int, robust: Sequence[str]) -> list[Cell]:
+    measures = Measures(
+        PHOTOGRAPHS,
+        500,
+        budgets=(("linf", 8 / 255), ("l2", 36 / 255), ("l2", 0.5)),
+        num_ensemble=100,
+        radii=PHOTOGRAPH_RADII,
+    )
+    return [
+        *_models(
+            DataConfig(name, flip=True, pad=2),
+            channels=3,
+            epochs=epochs,
+            trained=[
+                ("natural", ALL),
+                ("margin", ("ortho", "contractive")),
+                ("adversarial", robust),
+            ],
+            seeds=(0,),
+            measures=measures,
+            epsilon=8 / 255,
+            rho=0.25,
+        )
+    ]
+
+
+def cifar10() -> list[Cell]:
+    """All models on CIFAR-10."""
+    return _photographs("cifar10", 5, ("odenet", "contractive"))
+
+
+def cifar100() -> list[Cell]:
+    """All models on CIFAR-100."""
+    return _photographs("cifar100", 8, ())
+
+
+def solvers() -> list[Cell]:
+    """One trained model each, solved by every solver; and Euler steps of any number."""
+    digits, steps = DataConfig("mnist"), (1, 2, 4, 8, 16, 32)
+    trained = [
+        (
+            model,
+            "natural",
+            configure(model, "natural", digits, channels=1, epochs=2),
+        )
+        for model in ("odenet", "ortho")
+    ]
+    measures = Measures(few_steps(0.05), 200, via=FINEST, radii=(0.5,))
+    return [
+        *_solvers(
+            trained,
+            ("euler", "heun", "rk4"),
+            steps,
+            ("bosh3", "tsit5", "dopri5"),
+            (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
+            measures,
+        ),
+        *_coarse(digits, 2, [("odenet", 1), ("odenet", 4)], steps, measures),
+    ]
+
+
+def lipschitz() -> list[Cell]:
+    """The Ortho field from L = 0.25 to 8, and without a constraint."""
+    measures = Measures(
+        few_steps(0.1), 500, radii=(0.25, 0.5, 1.0), stretch=True, adaptive=DOPRI5
+    )
+    return [
+        *_lipschitz(
+            DataConfig("mnist"),
+            constants=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+            epochs=2,
+            seeds=(0, 1, 2),
+            measures=measures,
+        )
+    ]
+
+
+STUDIES: dict[str, Callable[[], list[Cell]]] = {
+    study.__name__: study
+    for study in (small, mnist, cifar10, cifar100, solvers, lipschitz)
+}

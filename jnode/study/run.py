@@ -1,0 +1,186 @@
+"""Running a study: by one process or several, again and again, past failures."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jnode._memory import drop_programs_if_many
+from jnode._versions import versions
+from jnode.study.cell import Cell
+from jnode.study.measure import measure
+from jnode.train import RunDir, train
+from jnode.train.files import write_atomic, write_json
+
+RESULTS = "results.jsonl"
+ROW = "row.json"
+
+
+def run_study(
+    cells: Sequence[Cell],
+    folder: str | os.PathLike,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Trains and measures all cells; writes `results.jsonl` into the folder.
+
+    Each cell is a run folder of its own in there, with its `row.json` once it is done.
+    A study that was stopped goes on where it was: what is trained is not trained again,
+    and finished cells are taken as they are. Several processes may work on one folder
+    at once; each takes cells that no other is at. A cell that fails becomes a row with
+    its `error`, and the others go on.
+
+    **Arguments:** the cells; the folder; where the data lie, if elsewhere than
+    `TFDS_DATA_DIR`; whether to try failed cells again; whether to draw progress bars.
+
+    **Returns:** the rows of all cells that are done, in the order of `cells`.
+
+    **Raises:** `ValueError` for two cells of one name, or a cell whose row is of
+    another configuration.
+    """
+    folder = Path(folder)
+    names = [cell.name for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"cells must have names of their own; twice: {twice[0]}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tqdm(total=len(cells), disable=not progress, unit="cell") as bar:
+        waiting = list(cells)
+        # First those that nobody is at, then whatever is left.
+        for wait in (False, True):
+            later = []
+            for cell in waiting:
+                bar.set_description(cell.name)
+                with _claimed(folder / f".{cell.name}.lock", wait=wait) as mine:
+                    if not mine:
+                        later.append(cell)
+                        continue
+                    if not _is_done(folder / cell.name, cell, retry_failed):
+                        _run(cell, folder, data_dir, progress)
+                        drop_programs_if_many()
+                rows = gather(cells, folder)
+                bar.update()
+            waiting = later
+    return rows
+
+
+def gather(cells: Sequence[Cell], folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of all cells that are done, written to `results.jsonl` too."""
+    folder = Path(folder)
+    with _claimed(folder / ".results.lock", wait=True):
+        paths = [folder / cell.name / ROW for cell in cells]
+        rows = [json.loads(path.read_text()) for path in paths if path.is_file()]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomic(folder / RESULTS, lambda file: file.write(text.encode()))
+    return rows
+
+
+def _is_done(run_dir: Path, cell: Cell, retry_failed: bool) -> bool:
+    path = run_dir / ROW
+    if not path.is_file():
+        return False
+    row = json.loads(path.read_text())
+    if row["settings"] != _settings(cell):
+        raise ValueError(
+            f"{path} was measured with other settings than the study has now: move "
+            f"{run_dir} away, or choose another folder."
+        )
+    return row["error"] is None or not retry_failed
+
+
+def _settings(cell: Cell) -> dict[str, Any]:
+    """All that a row depends on, as JSON gives it back; no paths."""
+    data = dataclasses.replace(cell.train.data, dir=None)
+    train = dataclasses.replace(cell.train, data=data)
+    settings = dataclasses.asdict(dataclasses.replace(cell, train=train))
+    return json.loads(json.dumps(settings))
+
+
+def _run(cell: Cell, folder: Path, data_dir, progress: bool) -> None:
+    """Trains (unless that was done), measures, and writes the row."""
+    run_dir = folder / cell.name
+    start = time.perf_counter()
+    row: dict[str, Any] = {
+        "cell": cell.name,
+        "part": cell.part,
+        "dataset": cell.train.data.name,
+        "model": cell.model,
+        "training": cell.training,
+        "seed": cell.train.seed,
+        "trained_with": str(cell.train.solver),
+        "solver": str(cell.evaluated),
+        "solver_name": cell.evaluated.name,
+        "error": None,
+    }
+    try:
+        row |= _trained(cell, folder, data_dir, progress)
+        if cell.solver is not None:
+            _derive(cell, folder)
+        row |= measure(cell, run_dir, data_dir=data_dir, progress=progress)
+    except Exception as error:
+        # KeyboardInterrupt and SIGTERM are no failures of the cell: they go through.
+        row["error"] = f"{type(error).__name__}: {error}"
+        row["traceback"] = traceback.format_exc()
+        tqdm.write(f"{cell.name} failed: {row['error']}")
+        run_dir.mkdir(exist_ok=True)
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    row["versions"] = versions()
+    row["settings"] = _settings(cell)
+    write_json(run_dir / ROW, row)
+
+
+def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, Any]:
+    """Trains the run that the cell shares with others, unless it is there."""
+    run = RunDir(folder / cell.trained)
+    with _claimed(folder / f".{cell.trained}.training.lock", wait=True):
+        if not (run.path / "model.eqx").is_file():
+            data = dataclasses.replace(cell.train.data, dir=data_dir)
+            config = dataclasses.replace(cell.train, data=data)
+            resume = (run.path / "config.json").is_file()
+            train(config, run.path, resume=resume, progress=progress)
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    last = json.loads(run.metrics.read_text().splitlines()[-1])
+    _, facts = run.read_config()
+    return {
+        "num_train": facts["num_train"],
+        "epochs": last["epoch"],
+        "training_seconds": round(last["seconds"], 1),
+        "images_per_second": round(last["images_per_second"]),
+    }
+
+
+def _derive(cell: Cell, folder: Path) -> None:
+    """A run folder that holds the trained weights, and the cell's solver."""
+    trained, derived = RunDir(folder / cell.trained), RunDir(folder / cell.name)
+    config, facts = trained.read_config()
+    config = dataclasses.replace(config, solver=cell.evaluated)
+    if not (derived.path / "config.json").is_file():
+        derived.create(overwrite=False)
+    derived.write_config(config, **{**facts, "trained_in": trained.path.name})
+    shutil.copyfile(trained.path / "model.eqx", derived.path / "model.eqx")
+    shutil.copyfile(trained.metrics, derived.metrics)
+
+
+@contextmanager
+def _claimed(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether this process alone holds the lock, which ends with it at the latest."""
+    import fcntl  # not on Windows, where the rest of the package works
+
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,288 @@
+"""The rows of a study as tables."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import Any
+
+from jnode.report.table import NONE, NORMS, attack_label, percent
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Words above, a head, and rows of cells; the first `labels` columns are words."""
+
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[str]]
+    labels: int
+
+    def markdown(self) -> str:
+        """The table with its title and note, for Markdown."""
+        n = len(self.head) - self.labels
+        rule = ["---"] * self.labels + ["---:"] * n
+        lines = [f"| {' | '.join(row)} |" for row in (self.head, rule, *self.rows)]
+        return "\n".join([f"**{self.title}.** {self.note}", "", *lines])
+
+    def html(self) -> str:
+        """The table with its title and note, for a page of the report."""
+        head = "".join(f"<th scope='col'>{escape(text)}</th>" for text in self.head)
+        rows = []
+        for row in self.rows:
+            words = "".join(
+                f"<th scope='row'>{escape(text)}</th>" for text in row[: self.labels]
+            )
+            cells = "".join(f"<td>{escape(text)}</td>" for text in row[self.labels :])
+            rows.append(f"<tr>{words}{cells}</tr>")
+        return (
+            f"<h2>{escape(self.title)}</h2><p class='dim'>{escape(self.note)}</p>"
+            f"<div class='scroll'><table class='results'><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table></div>"
+        )
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """A table for each data set and part that the rows are of; failed cells last."""
+    done = [row for row in rows if row["error"] is None]
+    found = []
+    for part, make in _MAKERS.items():
+        for dataset in dict.fromkeys(row["dataset"] for row in done):
+            chosen = [r for r in done if r["part"] == part and r["dataset"] == dataset]
+            if chosen:
+                found.append(make(chosen))
+    failed = [row for row in rows if row["error"] is not None]
+    if failed:
+        note = f"{len(failed)} of {len(rows)} cells."
+        lines = [[row["cell"], _line(row["error"])] for row in failed]
+        found.append(Table("Failed", note, ["cell", "error"], lines, 2))
+    return found
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
+    """The rows of each combination of these entries, in the order they are met."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def worst(row: Row, norm: str, epsilon: float) -> float | None:
+    """What stands in a budget: under AutoAttack if it ran, else under what did."""
+    for source in ("ensemble", "alone"):
+        for entry in row.get(source, {}).get("worst_case", ()):
+            if (entry["norm"], entry["epsilon"]) == (norm, epsilon):
+                return entry["robust_accuracy"]
+    return None
+
+
+def budgets(rows: Sequence[Row]) -> list[tuple[str, float]]:
+    """Norms and epsilons that AutoAttack had, or else any attack; Linf first."""
+    for source in ("ensemble", "alone"):
+        found = {
+            (entry["norm"], entry["epsilon"])
+            for row in rows
+            for entry in row.get(source, {}).get("worst_case", ())
+            if entry["norm"] != "sigma"
+        }
+        if found:
+            return sorted(found, key=lambda b: (b[0] != "linf", b))
+    return []
+
+
+def certified(row: Row, radius: float) -> float | None:
+    """Certified accuracy at an L2 radius, where anything is certified."""
+    for entry in row["certified_accuracy"]:
+        if entry["radius"] == radius:
+            return entry["certified_accuracy"]
+    return None
+
+
+def radii(rows: Sequence[Row]) -> list[float]:
+    """The radii at which any of the rows certifies."""
+    return sorted({e["radius"] for row in rows for e in row["certified_accuracy"]})
+
+
+def amount(value: float) -> str:
+    """`0.1`, or `8/255` for whole levels of a byte that are not round numbers."""
+    levels = 255 * value
+    whole = abs(levels - round(levels)) < 1e-3 and abs(50 * value % 1) > 1e-6
+    return f"{round(levels)}/255" if whole else f"{value:g}"
+
+
+def spread(values: Sequence[float | None], form: Callable[[float], str]) -> str:
+    """The mean, and half the range where there is one."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return NONE
+    mean = form(sum(known) / len(known))
+    half = (max(known) - min(known)) / 2
+    return mean if len(known) == 1 else f"{mean} ± {form(half)}"
+
+
+def _models(rows: list[Row]) -> Table:
+    tried = list(
+        dict.fromkeys(
+            _alone_label(entry)
+            for row in rows
+            for entry in row.get("alone", {}).get("attacks", ())
+        )
+    )
+    limits, balls = budgets(rows), radii(rows)
+    head = ["model", "training", "parameters", "NFE", "train s", "clean"]
+    head += tried
+    head += [f"AutoAttack {NORMS[n]} {amount(e)}" for n, e in limits]
+    head += [f"certified L2 {amount(r)}" for r in balls]
+    lines = []
+    for (model, training), group in grouped(rows, "model", "training").items():
+        cells = [model, training, f"{group[0]['parameters']:,}"]
+        cells.append(spread([r["nfe"] for r in group[:1]], _short))
+        cells.append(_short(sum(r["training_seconds"] for r in group) / len(group)))
+        cells.append(spread([r["clean_accuracy"] for r in group], percent))
+        cells += [spread([_alone(r, name) for r in group], percent) for name in tried]
+        cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
+        cells += [spread([certified(r, x) for r in group], percent) for x in balls]
+        lines.append(cells)
+    return Table(_title("Models", rows), _note(rows), head, lines, 2)
+
+
+def _lipschitz(rows: list[Row]) -> Table:
+    limits, balls = budgets(rows), radii(rows)
+    head = ["L", "clean", *(f"standing {NORMS[n]} {amount(e)}" for n, e in limits)]
+    head += [f"certified L2 {amount(r)}" for r in balls]
+    head += ["stretch, certified", "stretch, found", f"NFE {rows[0]['solver']}"]
+    head.append(f"NFE {rows[0]['adaptive']['solver']}")
+    lines = []
+    for (model,), group in grouped(rows, "model").items():
+        cells = [constant_label(model)]
+        cells.append(spread([r["clean_accuracy"] for r in group], percent))
+        cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
+        cells += [spread([certified(r, x) for r in group], percent) for x in balls]
+        for name in ("certified_upper_bound", "empirical_lower_bound"):
+            cells.append(spread([r["stretch"][name] for r in group], _short))
+        cells.append(spread([r["nfe"] for r in group[:1]], _short))
+        cells.append(spread([r["adaptive"]["nfe"] for r in group], _short))
+        lines.append(cells)
+    return Table(_title("Lipschitz constants", rows), _note(rows), head, lines, 1)
+
+
+def constant_label(model: str) -> str:
+    """`0.25`, or `none`, of a model called `ortho-L0.25`."""
+    constant = model.rpartition("-L")[2]
+    return "none" if constant == "inf" else constant
+
+
+def _solvers(rows: list[Row]) -> Table:
+    limits, balls = budgets(rows), radii(rows)
+    head = ["model", "solver", "NFE", "ms / image", "clean"]
+    for norm, epsilon in limits:
+        budget = f"{NORMS[norm]} {amount(epsilon)}"
+        head += [f"own attacks {budget}", f"transferred {budget}", f"standing {budget}"]
+    head += [f"certified L2 {amount(r)}" for r in balls]
+    lines = []
+    for row in rows:
+        cells = [row["model"], row["solver"], _short(row["nfe"])]
+        cells += [_short(row["ms_per_image"]), percent(row["clean_accuracy"])]
+        for budget in limits:
+            cells += [
+                percent(attacked(row, *budget, transferred=False)),
+                percent(attacked(row, *budget, transferred=True)),
+                percent(worst(row, *budget)),
+            ]
+        cells += [percent(certified(row, x)) for x in balls]
+        lines.append(cells)
+    sources = {
+        entry["via"] for r in rows for entry in r["alone"]["attacks"] if entry["via"]
+    }
+    note = f"{_note(rows)} Transferred: PGD through {', '.join(sorted(sources))}."
+    return Table(_title("Solvers", rows), note, head, lines, 2)
+
+
+def attacked(row: Row, norm: str, epsilon: float, *, transferred: bool) -> float | None:
+    """The least that a single attack left: through the solver itself, or another."""
+    found = [
+        entry["robust_accuracy"]
+        for entry in row["alone"]["attacks"]
+        if (entry["norm"], entry["epsilon"]) == (norm, epsilon)
+        and bool(entry["via"]) == transferred
+    ]
+    return min(found, default=None)
+
+
+def _steps(rows: list[Row]) -> Table:
+    limits = budgets(rows)
+    head = ["trained with", "solved with", "clean"]
+    head += [f"standing {NORMS[n]} {amount(e)}" for n, e in limits]
+    lines = [
+        [
+            row["trained_with"],
+            row["solver"],
+            percent(row["clean_accuracy"]),
+            *(percent(worst(row, *budget)) for budget in limits),
+        ]
+        for row in rows
+    ]
+    return Table(_title("Steps", rows), _note(rows), head, lines, 2)
+
+
+_MAKERS: dict[str, Callable[[list[Row]], Table]] = {
+    "models": _models,
+    "lipschitz": _lipschitz,
+    "solvers": _solvers,
+    "steps": _steps,
+}
+
+
+def _alone_label(entry: Row) -> str:
+    label = attack_label({**entry, "epsilon": 0.0}).removesuffix(" 0")
+    return f"{label} {amount(entry['epsilon'])}"
+
+
+def _alone(row: Row, label: str) -> float | None:
+    for entry in row.get("alone", {}).get("attacks", ()):
+        if _alone_label(entry) == label:
+            return entry["robust_accuracy"]
+    return None
+
+
+def _title(what: str, rows: list[Row]) -> str:
+    return f"{what} on {rows[0]['dataset']}"
+
+
+def _note(rows: list[Row]) -> str:
+    """On how many images all this rests."""
+    row = rows[0]
+    parts = [
+        f"Accuracy in %: clean and certified of {row['num_test']:,} test images; "
+        f"trained on {row['num_train']:,} for {_all(rows, 'epochs')} epochs"
+    ]
+    for name, says in (("alone", "single attacks"), ("ensemble", "AutoAttack")):
+        if name in row:
+            parts.append(f"{says} on the first {row[name]['num_examples']:,}")
+    note = "; ".join(parts) + "."
+    seeds = len({row["seed"] for row in rows})
+    if seeds > 1:
+        note += f" ± is half the range of up to {seeds} seeds."
+    flags = sum(
+        len(row[name]["flags"])
+        for row in rows
+        for name in ("alone", "ensemble")
+        if name in row
+    )
+    note += f" Flags of masked gradients: {flags}." if flags else ""
+    return note
+
+
+def _all(rows: list[Row], name: str) -> str:
+    return " or ".join(str(value) for value in sorted({row[name] for row in rows}))
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _line(text: str) -> str:
+    """One line that cannot be taken for the end of a cell."""
+    return " ".join(text.split()).replace("|", "\\|")

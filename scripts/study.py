@@ -1,0 +1,76 @@
+"""Run a declared study: python scripts/study.py small runs/study.
+
+Studies: small (everything once, on the embedded digits), mnist, cifar10, cifar100,
+solvers, lipschitz. The same command goes on after an interruption; started several
+times on one folder, the processes share the cells.
+"""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from jnode._cli import run
+from jnode.evaluation.cost import minutes
+from jnode.study import STUDIES, Cell, estimate, run_study, write_study
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Trains and measures the cells of a study; writes results.jsonl and a report."""
+
+    study: Annotated[str, tyro.conf.Positional]
+    """One of: small, mnist, cifar10, cifar100, solvers, lipschitz."""
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """Where to: a run folder for each cell, results.jsonl, study.html, study.md."""
+
+    dry_run: bool = False
+    """Print the cells and what they are estimated to cost, and run nothing."""
+
+    retry_failed: bool = False
+    """Try cells again that failed."""
+
+    data_dir: str | None = None
+    """The TFDS folder; by default TFDS_DATA_DIR."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    if args.study not in STUDIES:
+        raise ValueError(
+            f"study must be one of {', '.join(STUDIES)}, not {args.study!r}."
+        )
+    cells = STUDIES[args.study]()
+    if args.dry_run:
+        return tell(cells, args.data_dir)
+    rows = run_study(
+        cells,
+        args.folder,
+        data_dir=args.data_dir,
+        retry_failed=args.retry_failed,
+    )
+    failed = [row for row in rows if row["error"] is not None]
+    print(f"{len(rows)} of {len(cells)} cells done, {len(failed)} of them failed.")
+    print(f"Report: {write_study(rows, args.folder, args.study).resolve()}")
+
+
+def tell(cells: list[Cell], data_dir: str | None) -> None:
+    """Prints each cell with what it is estimated to cost, and the sum."""
+    costs = estimate(cells, data_dir=data_dir)
+    width = max(len(cell.name) for cell in cells)
+    for cell, cost in zip(cells, costs, strict=True):
+        print(
+            f"{cell.name:{width}}  training {minutes(cost.training)}, measuring at "
+            f"most {minutes(cost.measuring)}, compilation {minutes(cost.compilation)}"
+        )
+    parts = [sum(part) for part in zip(*costs, strict=True)]
+    print(
+        f"{len(cells)} cells, estimated: training {minutes(parts[0])}, measuring at "
+        f"most {minutes(parts[1])} (broken samples are attacked no more), compilation "
+        f"{minutes(parts[2])}."
+    )
+
+
+if __name__ == "__main__":
+    run(main)
