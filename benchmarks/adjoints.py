@@ -19,7 +19,8 @@ import numpy as np
 import jnode
 from jnode._cli import run
 from jnode._versions import versions
-from jnode.solvers import ADJOINTS, solve_batch
+from jnode.solvers import solve_batch
+from jnode.solvers.solver import ADJOINTS
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE, BATCH, ROUNDS = (7, 7, 32), 64, 7
