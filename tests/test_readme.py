@@ -52,7 +52,7 @@ def test_tables_are_those_that_the_benchmarks_wrote():
         "training": ("kill", "faults", "checkpoints"),
         "evaluation": ("masking",),
         "attacks": ("attacks",),
-        "speed": ("speed",),
+        "speed": ("speed", "adjoints", "precision"),
         "distributed": ("tpu",),
     }
     for page, names in pages.items():

@@ -7,7 +7,6 @@ import re
 import equinox as eqx
 import jax
 import pytest
-from test_scripts import script
 
 import jnode
 from jnode import study
@@ -17,8 +16,9 @@ from jnode.study import Cell, Measures, run, run_study, write_study
 from jnode.study.cell import PARTS
 from jnode.study.figures import figures, pareto
 from jnode.study.tables import amount, spread, tables
-from jnode.train import DataConfig, TrainConfig
+from jnode.train import DataConfig, LossConfig, TrainConfig
 from jnode.train.state import init_state
+from tests.test_scripts import script
 
 TINY = TrainConfig(
     data=DataConfig(num_train=64),
@@ -70,7 +70,8 @@ def test_models_are_matched_in_parameters():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    return folder, run_study([GOOD, BAD, SOLVED], folder, progress=False)
+    with jax.numpy_dtype_promotion("standard"):  # for Optax
+        return folder, run_study([GOOD, BAD, SOLVED], folder, progress=False)
 
 
 def test_a_failed_cell_stops_no_other(finished):
@@ -197,11 +198,19 @@ def test_small_pieces():
     assert pareto([useless, slow, fast], "linf", 0.1) == [fast, slow]
 
 
-def test_script_tells_the_cost_and_refuses_nonsense(tmp_path):
-    done = script("study.py", "small", tmp_path / "study", "--dry-run")
-    names = [cell.name for cell in study.STUDIES["small"]()]
-    assert all(name in done.stdout for name in names)
-    assert f"{len(names)} cells, estimated" in done.stdout
-    assert not (tmp_path / "study").exists()
+def test_what_cells_are_estimated_to_cost():
+    """What cells share is counted once; a costlier training costs more."""
+    loss = LossConfig(inputs="adversarial", steps=3)
+    robust = dataclasses.replace(
+        GOOD, training="adversarial", train=dataclasses.replace(TINY, loss=loss)
+    )
+    good, again, solved, robust = study.estimate([GOOD, GOOD, SOLVED, robust])
+    assert good.training > 0 and again.training == 0 == solved.training
+    assert good.compilation > again.compilation == 0
+    assert robust.training == pytest.approx(4 * good.training)
+    assert good.total == sum(good)
+
+
+def test_script_refuses_nonsense(tmp_path):
     done = script("study.py", "large", tmp_path, check=False)
     assert done.returncode == 2 and "study must be one of small" in done.stderr

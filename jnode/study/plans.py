@@ -167,7 +167,10 @@ def small() -> list[Cell]:
 
 
 def mnist() -> list[Cell]:
-    """All models on MNIST: the protocol of TisODE, and AutoAttack beside it."""
+    """All models on MNIST: the protocol of TisODE, and AutoAttack beside it.
+
+    Three seeds of the four models whose order is in question, one of the others.
+    """
     measures = Measures(
         TISODE,
         1000,
@@ -176,13 +179,21 @@ def mnist() -> list[Cell]:
         radii=DIGIT_RADII,
     )
     common = {"channels": 1, "measures": measures}
-    both = [("natural", ALL), ("noise", ALL), ("margin", ("ortho", "contractive"))]
-    robust = [("adversarial", ("cnn", "odenet", "ortho", "contractive"))]
+    few = ("cnn", "odenet", "ortho", "contractive")
+    everything = [("natural", ALL), ("noise", ALL), ("margin", few[2:])]
     digits = DataConfig("mnist")
     return [
-        *_models(digits, epochs=2, trained=both, seeds=(0,), **common),
-        *_models(digits, epochs=3, trained=robust, seeds=(0,), **common),
-        *_models(digits, epochs=2, trained=both, seeds=(1, 2), **common),
+        *_models(digits, epochs=2, trained=everything, seeds=(0,), **common),
+        *_models(
+            digits, epochs=3, trained=[("adversarial", few)], seeds=(0,), **common
+        ),
+        *_models(
+            digits,
+            epochs=2,
+            trained=[("natural", few), ("noise", few)],
+            seeds=(1, 2),
+            **common,
+        ),
     ]
 
 

@@ -132,12 +132,19 @@ def steady_state_unrest(
             "of rest of one field is none of the next: leave out time, and pieces."
         )
 
-    def one(y):
+    def integral(y, batch: bool):
         times, path = trajectory(model.field, y, model.solver, t0=1.0, t1=2.0)
-        speed = jax.vmap(lambda y: jnp.mean(jnp.abs(model.field(1.0, y))))(path)
-        return jnp.trapezoid(speed, jnp.asarray(times, speed.dtype))
+        speed = jnp.abs(jax.lax.map(lambda y: model.field(1.0, y), path))
+        if batch:
+            speed = jnp.moveaxis(speed, -2, 0)
+        # Of each state if they are a batch, else of the one there is.
+        rows = speed.reshape(len(states) if batch else 1, len(times), -1)
+        means = jnp.mean(rows, axis=2)
+        return jnp.trapezoid(means, jnp.asarray(times, speed.dtype), axis=1)
 
-    return jax.vmap(one)(states)
+    if model.field.takes_batches and not model.solver.adaptive:
+        return integral(jnp.moveaxis(states, 0, -2), True)
+    return jax.vmap(lambda y: integral(y, False)[0])(states)
 
 
 def lyapunov_unrest(
