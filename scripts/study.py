@@ -6,6 +6,7 @@ times on one folder, the processes share the cells.
 """
 
 import dataclasses
+import sys
 from typing import Annotated
 
 import tyro
@@ -44,12 +45,16 @@ def main() -> None:
     cells = STUDIES[args.study]()
     if args.dry_run:
         return tell(cells, args.data_dir)
-    rows = run_study(
-        cells,
-        args.folder,
-        data_dir=args.data_dir,
-        retry_failed=args.retry_failed,
-    )
+    try:
+        rows = run_study(
+            cells,
+            args.folder,
+            data_dir=args.data_dir,
+            retry_failed=args.retry_failed,
+        )
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on after the last finished cell.")
+        sys.exit(130)
     failed = [row for row in rows if row["error"] is not None]
     print(f"{len(rows)} of {len(cells)} cells done, {len(failed)} of them failed.")
     print(f"Report: {write_study(rows, args.folder, args.study).resolve()}")

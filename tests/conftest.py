@@ -10,6 +10,13 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Most of the time of the tests is compilation.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# A core to each of several workers: with threads on all of them they would wait for
+# each other.
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _worker and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+
 from jaxtyping import install_import_hook
 
 # Every annotated shape in the package is checked while the tests run.

@@ -113,7 +113,10 @@ def test_errors_are_one_sentence(tmp_path, name, args, message):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "certify.py", "report.py"])
+NAMES = ("train.py", "evaluate.py", "certify.py", "report.py", "study.py")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_help(name):
     assert name in script(name, "--help").stdout
 

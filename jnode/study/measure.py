@@ -24,6 +24,8 @@ from jnode.train import load
 from jnode.train.state import init_state
 
 BATCH = 250
+TRANSFERRED = 20
+"""Steps of PGD through another solver."""
 SEARCHED = 16
 """Images that the search for the strongest stretch starts from."""
 
@@ -146,7 +148,7 @@ def _alone(cell: Cell, model: ODEClassifier) -> list[AbstractAttack]:
     source = Batched(model.with_solver(via))
     budgets = {(a.norm, float(a.epsilon)) for a in tried if a.norm != "sigma"}
     tried += [
-        Transfer(source, str(via), round(epsilon, 7), norm=norm)
+        Transfer(source, str(via), round(epsilon, 7), norm=norm, steps=TRANSFERRED)
         for norm, epsilon in sorted(budgets)
     ]
     return tried
