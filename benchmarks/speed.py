@@ -7,7 +7,7 @@ row is the median of its rounds (of one round, where a call takes over a second)
 its ratio to jnode's. Then the sizes are changed one after another, and each contestant
 is started in a process of its own, twice, to see its first step, its first step with
 JAX's compilation cache, and its memory. Needs the extra `peers`. Writes
-benchmarks/results/speed.{json,md}; with `--part` only some of it.
+benchmarks/results/speed.{json,md,png}; with `--part` only some of it.
 """
 
 import argparse
@@ -24,9 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from speed_contestants import ADAPTIVE, OPERATIONS, Sizes, contestants, nfe, work_of
+from speed_figure import figure
 from speed_table import table
 
 from jnode._memory import keep_freed_memory
+from jnode.report.figures import to_png
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("groups", "sizes", "starts")
@@ -181,6 +183,8 @@ def main():
         result.update(found)
         path.write_text(json.dumps(result, indent=1) + "\n")
         out.with_suffix(".md").write_text(table(result))
+        if result.get("groups"):
+            out.with_suffix(".png").write_bytes(to_png(figure(result)))
 
     if "groups" in args.part:
         keep(ceiling=ceiling(), nfe=nfe(sizes), work=work_of(sizes), groups={})
