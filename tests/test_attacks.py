@@ -54,6 +54,21 @@ def test_optimal_on_a_linear_model(problem, name, norm):
     assert [f.split(":")[0] for f in found["flags"]] == ["too few classes"]
 
 
+def test_keys_of_images_make_attacks_that_know_no_batch_mates(problem):
+    """As adversarial training has it: what becomes of an image is its own affair."""
+    model, images, labels = problem
+    labels = labels.at[3].set(1 - labels[3])
+    attack, keys = attacks.PGD(0.05, steps=5), jr.split(jr.key(0), len(images))
+    found = attack.from_keys(model, images, labels, keys)
+    few = slice(2, 7)
+    alone = attack.from_keys(model, images[few], labels[few], keys[few])
+    np.testing.assert_allclose(found[few], alone, atol=1e-6)
+    assert float(jnp.max(jnp.abs(found - images))) <= 0.05 + 1e-6
+    np.testing.assert_array_equal(found[3], images[3])  # wrong before
+    right = np.mean(np.argmax(model(found), 1) == np.asarray(labels))
+    assert right < np.mean(np.argmax(model(images), 1) == np.asarray(labels))
+
+
 @pytest.mark.parametrize("spec", ["fgsm:linf:0.3", "pgd:linf:0.3:5:2", "pgd:l2:2.0:5"])
 def test_budget_range_and_determinism(problem, spec):
     model, images, labels = problem

@@ -191,7 +191,11 @@ def test_losses(getkey):
     assert value(name="margin", rho=0.5) > natural
     assert value(inputs="noise", sigma=0.0) == pytest.approx(natural, rel=1e-6)
     assert value(inputs="noise", sigma=0.5) != pytest.approx(natural, rel=1e-3)
+    assert value(inputs="noise", sigma=0.5, share=0.0) == pytest.approx(natural)
     assert value(inputs="adversarial", epsilon=0.1, steps=3) > natural
+    for wrong in ({"inputs": "dirty"}, {"share": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            LossConfig(**wrong)
 
 
 def test_unrest_of_a_field_at_rest(getkey):
