@@ -139,8 +139,8 @@ def steady_state_unrest(
             speed = jnp.moveaxis(speed, -2, 0)
         # Of each state if they are a batch, else of the one there is.
         rows = speed.reshape(len(states) if batch else 1, len(times), -1)
-        means = jnp.mean(rows, axis=2)
-        return jnp.trapezoid(means, jnp.asarray(times, speed.dtype), axis=1)
+        at = jnp.asarray(times, speed.dtype)
+        return jax.vmap(lambda row: jnp.trapezoid(row, at))(jnp.mean(rows, axis=2))
 
     if model.field.takes_batches and not model.solver.adaptive:
         return integral(jnp.moveaxis(states, 0, -2), True)
