@@ -66,14 +66,13 @@ def tell(cells: list[Cell], data_dir: str | None) -> None:
     width = max(len(cell.name) for cell in cells)
     for cell, cost in zip(cells, costs, strict=True):
         print(
-            f"{cell.name:{width}}  training {minutes(cost.training)}, measuring at "
-            f"most {minutes(cost.measuring)}, compilation {minutes(cost.compilation)}"
+            f"{cell.name:{width}}  training {minutes(cost.training)}, measuring "
+            f"{minutes(cost.measuring)}, compilation {minutes(cost.compilation)}"
         )
-    parts = [sum(part) for part in zip(*costs, strict=True)]
+    parts = [minutes(sum(part)) for part in zip(*costs, strict=True)]
     print(
-        f"{len(cells)} cells, estimated: training {minutes(parts[0])}, measuring at "
-        f"most {minutes(parts[1])} (broken samples are attacked no more), compilation "
-        f"{minutes(parts[2])}."
+        f"{len(cells)} cells, estimated: training {parts[0]}, measuring {parts[1]}, "
+        f"compilation {parts[2]}."
     )
 
 

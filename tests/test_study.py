@@ -207,7 +207,7 @@ def test_what_cells_are_estimated_to_cost():
     good, again, solved, robust = study.estimate([GOOD, GOOD, SOLVED, robust])
     assert good.training > 0 and again.training == 0 == solved.training
     assert good.compilation > again.compilation == 0
-    assert robust.training == pytest.approx(4 * good.training)
+    assert robust.training > 2 * good.training
     assert good.total == sum(good)
 
 

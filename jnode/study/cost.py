@@ -26,7 +26,7 @@ COMPILATION = 6.0
 
 
 class Cost(NamedTuple):
-    """Seconds, estimated: of training, of measuring at most, and of compilation."""
+    """Seconds, estimated: of training, of measuring, and of compilation."""
 
     training: float
     measuring: float
@@ -43,9 +43,9 @@ def estimate(
     """The cost of each cell on this machine; nothing is compiled but one product.
 
     From the arithmetic of a training step and the numbers of gradients that attacks
-    take at most: samples that are broken are attacked no more, so models that fall at
-    once cost much less. What cells share (a trained model, a program) counts for the
-    first of them.
+    take. Of each of AutoAttack's budgets half of the samples are taken to fall to its
+    first attack, and to be attacked no more. What cells share (a trained model, a
+    program) counts for the first of them.
 
     **Raises:** what `jnode.data.load` raises.
     """
@@ -54,20 +54,23 @@ def estimate(
     trained, compiled, found = set(), set(), []
     for cell in cells:
         shape, classes, length, test_length = sizes[cell.train.data.name]
-        forward, gradient = _flops(cell, shape, classes)
+        forward, gradient, step = _flops(cell, shape, classes)
         training, fresh = 0.0, 0
         if cell.trained not in trained:
             trained.add(cell.trained)
             length = min(length, cell.train.data.num_train or length)
             loss = cell.train.loss
-            per_image = gradient * (1 + loss.steps * (loss.inputs == "adversarial"))
-            training = cell.train.epochs * length * per_image / rate
+            if loss.inputs == "adversarial":
+                step += gradient * (1 + loss.steps)
+            training = cell.train.epochs * length * step / rate
             fresh += 1
         alone = [attacks.parse(spec) for spec in cell.measures.alone]
-        tried = [(cell.measures.num_alone, attack) for attack in alone]
-        tried += [
-            (cell.measures.num_ensemble, attack) for attack in ensembles(cell, classes)
-        ]
+        tried = [(float(cell.measures.num_alone), attack) for attack in alone]
+        left = float(cell.measures.num_ensemble)
+        for budget in ensembles(cell, classes):
+            for k, attack in enumerate(budget):
+                tried.append((left / 2 if k else left, attack))
+            left /= 2
         measuring = test_length * forward
         for images, attack in tried:
             logits, gradients = evaluations(attack)
@@ -105,21 +108,27 @@ TURNS = 3
 """Steps that an adaptive solve is taken for."""
 
 
-def _flops(cell: Cell, shape, classes: int, batch: int = 16) -> tuple[float, float]:
-    """Of one image: for its logits, and for a gradient of the loss."""
+def _flops(cell: Cell, shape, classes: int) -> tuple[float, float, float]:
+    """Of one image: for its logits, for a gradient by it, and of a training step."""
     config = cell.train
+    batch = config.batch_size
     sizes = {"image_shape": shape, "classes": classes, "total_steps": 1}
-    model = init_state(config, **sizes).model.with_solver(cell.evaluated)
+    model = init_state(config, **sizes).model
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
     images = jnp.zeros((batch, *shape))
     labels = jnp.zeros(batch, jnp.int32)
     keys = jax.random.split(jax.random.key(0), batch)
     # An attack's gradients are counted by whoever asks.
     loss = make_loss(dataclasses.replace(config.loss, inputs="clean"))
+    solved = model.bake().with_solver(cell.evaluated)
 
     def value(arrays):
         return loss(eqx.combine(arrays, static), images, labels, keys)[0]
 
-    forward = work(lambda a: eqx.combine(a, static).batch(images), arrays, turns=TURNS)
-    both = work(jax.grad(value), arrays, turns=TURNS)
-    return forward.flops / batch, both.flops / batch
+    counted = (
+        work(solved.batch, images, turns=TURNS),
+        work(jax.grad(lambda x: jnp.sum(solved.batch(x))), images, turns=TURNS),
+        work(jax.grad(value), arrays, turns=TURNS),
+    )
+    forward, gradient, step = (one.flops / batch for one in counted)
+    return forward, gradient, step

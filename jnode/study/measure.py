@@ -69,7 +69,7 @@ def measure(
         seen = evaluate_run(run_dir, tried, num_examples=wanted.num_alone, **common)
         found["alone"] = _kept(seen)
     if wanted.budgets:
-        tried = ensembles(cell, test.num_classes)
+        tried = sum(ensembles(cell, test.num_classes), ())
         seen = evaluate_run(
             run_dir,
             tried,
@@ -154,12 +154,11 @@ def _alone(cell: Cell, model: ODEClassifier) -> list[AbstractAttack]:
     return tried
 
 
-def ensembles(cell: Cell, classes: int) -> list[AbstractAttack]:
-    """AutoAttack of each budget of a cell."""
+def ensembles(cell: Cell, classes: int) -> list[tuple[AbstractAttack, ...]]:
+    """AutoAttack at each budget of a cell."""
     return [
-        attack
+        attacks.autoattack(epsilon, norm=norm, classes=classes)
         for norm, epsilon in sorted(cell.measures.budgets)
-        for attack in attacks.autoattack(epsilon, norm=norm, classes=classes)
     ]
 
 
