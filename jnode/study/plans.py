@@ -204,7 +204,7 @@ def _photographs(
     measures = Measures(
         PHOTOGRAPHS,
         500,
-        budgets=(("linf", 8 / 255), ("l2", 36 / 255), ("l2", 0.5)),
+        budgets=(("linf", 8 / 255), ("l2", 36 / 255)),
         num_ensemble=50,
         radii=PHOTOGRAPH_RADII,
     )
