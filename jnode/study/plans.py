@@ -231,8 +231,7 @@ def cifar10() -> list[Cell]:
 
 def cifar100() -> list[Cell]:
     """The models whose order is in question on CIFAR-100."""
-    few = ("cnn", "odenet", "contractive")
-    return _photographs("cifar100", 6, [("natural", few), ("margin", few[2:])])
+    return _photographs("cifar100", 6, [("natural", ("cnn", "odenet", "contractive"))])
 
 
 def solvers() -> list[Cell]:
