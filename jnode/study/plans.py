@@ -67,12 +67,12 @@ def _solvers(
     measures: Measures,
 ) -> Iterator[Cell]:
     """Models trained once, and solved anew by every solver."""
-    solvers = [Solver(name, steps=n) for name in fixed for n in steps]
-    solvers += [
+    solvers = [
         Solver(name, rtol=rtol, atol=rtol / 10, max_steps=4096)
-        for name in adaptive
         for rtol in tolerances
+        for name in adaptive
     ]
+    solvers += [Solver(name, steps=n) for n in steps for name in fixed]
     for model, training, config in trained:
         for solver in solvers:
             yield Cell("solvers", model, training, config, measures, solver)
@@ -240,6 +240,7 @@ def solvers() -> list[Cell]:
     odenet = configure("odenet", "natural", digits, channels=1, epochs=2)
     measures = Measures(few_steps(0.05), 100, via=FINEST)
     return [
+        *_coarse(digits, 2, [("odenet", 1), ("odenet", 4)], steps, measures),
         *_solvers(
             [("odenet", "natural", odenet)],
             ("euler", "heun", "rk4"),
@@ -248,7 +249,6 @@ def solvers() -> list[Cell]:
             (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
             measures,
         ),
-        *_coarse(digits, 2, [("odenet", 1), ("odenet", 4)], steps, measures),
     ]
 
 
