@@ -182,7 +182,7 @@ def _solvers(rows: list[Row]) -> Table:
         head += [f"own attacks {budget}", f"transferred {budget}", f"standing {budget}"]
     head += [f"certified L2 {amount(r)}" for r in balls]
     lines = []
-    for row in rows:
+    for row in sorted(rows, key=lambda r: (r["model"], r["solver_name"], r["nfe"])):
         cells = [row["model"], row["solver"], _short(row["nfe"])]
         cells += [_short(row["ms_per_image"]), percent(row["clean_accuracy"])]
         for budget in limits:
