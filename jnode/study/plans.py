@@ -124,46 +124,44 @@ def _coarse(dataset, epochs, pairs, steps, measures) -> Iterator[Cell]:
 
 
 def small() -> list[Cell]:
-    """Everything once, small, on the embedded digits."""
-    digits, epochs = DataConfig(), 10
-    common = {"channels": 1, "epochs": epochs, "seeds": (0,)}
-    ensemble = Measures(
-        TISODE, 200, budgets=(("linf", 0.1),), num_ensemble=50, radii=DIGIT_RADII
+    """Each question once, small, on the embedded digits."""
+    digits, epochs = DataConfig(), 8
+    models = _models(
+        digits,
+        channels=1,
+        epochs=epochs,
+        trained=[
+            ("natural", ("cnn", "odenet", "ortho", "contractive")),
+            ("noise", ("odenet",)),
+            ("margin", ("contractive",)),
+            ("adversarial", ("odenet",)),
+        ],
+        seeds=(0,),
+        measures=Measures(
+            TISODE, 200, budgets=(("linf", 0.1),), num_ensemble=50, radii=DIGIT_RADII
+        ),
     )
-    cells = [
-        *_models(
-            digits,
-            trained=[
-                ("natural", ALL),
-                ("noise", ("odenet", "contractive")),
-                ("adversarial", ("odenet",)),
-                ("margin", ("contractive",)),
-            ],
-            measures=ensemble,
-            **common,
+    lipschitz = _lipschitz(
+        digits,
+        constants=(0.25, 4.0),
+        epochs=epochs,
+        seeds=(0,),
+        measures=Measures(
+            few_steps(0.1), 100, radii=(0.5,), stretch=True, adaptive=DOPRI5
         ),
-        *_lipschitz(
-            digits,
-            constants=(0.25, 1.0, 4.0),
-            epochs=epochs,
-            seeds=(0,),
-            measures=Measures(
-                few_steps(0.1), 100, radii=(0.5,), stretch=True, adaptive=DOPRI5
-            ),
-        ),
-    ]
+    )
     odenet = configure("odenet", "natural", digits, channels=1, epochs=epochs)
-    solved = Measures(few_steps(0.05), 100, via=FINEST)
-    cells += _solvers(
+    measures = Measures(few_steps(0.05), 100, via=FINEST)
+    solvers = _solvers(
         [("odenet", "natural", odenet)],
         ("euler", "rk4"),
         (1, 4),
         ("dopri5",),
-        (1e-1, 1e-3),
-        solved,
+        (1e-2,),
+        measures,
     )
-    cells += _coarse(digits, epochs, [("odenet", 1)], (1, 8), solved)
-    return cells
+    coarse = _coarse(digits, epochs, [("odenet", 1)], (1, 8), measures)
+    return [*models, *lipschitz, *solvers, *coarse]
 
 
 def mnist() -> list[Cell]:
