@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+STUDIED = ("mnist", "cifar10", "cifar100", "lipschitz", "solvers")
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
@@ -54,6 +55,7 @@ def test_tables_are_those_that_the_benchmarks_wrote():
         "attacks": ("attacks",),
         "speed": ("speed", "adjoints", "precision"),
         "distributed": ("tpu",),
+        "study": tuple(f"study/{name}" for name in STUDIED),
     }
     for page, names in pages.items():
         text = (ROOT / "docs" / f"{page}.md").read_text()
