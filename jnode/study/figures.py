@@ -51,7 +51,8 @@ def figures(rows: Sequence[Row]) -> dict[str, "Figure"]:
 
 CAPTIONS = {
     "models": "A panel a training. Circles: clean accuracy. Filled markers: what "
-    "stands under attack, an empirical upper bound on robust accuracy. Triangles: "
+    "stands under attack, an empirical upper bound on robust accuracy, of fewer images "
+    "than clean and certified accuracy, so that it may lie above them. Triangles: "
     "certified, a lower bound. Thin lines: the range of the seeds.",
     "lipschitz": "Left: accuracy of the Ortho field against its constant, and of the "
     "same field without a constraint. Middle: how much a step from pixels to features "
