@@ -132,7 +132,6 @@ def small() -> list[Cell]:
         epochs=epochs,
         trained=[
             ("natural", ("cnn", "odenet", "ortho", "contractive")),
-            ("noise", ("odenet",)),
             ("margin", ("contractive",)),
             ("adversarial", ("odenet",)),
         ],
@@ -143,7 +142,7 @@ def small() -> list[Cell]:
     )
     lipschitz = _lipschitz(
         digits,
-        constants=(0.25, 4.0),
+        constants=(0.25,),
         epochs=epochs,
         seeds=(0,),
         measures=Measures(
