@@ -20,7 +20,6 @@ WIDTHS = {1: 32, 3: 64}
 class Entry:
     """A model: its field's options, its solver, what its loss adds to cross-entropy."""
 
-    says: str
     options: dict
     solver: Solver = RK4
     loss: str = "natural"
@@ -30,31 +29,26 @@ class Entry:
 
 MODELS: dict[str, Entry] = {
     "cnn": Entry(
-        "one residual block (an Euler step)",
         FREE,
         Solver("euler", 1),
     ),
     "resnet": Entry(
-        "four residual blocks, each a quarter as wide inside",
         FREE | {"pieces": 4},
         Solver("euler", steps=4),
         factor=-4,
     ),
-    "odenet": Entry("free field", FREE),
+    "odenet": Entry(FREE),
     "tisode": Entry(
-        "free field with the steady-state loss",
         FREE,
         loss="steady_state",
     ),
-    "ortho": Entry("two orthogonal maps, L = 1", {"field": "ortho", "lipschitz": 1.0}),
+    "ortho": Entry({"field": "ortho", "lipschitz": 1.0}),
     "contractive": Entry(
-        "gradient flow, hL = 2",
         {"field": "gradient_flow", "lipschitz": 8.0},
         Solver("euler", steps=4),
         factor=2,
     ),
     "skew": Entry(
-        "skew-symmetric, L = 2, damping 0.5",
         {"field": "skew", "lipschitz": 2.0, "damping": 0.5},
     ),
 }
