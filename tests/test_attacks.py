@@ -7,9 +7,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+import jnode
 from jnode import attacks
 from jnode.attacks.norms import size
 from jnode.evaluation import evaluate
+from tests.helpers import small_model
 
 
 class Linear(eqx.Module):
@@ -96,6 +98,28 @@ def test_another_budget_compiles_nothing_anew(problem):
     first = len(traces)
     run(attacks.make("pgd", epsilon=0.2, steps=7), images)
     assert first == len(traces) > 0
+
+
+def test_another_tolerance_compiles_nothing_anew(getkey):
+    solver = jnode.Solver("bosh3", rtol=1e-1, atol=1e-2)
+    finer = jnode.Solver("bosh3", rtol=1e-5, atol=1e-6)
+    model = small_model(getkey(), "ortho", solver, pieces=2).bake()
+    images = jr.uniform(getkey(), (3, 8, 8, 1))
+    traces = []
+
+    @eqx.filter_jit
+    def run(model, x):
+        traces.append(1)
+        return model(x)
+
+    fine = model.with_solver(finer)
+    for one in (model, fine):
+        logits = run(attacks.Batched(one), images)
+        expected = eqx.filter_jit(lambda m, x: m.batch(x))(one, images)
+        np.testing.assert_allclose(logits, expected, atol=1e-6)
+    assert len(traces) == 1
+    coarse = run(attacks.Batched(model), images)
+    assert float(jnp.max(jnp.abs(coarse - logits))) > 1e-5
 
 
 def test_zero_epsilon_changes_nothing(problem):

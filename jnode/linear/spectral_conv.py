@@ -30,15 +30,32 @@ def _by_parts(f, real, imaginary, x):
     re = _matmul(even, jnp.concatenate([first + last, middle]))
     im = _matmul(odd, first - last)
     re, im = (part.reshape(frequencies, batch, -1) for part in (re, im))
-    re, im = (
-        _matmul(re, real) - _matmul(im, imaginary),
-        _matmul(re, imaginary) + _matmul(im, real),
-    )
-    same = _matmul(even.T, re.reshape(frequencies, -1))
-    turned = _matmul(odd.T, im.reshape(frequencies, -1))
+    re, im = _complex_product(re, im, real, imaginary)
+    same = _matmul(even.T, re)
+    turned = _matmul(odd.T, im)
     first, middle = same[:half], same[half:]
     out = jnp.concatenate([first + turned, middle, (first - turned)[::-1]])
     return out.reshape(positions, batch, -1)
+
+
+def _whole(f, real, imaginary, x):
+    """As `_by_parts`, with all of the transform's products. Few positions make them
+    cheaper than what XLA's CPU backend makes of sums of turned rows: it computes all
+    that leads to them once for each of them, if no gradient of a weight asks for it."""
+    _, frequencies, positions = f.shape
+    flat = x.reshape(positions, -1)
+    re, im = (_matmul(part, flat).reshape(frequencies, x.shape[1], -1) for part in f)
+    re, im = _complex_product(re, im, real, imaginary)
+    return (_matmul(f[0].T, re) + _matmul(f[1].T, im)).reshape(*x.shape[:2], -1)
+
+
+def _complex_product(re, im, real, imaginary):
+    """Parts of the products of each frequency, flat."""
+    out = (
+        _matmul(re, real) - _matmul(im, imaginary),
+        _matmul(re, imaginary) + _matmul(im, real),
+    )
+    return (part.reshape(len(re), -1) for part in out)
 
 
 def _embedded(f, real, imaginary, x):
@@ -97,8 +114,9 @@ class SpectralConv(AbstractLinear):
         # has to move.
         f = jnp.asarray(fourier.transform(*self.grid, self.margin), x.dtype)
         flat = x.reshape(f.shape[2], -1, x.shape[-1])
+        parts = _whole if len(flat) < 64 and self.margin == 0 else _by_parts
         out = jax.lax.platform_dependent(
-            f, real, imaginary, flat, cpu=_by_parts, default=_embedded
+            f, real, imaginary, flat, cpu=parts, default=_embedded
         )
         return out.reshape(*x.shape[:-1], real.shape[-1])
 

@@ -45,10 +45,19 @@ class ODEClassifier(eqx.Module):
         return solve(self.field, self.encoder(image), self.solver, throw=throw)
 
     def batch(
-        self, images: Float[Array, "batch height width channels"]
+        self, images: Float[Array, "batch height width channels"], *, throw: bool = True
     ) -> Float[Array, "batch classes"]:
-        """The logits of a batch: what `jax.vmap` of this model gives, quicker."""
-        return jax.vmap(lambda y: self.head(y.ravel()))(self.solutions(images).y)
+        """The logits of a batch: what `jax.vmap` of this model gives, quicker.
+
+        `throw` is that of `jnode.solve`.
+        """
+        return self.logits(self.solutions(images, throw=throw).y)
+
+    def logits(
+        self, ends: Float[Array, "batch *state"]
+    ) -> Float[Array, "batch classes"]:
+        """The logits of states $y(1)$."""
+        return jax.vmap(lambda y: self.head(y.ravel()))(ends)
 
     def solutions(
         self, images: Float[Array, "batch height width channels"], *, throw: bool = True

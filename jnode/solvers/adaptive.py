@@ -7,6 +7,7 @@ of a solve carries one gradient a sample. The gradient is that of Diffrax's dire
 adjoint: of the steps that were accepted, their lengths held.
 """
 
+import dataclasses
 from typing import Any
 
 import diffrax
@@ -40,14 +41,16 @@ def solve_adaptive(
     many of them were accepted and rejected, the evaluations, and whether `max_steps`
     ended it before its time, 0 or 1.
     """
-    y1, (taken, accepted, failed) = _solve((field, y0), solver, t0, t1)
+    tolerances = jnp.stack([jnp.asarray(x, y0.dtype) for x in solver.tolerances])
+    solver = dataclasses.replace(solver, rtol=None, atol=None)
+    y1, (taken, accepted, failed) = _solve((field, y0), tolerances, solver, t0, t1)
     nfe = evaluations(solver, taken)
     return y1, (taken, accepted, taken - accepted, nfe, failed)
 
 
-def controller(solver: Solver) -> diffrax.PIDController:
-    """What chooses an adaptive solver's steps."""
-    rtol, atol = solver.tolerances
+def controller(solver: Solver, dtype: Any) -> diffrax.PIDController:
+    """What chooses an adaptive solver's steps, for states of this type."""
+    rtol, atol = (jnp.asarray(x, dtype) for x in solver.tolerances)
     return diffrax.PIDController(rtol=rtol, atol=atol)
 
 
@@ -65,7 +68,8 @@ def first_step(
     # The state is cut off before, as the step is held when gradients are taken.
     arrays, static = eqx.partition((term, y0), eqx.is_array)
     term, y0 = eqx.combine(jax.lax.stop_gradient(arrays), static)
-    end, _ = controller(solver).init(term, t0, t0, y0, None, None, method.func, order)
+    control = controller(solver, y0.dtype)
+    end, _ = control.init(term, t0, t0, y0, None, None, method.func, order)
     return end - t0
 
 
@@ -79,21 +83,23 @@ def evaluations(solver: Solver, steps: Int[Array, "..."]) -> Int[Array, "..."]:
 
 
 @eqx.filter_custom_vjp
-def _solve(differentiable, solver, t0, t1):
-    y1, counts, _ = _forward(*differentiable, solver, t0, t1)
+def _solve(differentiable, tolerances, solver, t0, t1):
+    y1, counts, _ = _forward(*differentiable, solver.at(tolerances), t0, t1)
     return y1, counts
 
 
 @_solve.def_fwd
-def _solve_fwd(perturbed, differentiable, solver, t0, t1):
+def _solve_fwd(perturbed, differentiable, tolerances, solver, t0, t1):
     del perturbed
-    y1, counts, lengths = _forward(*differentiable, solver, t0, t1)
+    y1, counts, lengths = _forward(*differentiable, solver.at(tolerances), t0, t1)
     return (y1, counts), (counts, lengths)
 
 
 @_solve.def_bwd
-def _solve_bwd(residuals, cotangent, perturbed, differentiable, solver, t0, t1):
-    del perturbed, t1
+def _solve_bwd(
+    residuals, cotangent, perturbed, differentiable, tolerances, solver, t0, t1
+):
+    del perturbed, tolerances, t1
     (_, accepted, _), lengths = residuals
     start = jnp.asarray(t0, lengths.dtype)
 
@@ -144,7 +150,8 @@ def _along(samples, y):
 
 def _forward(field, y0, solver, t0, t1):
     method, batch, dtype = solver.diffrax(), y0.shape[-2], y0.dtype
-    control, order = controller(solver), method.error_order(diffrax.ODETerm(field))
+    term = diffrax.ODETerm(field)
+    control, order = controller(solver, dtype), method.error_order(term)
     t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
     floor = t1
     for _ in range(CLOSE):

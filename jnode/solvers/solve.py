@@ -143,7 +143,7 @@ def _pieces(field, y0, solver, t0, t1, one):
     check_span(field, t0, t1)
     times = field.times()
     parts = [solver.piece(k, field.count) for k in range(field.count)]
-    if len(set(parts)) == 1:
+    if parts.count(parts[0]) == len(parts):
         # One piece is compiled, and the weights of each are read as its turn comes.
         arrays, static = eqx.partition(field.pieces, eqx.is_array)
         ends = jnp.asarray(times, y0.dtype)
@@ -215,7 +215,7 @@ def save_adaptive(
         t1,
         first_step(field, y0, solver, t0),
         y0,
-        stepsize_controller=controller(solver),
+        stepsize_controller=controller(solver, y0.dtype),
         max_steps=solver.max_steps,
         saveat=saveat,
     )
@@ -224,7 +224,7 @@ def save_adaptive(
 def _diffrax(field, y0, solver, t0, t1):
     method = solver.diffrax()
     if solver.adaptive:
-        control = controller(solver)
+        control = controller(solver, y0.dtype)
         dt0, max_steps = first_step(field, y0, solver, t0), solver.max_steps
     elif solver.adjoint == "backsolve":
         # The way back runs over the same steps in the other direction, which times

@@ -1,10 +1,12 @@
 """The description of a numerical solver: what method, what steps, what adjoint."""
 
 import dataclasses
+from typing import Any
 
 import diffrax
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jnode.solvers.tableaus import ADAPTIVE, SOLVERS, tableau
 
@@ -142,7 +144,7 @@ class Solver:
         return self.steps is None
 
     @property
-    def tolerances(self) -> tuple[float, float]:
+    def tolerances(self) -> tuple[Any, Any]:
         """The relative and absolute tolerance of an adaptive solver."""
         return (
             1e-3 if self.rtol is None else self.rtol,
@@ -154,9 +156,22 @@ class Solver:
         """Evaluations of the field in one fixed step."""
         return len(tableau(self.name)[1])
 
+    def at(self, tolerances: Float[Array, "2"]) -> "Solver":
+        """This adaptive solver at tolerances that are data of a jitted function.
+
+        Other tolerances then compile nothing anew. For use inside that function alone:
+        such a solver can be no static part of anything that JAX compares.
+        """
+        solver = dataclasses.replace(self)
+        for name, value in zip(("rtol", "atol"), tolerances, strict=True):
+            object.__setattr__(solver, name, value)
+        return solver
+
     def __str__(self) -> str:
         if self.adaptive:
             rtol, atol = self.tolerances
+            if isinstance(rtol, jax.Array):
+                return self.name
             return f"{self.name}(rtol={rtol:g}, atol={atol:g})"
         if self.grid is not None:
             return f"{self.name} on a grid of {self.steps} steps"

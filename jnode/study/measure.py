@@ -2,19 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
 from jnode import attacks, certify, data
 from jnode.attacks import AbstractAttack, Batched
 from jnode.attacks.one_batch import predict
+from jnode.certification import stretch
 from jnode.data import Dataset, padded_batches
 from jnode.evaluation import Transfer
 from jnode.experiment import count_evaluations, evaluate_run
@@ -26,8 +25,6 @@ from jnode.train.state import init_state
 BATCH = 250
 TRANSFERRED = 20
 """Steps of PGD through another solver."""
-SEARCHED = 16
-"""Images that the search for the strongest stretch starts from."""
 
 
 def measure(
@@ -62,7 +59,7 @@ def measure(
         mean = _evaluations(model.with_solver(wanted.adaptive), some)["nfe"]
         found["adaptive"] = {"solver": name, "nfe": mean}
     if wanted.stretch:
-        found["stretch"] = _stretch(model, some[:SEARCHED], cell.train.seed)
+        found["stretch"] = stretch(model, images, seed=cell.train.seed)
     common = {"pictures": False, "data_dir": data_dir, "progress": progress}
     if wanted.alone:
         tried = _alone(cell, model)
@@ -123,21 +120,6 @@ def _milliseconds(model: ODEClassifier, images: Float[Array, "n h w c"]) -> floa
         jax.block_until_ready(predict(Batched(model), images))
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times[1:])) / len(images)
-
-
-@eqx.filter_jit
-def _search(model, starts, keys):
-    one: Callable = lambda x, key: certify.strongest_stretch(  # noqa: E731
-        model.embed, x, key=key, steps=60
-    )
-    return jnp.max(jax.vmap(one)(starts, keys))
-
-
-def _stretch(model, starts, seed) -> dict[str, float | None]:
-    """From pixels to features: what is certified, and what a search found."""
-    found = float(_search(model, starts, jr.split(jr.key(seed), len(starts))))
-    bound = float(model.lipschitz()) if certify.refusal(model) is None else None
-    return {"certified_upper_bound": bound, "empirical_lower_bound": found}
 
 
 def _alone(cell: Cell, model: ODEClassifier) -> list[AbstractAttack]:

@@ -183,7 +183,12 @@ def mnist() -> list[Cell]:
     return [
         *_models(digits, epochs=2, trained=everything, seeds=(0,), **common),
         *_models(
-            digits, epochs=3, trained=[("adversarial", few[1:2])], seeds=(0,), **common
+            digits,
+            epochs=8,
+            trained=[("adversarial", few[1:2])],
+            seeds=(0,),
+            epsilon=0.25,
+            **common,
         ),
         *_models(
             digits,

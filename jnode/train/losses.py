@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +92,7 @@ def make_loss(config: LossConfig) -> Loss:
         elif config.inputs == "adversarial":
             images = _adversarial(model, images, labels, keys, config)
         solutions = model.solutions(images, throw=False)
-        features = solutions.y.reshape(len(images), -1)
-        logits = jax.vmap(model.head)(features)
+        logits = model.logits(solutions.y)
         accuracy = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
         if config.name == "margin":
             # Tsuzuku et al., NeurIPS 2018: the true class must win by what an image
@@ -132,19 +132,19 @@ def steady_state_unrest(
             "of rest of one field is none of the next: leave out time, and pieces."
         )
 
-    def integral(y, batch: bool):
+    def speeds(y):
         times, path = trajectory(model.field, y, model.solver, t0=1.0, t1=2.0)
-        speed = jnp.abs(jax.lax.map(lambda y: model.field(1.0, y), path))
-        if batch:
-            speed = jnp.moveaxis(speed, -2, 0)
-        # Of each state if they are a batch, else of the one there is.
-        rows = speed.reshape(len(states) if batch else 1, len(times), -1)
-        at = jnp.asarray(times, speed.dtype)
-        return jax.vmap(lambda row: jnp.trapezoid(row, at))(jnp.mean(rows, axis=2))
+        rates = jax.lax.map(lambda y: model.field(1.0, y), path)
+        return jnp.asarray(times, rates.dtype), jnp.abs(rates)
 
     if model.field.takes_batches and not model.solver.adaptive:
-        return integral(jnp.moveaxis(states, 0, -2), True)
-    return jax.vmap(lambda y: integral(y, False)[0])(states)
+        times, rates = speeds(jnp.moveaxis(states, 0, -2))
+        rates = jnp.moveaxis(rates, -2, 0)
+        times = jnp.broadcast_to(times, rates.shape[:2])
+    else:
+        times, rates = jax.vmap(speeds)(states)
+    means = jnp.mean(rates.reshape(*times.shape, -1), axis=2)
+    return jax.vmap(jnp.trapezoid)(means, times)
 
 
 def lyapunov_unrest(
@@ -194,9 +194,6 @@ def _adversarial(model, images, labels, keys, config):
     frozen = jax.lax.stop_gradient
     model = jax.tree.map(lambda x: frozen(x) if hasattr(x, "dtype") else x, model)
 
-    def classify(images):
-        states = model.solutions(images, throw=False).y
-        return jax.vmap(model.head)(states.reshape(len(images), -1))
-
     attack = PGD(config.epsilon, norm=config.norm, steps=config.steps)
+    classify = partial(model.batch, throw=False)
     return frozen(attack.from_keys(classify, images, labels, keys))
