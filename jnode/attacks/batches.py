@@ -71,3 +71,33 @@ def attack_samples(
         check_budget(attack, x, found)
         classes = predict(model, found)
         yield chosen, np.asarray(found)[mask], np.asarray(classes)[mask]
+
+
+def attack_parts(
+    attack: AbstractAttack,
+    model: Callable,
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    samples: Int[np.ndarray, " some"],
+    *,
+    key: PRNGKeyArray,
+    length: int,
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[AbstractAttack, Int[np.ndarray, " left"], Iterator]]:
+    """Restart by restart, or target by target: what one breaks the next is spared.
+
+    Of each part: it, the samples that it gets, and what `attack_samples` gives of them,
+    which is to be walked to its end before the next part is asked for.
+    """
+    standing = np.ones(len(labels), bool)
+
+    def batches(part, samples, key):
+        for chosen, found, classes in attack_samples(
+            part, model, images, labels, samples, key=key, length=length, mesh=mesh
+        ):
+            standing[chosen] = classes == labels[chosen]
+            yield chosen, found, classes
+
+    for j, part in enumerate(attack.parts()):
+        yield part, samples, batches(part, samples, jax.random.fold_in(key, j))
+        samples = samples[standing[samples]]

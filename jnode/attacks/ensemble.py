@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import attack_samples, gathered
+from jnode.attacks.batches import attack_parts, gathered
 from jnode.attacks.one_batch import predict
 
 STANDING, MISCLASSIFIED = -1, -2
@@ -92,18 +92,23 @@ def run(
     for chosen, x, _, mask in gathered(images, labels, np.arange(len(labels)), length):
         wrong = np.asarray(predict(model, x))[mask] != labels[chosen]
         broken_by[chosen[wrong]] = MISCLASSIFIED
-    parts = [attack.parts() for attack in attacks]
+    parts = sum(len(attack.parts()) for attack in attacks)
     seconds = []
-    with tqdm(total=sum(map(len, parts)), disable=not progress, unit="part") as bar:
-        for i, (attack, each) in enumerate(zip(attacks, parts, strict=True)):
+    with tqdm(total=parts, disable=not progress, unit="part") as bar:
+        for i, attack in enumerate(attacks):
             start = time.perf_counter()
-            for j, part in enumerate(each):
-                samples = np.flatnonzero(broken_by == STANDING)
-                bar.set_description(f"{attack.name}, {len(samples)} stand")
-                part_key = jax.random.fold_in(jax.random.fold_in(key, i), j)
-                for chosen, found, classes in attack_samples(
-                    part, model, images, labels, samples, key=part_key, length=length
-                ):
+            samples = np.flatnonzero(broken_by == STANDING)
+            for _, left, batches in attack_parts(
+                attack,
+                model,
+                images,
+                labels,
+                samples,
+                key=jax.random.fold_in(key, i),
+                length=length,
+            ):
+                bar.set_description(f"{attack.name}, {len(left)} stand")
+                for chosen, found, classes in batches:
                     hit = classes != labels[chosen]
                     adversarial[chosen[hit]] = found[hit]
                     broken_by[chosen[hit]] = i

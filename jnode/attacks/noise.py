@@ -18,7 +18,19 @@ from jnode.attacks.base import (
 from jnode.attacks.norms import random_start
 
 
-class GaussianNoise(AbstractAttack):
+class _Noise(AbstractAttack):
+    """One draw, without a look at the model."""
+
+    epsilon: Float[Array, ""]
+    norm: str = eqx.field(static=True)
+    steps: int = eqx.field(static=True, default=1)
+    restarts: int = eqx.field(static=True, default=1)
+
+    def evaluations(self) -> tuple[int, int]:
+        return 1, 0
+
+
+class GaussianNoise(_Noise):
     r"""Adds $\mathcal N(0, \sigma^2)$ to each pixel and clips to [0, 1].
 
     `epsilon` is the standard deviation $\sigma$ in pixel units, as the noise itself is
@@ -26,18 +38,10 @@ class GaussianNoise(AbstractAttack):
     """
 
     name: ClassVar[str] = "gaussian"
-    epsilon: Float[Array, ""]
-    norm: str = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    restarts: int = eqx.field(static=True)
 
     def __init__(self, epsilon: float):
         """**Arguments:** the standard deviation, e.g. 50/255."""
-        self.epsilon = check_budget(epsilon, "l2")
-        self.norm, self.steps, self.restarts = "sigma", 1, 1
-
-    def evaluations(self) -> tuple[int, int]:
-        return 1, 0
+        self.epsilon, self.norm = check_budget(epsilon, "l2"), "sigma"
 
     def search(
         self,
@@ -52,25 +56,17 @@ class GaussianNoise(AbstractAttack):
         return jnp.clip(images + self.epsilon * noise, 0.0, 1.0)
 
 
-class UniformNoise(AbstractAttack):
+class UniformNoise(_Noise):
     r"""Adds uniform noise from $[-\epsilon, \epsilon]$ to each pixel; clips to [0, 1].
 
     The weakest attack of its Linf budget.
     """
 
     name: ClassVar[str] = "uniform"
-    epsilon: Float[Array, ""]
-    norm: str = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    restarts: int = eqx.field(static=True)
 
     def __init__(self, epsilon: float):
         """**Arguments:** the Linf budget in pixel units."""
-        self.epsilon = check_budget(epsilon, "linf")
-        self.norm, self.steps, self.restarts = "linf", 1, 1
-
-    def evaluations(self) -> tuple[int, int]:
-        return 1, 0
+        self.epsilon, self.norm = check_budget(epsilon, "linf"), "linf"
 
     def search(
         self,
@@ -84,7 +80,7 @@ class UniformNoise(AbstractAttack):
         return random_start(images, self.epsilon, "linf", key)
 
 
-class SaltAndPepperNoise(AbstractAttack):
+class SaltAndPepperNoise(_Noise):
     """Turns a share of the pixels black or white, as often the one as the other.
 
     `epsilon` is that share, in [0, 1]; all channels of a pixel turn together; `norm`
@@ -92,10 +88,6 @@ class SaltAndPepperNoise(AbstractAttack):
     """
 
     name: ClassVar[str] = "salt-and-pepper"
-    epsilon: Float[Array, ""]
-    norm: str = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    restarts: int = eqx.field(static=True)
 
     def __init__(self, epsilon: float):
         """**Arguments:** the share of the pixels, in [0, 1]."""
@@ -103,11 +95,7 @@ class SaltAndPepperNoise(AbstractAttack):
             raise ValueError(
                 f"epsilon is a share of the pixels, in [0, 1], not {epsilon!r}."
             )
-        self.epsilon = jnp.asarray(epsilon, jnp.float32)
-        self.norm, self.steps, self.restarts = "share", 1, 1
-
-    def evaluations(self) -> tuple[int, int]:
-        return 1, 0
+        self.epsilon, self.norm = jnp.asarray(epsilon, jnp.float32), "share"
 
     def search(
         self,

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Int
 
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import attack_samples, gathered
+from jnode.attacks.batches import attack_parts, gathered
 from jnode.attacks.one_batch import predict
 from jnode.data import check_images, check_labels
 from jnode.evaluation import flags
@@ -202,13 +202,11 @@ def _attack(attack, model, data, key, keep, bar) -> Attacked:
     place[samples] = np.arange(len(samples))
     predictions = np.zeros(len(samples), int)
     shown = images[samples[:keep]]
-    broken, wrong, left = [], [], samples
-    # Restart by restart, or target by target: what one breaks the next is spared.
-    for j, part in enumerate(attack.parts()):
-        part_key = jax.random.fold_in(key, j)
-        for chosen, adversarial, classes in attack_samples(
-            part, model, images, labels, left, key=part_key, length=length, mesh=mesh
-        ):
+    broken, wrong = [], []
+    for part, _, batches in attack_parts(
+        attack, model, images, labels, samples, key=key, length=length, mesh=mesh
+    ):
+        for chosen, adversarial, classes in batches:
             at = place[chosen]
             predictions[at] = classes
             shown[at[at < keep]] = adversarial[at < keep]
@@ -216,7 +214,6 @@ def _attack(attack, model, data, key, keep, bar) -> Attacked:
             broken.append(chosen[hit])
             wrong.append(adversarial[hit])
             bar.step(part)
-        left = np.setdiff1d(left, np.concatenate([np.zeros(0, int), *broken]))
     none = np.zeros((0, *images.shape[1:]), np.float32)
     return Attacked(
         samples,
