@@ -207,7 +207,7 @@ def _photographs(
         PHOTOGRAPHS,
         500,
         budgets=(("linf", 8 / 255), ("l2", 36 / 255)),
-        num_ensemble=50,
+        num_ensemble=200,
         radii=PHOTOGRAPH_RADII,
     )
     cells = _models(
