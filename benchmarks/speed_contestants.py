@@ -149,6 +149,7 @@ def contestants(sizes):
     x, classes = jnp.asarray(states), jnp.asarray(labels)
     ortho = jnode.OrthoField(shape, key=key)
     circular = jnode.FreeField(shape, padding="circular", key=key)
+    half = jnode.LowPrecisionField(ortho)
     conv = jnode.FreeField(shape, key=key)
     plain = PlainConvField(channels, key)
 
@@ -171,6 +172,7 @@ def contestants(sizes):
             "lax.scan by hand": ours(by_scan, ortho, FIXED),
             "Diffrax": ours(by_diffrax, ortho, FIXED),
             "free field of the same form, jnode": ours(by_jnode, circular, FIXED),
+            "products in bfloat16, jnode": ours(by_jnode, half, FIXED),
             "torchdiffeq, Cayley per call": theirs(cayley("per call"), rk4),
             "torchdiffeq, Cayley hoisted": theirs(cayley("hoisted"), rk4),
             "torchdiffeq, jnode's form": theirs(cayley("matmul"), rk4),

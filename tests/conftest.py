@@ -1,6 +1,7 @@
 """Two CPU devices, strict dtypes and ranks, checked shapes, and a `getkey` fixture."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -9,6 +10,12 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("MPLBACKEND", "agg")
 # Most of the time of the tests is compilation.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Programs that several tests or the scripts they start have in common: compiled once.
+# A folder to each worker, since JAX does not lock it.
+_cache = tempfile.TemporaryDirectory(prefix="jnode-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # A core to each of several workers: with threads on all of them they would wait for
 # each other.
