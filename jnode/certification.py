@@ -202,7 +202,7 @@ def _local(model: ODEClassifier, images, labels, progress) -> np.ndarray:
     parts = []
     with tqdm(total=total, disable=not progress, unit="image") as bar:
         bar.set_description("local certificates")
-        for x, y, mask in padded_batches(images, labels, min(50, total)):
+        for x, y, mask in padded_batches(images, labels, min(48, total)):
             radii = one_batch(model, jnp.asarray(x, jnp.float32), jnp.asarray(y))
             parts.append(np.asarray(radii)[mask])
             bar.update(len(parts[-1]))

@@ -24,6 +24,8 @@ from jnode.solvers.inside import combine
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
 
+PART = 8  # images at a time
+
 
 def local_radius(
     model: "ODEClassifier",
@@ -85,7 +87,10 @@ def local_radius(
         partial = jnp.concatenate([jnp.ones(1), bought[:-1]]) * shares
         return jnp.sum(partial) * width * (1 - 1e-5)
 
-    return jax.lax.map(one, images, batch_size=8)
+    # Filled up to whole parts: what is left over would be compiled once more.
+    n, part = len(images), max(1, min(len(images), PART))
+    filled = jnp.resize(images, (-(-n // part) * part, *images.shape[1:]))
+    return jax.lax.map(one, filled, batch_size=part)[:n]
 
 
 @dataclasses.dataclass(frozen=True)
