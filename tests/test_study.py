@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 
 import equinox as eqx
 import jax
@@ -104,6 +105,14 @@ def test_a_study_goes_on_where_it_was(finished, monkeypatch):
         run_study([other], folder, progress=False)
     with pytest.raises(ValueError, match="names of their own"):
         run_study([GOOD, GOOD], folder, progress=False)
+
+
+def test_single_attacks_outlive_a_stop(finished, monkeypatch):
+    """As the run folder holds one evaluation, they are kept beside it."""
+    folder, (good, *_) = finished
+    module = sys.modules["jnode.study.measure"]
+    monkeypatch.delattr(module, "evaluate_run")
+    assert module.measure(GOOD, folder / GOOD.name)["alone"] == good["alone"]
 
 
 def test_processes_share_the_cells(tmp_path, monkeypatch):

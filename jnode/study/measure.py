@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -11,11 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jnode import attacks, certify, data
+from jnode._versions import versions
 from jnode.attacks import AbstractAttack, Batched
 from jnode.attacks.one_batch import predict
 from jnode.certification import stretch
 from jnode.data import Dataset, padded_batches
-from jnode.evaluation import Transfer
+from jnode.evaluation import Store, Transfer
+from jnode.evaluation.store import fingerprint
 from jnode.experiment import count_evaluations, evaluate_run
 from jnode.models import ODEClassifier
 from jnode.study.cell import Cell
@@ -62,9 +65,19 @@ def measure(
         found["stretch"] = stretch(model, images, seed=cell.train.seed)
     common = {"pictures": False, "data_dir": data_dir, "progress": progress}
     if wanted.alone:
-        tried = _alone(cell, model)
-        seen = evaluate_run(run_dir, tried, num_examples=wanted.num_alone, **common)
-        found["alone"] = _kept(seen)
+        # Kept, since the run folder holds one evaluation at a time: a cell that was
+        # stopped in its AutoAttack goes on there.
+        found["alone"] = _store(cell, Path(run_dir)).check(
+            "alone",
+            lambda: _kept(
+                evaluate_run(
+                    run_dir,
+                    _alone(cell, model),
+                    num_examples=wanted.num_alone,
+                    **common,
+                )
+            ),
+        )
     if wanted.budgets:
         tried = sum(ensembles(cell, test.num_classes), ())
         seen = evaluate_run(
@@ -76,6 +89,12 @@ def measure(
         )
         found["ensemble"] = _kept(seen)
     return found
+
+
+def _store(cell: Cell, run_dir: Path) -> Store:
+    model = fingerprint(run_dir / "model.eqx")
+    arguments = {"the cell": repr(cell), "the model": model, "versions": versions()}
+    return Store(run_dir / "measured", arguments)
 
 
 def _parameters(cell: Cell, test: Dataset) -> int:
