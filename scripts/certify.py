@@ -48,7 +48,7 @@ class Args:
     """Of the attacks, searches and noise."""
 
     data_dir: str | None = None
-    """The TFDS folder, if elsewhere than in training."""
+    """The TFDS folder; by default TFDS_DATA_DIR."""
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class Args:
     """Of the attacks' random numbers."""
 
     data_dir: str | None = None
-    """The TFDS folder, if elsewhere than in training."""
+    """The TFDS folder; by default TFDS_DATA_DIR."""
 
     quiet: bool = False
     """Print no table."""

@@ -24,7 +24,7 @@ class Args:
     """One of: small, mnist, cifar10, cifar100, solvers, lipschitz."""
 
     folder: Annotated[str, tyro.conf.Positional]
-    """Where to: a run folder for each cell, results.jsonl, study.html, study.md."""
+    """Where to: a run folder a cell, results.jsonl, the report and its figures."""
 
     dry_run: bool = False
     """Print the cells and what they are estimated to cost, and run nothing."""

@@ -90,8 +90,8 @@ def _prepared_folder(name: str, split: str, data_dir: Path) -> Path:
         problem = f"{name} ({split}) is not prepared in {data_dir}: prepare it"
     raise FileNotFoundError(
         f"{problem}, with tensorflow installed for this one step, by  "
-        f"{prepare_command(name, data_dir)}  or name another folder by data_dir "
-        "(--data.dir) or TFDS_DATA_DIR."
+        f"{prepare_command(name, data_dir)}  or name another folder by TFDS_DATA_DIR "
+        "or data_dir (train.py: --data.dir, other scripts: --data-dir)."
     )
 
 

@@ -59,18 +59,17 @@ class Store:
         write_json(path, arguments)
 
     def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
-        """What an attack found: read, or else made and written."""
+        """What an attack found: read, if need be after it was made and written."""
         path = self.folder / f"attack-{index:03d}.npz"
         if path.is_file():
             try:
-                with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                    return Attacked(**dict(file))
+                return _read(path)
             except DAMAGED:
                 pass  # made anew
         found = make()
         arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
         write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
-        return found
+        return _read(path)
 
     def check(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a check found: read, or else made and written."""
@@ -83,6 +82,11 @@ class Store:
         found = make()
         write_json(path, found)
         return found
+
+
+def _read(path: Path) -> Attacked:
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        return Attacked(**dict(file))
 
 
 def fingerprint(*parts: Any) -> str:

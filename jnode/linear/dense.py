@@ -45,8 +45,8 @@ class CayleyDense(AbstractReparametrized):
     r"""An orthogonal matrix by the Cayley transform; an isometry, if the sizes differ.
 
     Where there are fewer outputs than inputs, the transpose of an isometry. (Cayley
-    1846; Trockman & Kolter, ICLR 2021.) Costs some 20 products of matrices of the
-    smaller size when baked.
+    1846; Trockman & Kolter, ICLR 2021.) Baking inverts a matrix of the smaller
+    size by block elimination.
     """
 
     weight: Float[Array, "larger smaller"]

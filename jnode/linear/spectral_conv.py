@@ -195,8 +195,8 @@ class CayleyConv(AbstractReparametrized):
 
     Each frequency of the kernel goes through the Cayley transform. Where the numbers
     of channels differ, the map is isometric (more channels out) or the transpose of an
-    isometry. Baking costs some 20 products of [2n, 2n] matrices for each frequency, n
-    the smaller number of channels.
+    isometry. Baking inverts a complex [n, n] matrix for each frequency, n the smaller
+    number of channels, by block elimination.
     """
 
     kernel: Float[Array, "size size larger smaller"]

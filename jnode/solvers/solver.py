@@ -27,9 +27,9 @@ class Solver:
         By default 1e-3 and 1e-4.
     - `max_steps`: an adaptive solver's limit, past which a solve raises.
     - `adjoint`: how gradients are computed: "direct" differentiates the numerical solve
-        and stores its steps, "checkpointed" does the same in less memory by computing
-        parts anew, "backsolve" solves the continuous adjoint equations backwards
-        (cheapest in memory, and only approximately the gradient of this solve).
+        and stores its steps, "checkpointed" computes parts anew, which saves memory
+        where steps are many, "backsolve" solves the continuous adjoint equations
+        backwards (keeps no step, and is only approximately this solve's gradient).
 
     **Raises:** `ValueError` with one sentence for anything else.
     """
