@@ -60,6 +60,7 @@ CAPTIONS = {
     "adaptive solver asks for on the same weights.",
     "solvers": "The same weights under every solver. Hollow and dashed: clean. Filled: "
     "standing under all attacks, those carried over from the finest solver included. "
+    "Small and dotted: certified. "
     "Right: black steps mark what no other solver beats in both time and accuracy.",
     "steps": "Trained with few Euler steps, solved with others. Hollow and dashed: "
     "clean. Filled: standing under all attacks.",
@@ -187,7 +188,7 @@ def _curve(axes: "Axes", places, groups, get, colour, marker, scale=1.0):
 
 def _solvers(rows: list[Row]) -> "Figure":
     models = list(dict.fromkeys(row["model"] for row in rows))
-    norm, epsilon = budgets(rows)[0]
+    (norm, epsilon), balls = budgets(rows)[0], radii(rows)
     figure = new_figure(9.5, 0.6 + 3.4 * len(models))
     panels = figure.subplots(len(models), 2, sharey=True, squeeze=False)
     handles: dict[str, Any] = {}
@@ -205,6 +206,10 @@ def _solvers(rows: list[Row]) -> "Figure":
             left.plot(nfe, clean, **style, **hollow)
             drawn = left.plot(nfe, stand, linewidth=1.8, **style)
             handles[method] = drawn[0]
+            proven = [certified(r, balls[0]) if balls else None for r in group]
+            if None not in proven:
+                proven = [100 * value for value in proven]
+                left.plot(nfe, proven, linestyle=":", **style | {"markersize": 3})
             right.plot(
                 [r["ms_per_image"] for r in group], stand, linestyle="none", **style
             )
@@ -216,7 +221,9 @@ def _solvers(rows: list[Row]) -> "Figure":
         left.set_xlabel("evaluations of the field in a solve (NFE)")
         right.set_xlabel("milliseconds per image")
     budget = f"{NORMS[norm]} {amount(epsilon)}"
-    panels[0][0].set_title(f"clean, and standing at {budget}", fontsize=10, loc="left")
+    shown = f"clean, standing at {budget}"
+    shown += f", certified at L2 {amount(balls[0])}" if balls else ""
+    panels[0][0].set_title(shown, fontsize=10, loc="left")
     panels[0][1].set_title(f"standing at {budget}", fontsize=10, loc="left")
     legend(figure, handles)
     return figure

@@ -1,6 +1,7 @@
 """The rows of a study as tables."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
@@ -122,6 +123,16 @@ def spread(values: Sequence[float | None], form: Callable[[float], str]) -> str:
     return mean if len(known) == 1 else f"{mean} ± {form(half)}"
 
 
+def _numbers(values: Sequence[float]) -> str:
+    """The mean to three digits, and half the range to as many decimals."""
+    mean = sum(values) / len(values)
+    if len(values) == 1 or mean == 0:
+        return _short(mean)
+    decimals = max(0, 2 - math.floor(math.log10(abs(mean))))
+    half = f"{(max(values) - min(values)) / 2:.{decimals}f}"
+    return f"{_short(mean)} ± {'0' if float(half) == 0 else half}"
+
+
 def _models(rows: list[Row]) -> Table:
     tried = list(
         dict.fromkeys(
@@ -138,7 +149,7 @@ def _models(rows: list[Row]) -> Table:
     lines = []
     for (model, training), group in grouped(rows, "model", "training").items():
         cells = [model, training, f"{group[0]['parameters']:,}"]
-        cells.append(spread([r["nfe"] for r in group[:1]], _short))
+        cells.append(_short(group[0]["nfe"]))
         cells.append(_short(sum(r["training_seconds"] for r in group) / len(group)))
         cells.append(spread([r["clean_accuracy"] for r in group], percent))
         cells += [spread([_alone(r, name) for r in group], percent) for name in tried]
@@ -161,9 +172,12 @@ def _lipschitz(rows: list[Row]) -> Table:
         cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
         cells += [spread([certified(r, x) for r in group], percent) for x in balls]
         for name in ("certified_upper_bound", "empirical_lower_bound"):
-            cells.append(spread([r["stretch"][name] for r in group], _short))
-        cells.append(spread([r["nfe"] for r in group[:1]], _short))
-        cells.append(spread([r["adaptive"]["nfe"] for r in group], _short))
+            known = [
+                r["stretch"][name] for r in group if r["stretch"][name] is not None
+            ]
+            cells.append(_numbers(known) if known else NONE)
+        cells.append(_short(group[0]["nfe"]))
+        cells.append(_numbers([r["adaptive"]["nfe"] for r in group]))
         lines.append(cells)
     return Table(_title("Lipschitz constants", rows), _note(rows), head, lines, 1)
 
@@ -265,13 +279,13 @@ def _note(rows: list[Row]) -> str:
     seeds = len({row["seed"] for row in rows})
     if seeds > 1:
         note += f" ± is half the range of up to {seeds} seeds."
-    flags = sum(
-        len(row[name]["flags"])
+    flagged = [
+        row["cell"]
         for row in rows
-        for name in ("alone", "ensemble")
-        if name in row
-    )
-    note += f" Flags of masked gradients: {flags}." if flags else ""
+        if any(row.get(name, {}).get("flags") for name in ("alone", "ensemble"))
+    ]
+    # The flags themselves are in the rows.
+    note += f" Flags of masked gradients: {', '.join(flagged)}." if flagged else ""
     return note
 
 
@@ -280,7 +294,7 @@ def _all(rows: list[Row], name: str) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _line(text: str) -> str:
