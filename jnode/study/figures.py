@@ -166,24 +166,25 @@ def _lipschitz(rows: list[Row]) -> "Figure":
 
 
 def _curve(axes: "Axes", places, groups, get, colour, marker, scale=1.0):
-    """Means as a line, the range of the seeds behind it."""
-    values = [
-        [scale * v for v in map(get, group) if v is not None]
-        for group in groups.values()
+    """Means, those of the constants joined by a line, the range of the seeds behind."""
+    found = {
+        places[i]: [scale * v for v in map(get, group) if v is not None]
+        for i, group in enumerate(groups.values())
+    }
+    found = {x: values for x, values in found.items() if values}
+    bounded = [
+        x
+        for x, (model,) in zip(places, groups, strict=True)
+        if x in found and constant_label(model) != "none"
     ]
-    known = [i for i, v in enumerate(values) if v]
-    means = [sum(values[i]) / len(values[i]) for i in known]
-    x = places[known]
-    axes.fill_between(
-        x,
-        [min(values[i]) for i in known],
-        [max(values[i]) for i in known],
-        color=colour,
-        alpha=0.18,
-        linewidth=0,
-    )
-    style = {"markeredgecolor": "white", "markersize": 6, "linewidth": 2}
-    return axes.plot(x, means, color=colour, marker=marker, clip_on=False, **style)[0]
+    means = {x: sum(values) / len(values) for x, values in found.items()}
+    lows, highs = zip(*((min(v), max(v)) for v in found.values()), strict=True)
+    axes.vlines([*found], lows, highs, color=colour, alpha=0.25, linewidth=5)
+    axes.plot(bounded, [means[x] for x in bounded], color=colour, linewidth=2)
+    style = {"markeredgecolor": "white", "markersize": 6, "linestyle": "none"}
+    return axes.plot(
+        [*means], [*means.values()], color=colour, marker=marker, clip_on=False, **style
+    )[0]
 
 
 def _solvers(rows: list[Row]) -> "Figure":
