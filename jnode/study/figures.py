@@ -191,12 +191,13 @@ def _solvers(rows: list[Row]) -> "Figure":
     models = list(dict.fromkeys(row["model"] for row in rows))
     (norm, epsilon), balls = budgets(rows)[0], radii(rows)
     figure = new_figure(9.5, 0.6 + 3.4 * len(models))
-    panels = figure.subplots(len(models), 2, sharey=True, squeeze=False)
+    panels = figure.subplots(len(models), 2, sharex="col", sharey=True, squeeze=False)
+    methods = [method for (method,) in grouped(rows, "solver_name")]
     handles: dict[str, Any] = {}
     for (left, right), model in zip(panels, models, strict=True):
         chosen = [row for row in rows if row["model"] == model]
-        methods = grouped(chosen, "solver_name")
-        for i, ((method,), group) in enumerate(methods.items()):
+        for (method,), group in grouped(chosen, "solver_name").items():
+            i = methods.index(method)
             style: dict[str, Any] = {"color": COLOURS[i % 7], "markersize": 6}
             style["marker"] = MARKERS[i % 7]
             hollow = {"linestyle": "--", "linewidth": 1, "markerfacecolor": "white"}
@@ -219,8 +220,8 @@ def _solvers(rows: list[Row]) -> "Figure":
             tidy(axes)
             _logarithmic(axes)
             share_axis(axes, f"{plain(model)}: accuracy (%)" if axes is left else "")
-        left.set_xlabel("evaluations of the field in a solve (NFE)")
-        right.set_xlabel("milliseconds per image")
+    panels[-1][0].set_xlabel("evaluations of the field in a solve (NFE)")
+    panels[-1][1].set_xlabel("milliseconds per image")
     budget = f"{NORMS[norm]} {amount(epsilon)}"
     shown = f"clean, standing at {budget}"
     shown += f", certified at L2 {amount(balls[0])}" if balls else ""
