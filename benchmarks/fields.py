@@ -118,7 +118,11 @@ def accuracies(args: Args, name: str) -> dict[str, float]:
     """Clean and certified accuracy after a short training on 4,000 digits."""
     config, solver = FIELDS[name]
     free = config.field == "free"
-    loss = LossConfig("natural") if free else LossConfig("margin", 4.0, 0.6)
+    loss = (
+        LossConfig("natural")
+        if free
+        else LossConfig("margin", temperature=4.0, rho=0.6)
+    )
     whole = TrainConfig(
         data=DataConfig(pad=1),
         model=config,
