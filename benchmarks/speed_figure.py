@@ -12,7 +12,9 @@ def figure(result):
     groups = result["groups"]
     rows = [len(times) for times in groups.values()]
     drawn = new_figure(7.6, 0.9 + 0.52 * sum(rows))
-    panels = drawn.subplots(len(groups), 1, sharex=True, height_ratios=rows)
+    panels = drawn.subplots(
+        len(groups), 1, sharex=True, height_ratios=rows, squeeze=False
+    )[:, 0]
     handles = {}
     for axes, (group, times) in zip(panels, groups.items(), strict=True):
         names = list(times)
