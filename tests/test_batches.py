@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jnode
-from jnode.linear.compose import compose
+from jnode.linear import constrained
+from jnode.linear.compose import compose, skew_part
 from jnode.solvers import solve_batch
 from tests.helpers import small_model
 
@@ -120,3 +121,19 @@ def test_composition_is_one_map(getkey):
     np.testing.assert_allclose(compose(second, first)(x), second(first(x)), atol=1e-5)
     zero = jnode.linear.Conv(3, 3, grid=(3, 4), key=getkey()).bake()
     assert compose(zero, zero) is None
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero", None])
+def test_a_skew_part_is_one_map(getkey, padding):
+    shape = (5,) if padding is None else (4, 3, 5)
+    options = {} if padding is None else {"padding": padding}
+    half = constrained(shape, 5, constraint="rescaled", key=getkey(), **options).bake()
+    y = jax.random.normal(getkey(), shape)
+    skew = skew_part(half)
+    if padding == "zero":
+        assert skew is None
+        return
+    assert skew is not None and skew.norm() == half.norm()
+    expected = 0.5 * (half(y) - half.transpose(y))
+    np.testing.assert_allclose(skew(y), expected, atol=1e-6)
+    assert abs(jnp.vdot(y, skew(y))) < 1e-5

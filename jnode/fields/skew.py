@@ -30,6 +30,7 @@ from jnode.fields.base import (
     round_up,
 )
 from jnode.linear import AbstractLinear, constrained
+from jnode.linear.compose import skew_part
 
 
 def damped_log_norm(
@@ -111,8 +112,9 @@ class SkewField(AbstractVectorField):
     def inner(self, y: Float[Array, "*state"]) -> Float[Array, "*state"]:
         """What the activation acts on."""
         half = self.half.bake()
-        turned = 0.5 * (half(y) - half.transpose(y)) - self.damping * y
-        return add_bias(turned, self.bias)
+        skew = skew_part(half)  # half the work, where it is a map of its own
+        turned = 0.5 * (half(y) - half.transpose(y)) if skew is None else skew(y)
+        return add_bias(turned - self.damping * y, self.bias)
 
     def vjp_change(
         self,

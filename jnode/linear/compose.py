@@ -1,4 +1,4 @@
-"""Two maps as one."""
+"""Maps made of baked maps."""
 
 import jax.numpy as jnp
 
@@ -38,4 +38,20 @@ def transposed(map_: AbstractLinear) -> AbstractLinear | None:
         return baked_dense(map_.matrix.T, map_.norm())
     if isinstance(map_, SpectralConv):
         return SpectralConv(adjoint(map_.column), map_.bound, map_.grid, map_.margin)
+    return None
+
+
+def skew_part(map_: AbstractLinear) -> AbstractLinear | None:
+    r"""$x \mapsto (W - W^\top)x / 2$ of a baked square map as a map, or `None`.
+
+    Its norm is at most that of $W$, which it is given.
+    """
+    if isinstance(map_, LowPrecision):
+        skew = skew_part(map_.map)
+        return None if skew is None else LowPrecision(skew, map_.dtype)
+    if isinstance(map_, Dense):
+        return baked_dense(0.5 * (map_.matrix - map_.matrix.T), map_.norm())
+    if isinstance(map_, SpectralConv):
+        column = 0.5 * (map_.column - adjoint(map_.column))
+        return SpectralConv(column, map_.bound, map_.grid, map_.margin)
     return None
