@@ -1,7 +1,5 @@
 """The result of benchmarks/speed.py as a figure: how many times jnode's time."""
 
-import math
-
 from speed_contestants import OPERATIONS
 
 from jnode.report.figures.base import COLOURS, INK, legend, new_figure, tidy
@@ -25,7 +23,7 @@ def figure(result):
             handles[operation] = bars
             for place, ratio in zip(places, ratios, strict=True):
                 beside = 1.04 * max(ratio, 1)  # right of the line at 1
-                axes.text(beside, place, f"{ratio:.2g}", va="center", fontsize=7)
+                axes.text(beside, place, _short(ratio), va="center", fontsize=7)
         tidy(axes)
         axes.set_title(group, fontsize=10, loc="left")
         axes.set_yticks(range(len(names)), names)
@@ -38,9 +36,16 @@ def figure(result):
         for n in times
         for o in OPERATIONS
     )
-    panels[-1].set_xlim(0.5, 10 ** math.ceil(math.log10(1.2 * largest)))
+    panels[-1].set_xlim(0.5, 1.8 * largest)
     ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
+    ticks = [tick for tick in ticks if tick < largest]
     panels[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panels[-1].minorticks_off()
     panels[-1].set_xlabel("times as long as jnode (less is faster)")
     legend(drawn, handles)
     return drawn
+
+
+def _short(ratio):
+    """Two or three digits, never an exponent."""
+    return f"{ratio:.{2 if ratio < 2 else 1 if ratio < 10 else 0}f}"
