@@ -32,9 +32,6 @@ from jnode.report.figures import to_png
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("groups", "sizes", "starts")
-# Seconds before each timed call: PyTorch's threads spin for a while after theirs, on
-# cores that the next contestant is to have.
-PAUSE = 0.3
 SIZES = {"batch": (1, 32, 512), "channels": (16, 128), "side": (8, 16)}
 # Of each group, who is asked at other sizes.
 FEW = {
@@ -58,7 +55,6 @@ def measure(group, rounds):
     for turn in range(rounds):
         for key, (run, wanted) in runs.items():
             if turn < wanted:
-                time.sleep(PAUSE)
                 start = time.perf_counter()
                 run()
                 times[key].append(time.perf_counter() - start)
