@@ -53,8 +53,14 @@ def measure(group, rounds):
             runs[name, operation] = (run, 1 if slow else rounds)
     times = {key: [] for key in runs}
     for turn in range(rounds):
-        for key, (run, wanted) in runs.items():
+        # Another first each time, and each called once before it is timed: threads of
+        # PyTorch's go on spinning after a call, on cores that the next is to have.
+        first = turn * len(OPERATIONS) % len(runs)
+        keys = [*runs][first:] + [*runs][:first]
+        for key in keys:
+            run, wanted = runs[key]
             if turn < wanted:
+                run()
                 start = time.perf_counter()
                 run()
                 times[key].append(time.perf_counter() - start)
