@@ -48,31 +48,6 @@ def fitted(length: int, count: int, multiple: int = 1) -> int:
     return min([length, *(size for size in sizes if size >= max(count, SMALL))])
 
 
-def attack_samples(
-    attack: AbstractAttack,
-    model: Callable,
-    images: Float[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " n"],
-    samples: Int[np.ndarray, " some"],
-    *,
-    key: PRNGKeyArray,
-    length: int,
-    mesh: Mesh | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """An attack on some samples: of each batch, which they are, their attacked images
-    and the classes given to these.
-
-    **Raises:** `RuntimeError` for an attack that leaves its budget.
-    """
-    length = fitted(length, len(samples), 1 if mesh is None else mesh.size)
-    batches = gathered(images, labels, samples, length, mesh)
-    for i, (chosen, x, y, mask) in enumerate(batches):
-        found = perturb(attack, model, x, y, jax.random.fold_in(key, i))
-        check_budget(attack, x, found)
-        classes = predict(model, found)
-        yield chosen, np.asarray(found)[mask], np.asarray(classes)[mask]
-
-
 def attack_parts(
     attack: AbstractAttack,
     model: Callable,
@@ -86,18 +61,25 @@ def attack_parts(
 ) -> Iterator[tuple[AbstractAttack, Int[np.ndarray, " left"], Iterator]]:
     """Restart by restart, or target by target: what one breaks the next is spared.
 
-    Of each part: it, the samples that it gets, and what `attack_samples` gives of them,
-    which is to be walked to its end before the next part is asked for.
+    Of each part: it, the samples that it gets, and its batches, which are to be walked
+    to their end before the next part is asked for: of each, which samples they are,
+    their attacked images and the classes given to these.
+
+    **Raises:** `RuntimeError`, in a batch, for an attack that leaves its budget.
     """
+    multiple = 1 if mesh is None else mesh.size
     standing = np.ones(len(labels), bool)
 
-    def batches(part, samples, key):
-        for chosen, found, classes in attack_samples(
-            part, model, images, labels, samples, key=key, length=length, mesh=mesh
-        ):
+    def walk(part, samples, key):
+        size = fitted(length, len(samples), multiple)
+        batches = gathered(images, labels, samples, size, mesh)
+        for i, (chosen, x, y, mask) in enumerate(batches):
+            found = perturb(part, model, x, y, jax.random.fold_in(key, i))
+            check_budget(part, x, found)
+            classes = np.asarray(predict(model, found))[mask]
             standing[chosen] = classes == labels[chosen]
-            yield chosen, found, classes
+            yield chosen, np.asarray(found)[mask], classes
 
     for j, part in enumerate(attack.parts()):
-        yield part, samples, batches(part, samples, jax.random.fold_in(key, j))
+        yield part, samples, walk(part, samples, jax.random.fold_in(key, j))
         samples = samples[standing[samples]]

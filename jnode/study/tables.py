@@ -123,13 +123,16 @@ def spread(values: Sequence[float | None], form: Callable[[float], str]) -> str:
     return mean if len(known) == 1 else f"{mean} ± {form(half)}"
 
 
-def _numbers(values: Sequence[float]) -> str:
-    """The mean to three digits, and half the range to as many decimals."""
-    mean = sum(values) / len(values)
-    if len(values) == 1 or mean == 0:
+def _numbers(values: Sequence[float | None]) -> str:
+    """As `spread`: the mean to three digits, half the range to as many decimals."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return NONE
+    mean = sum(known) / len(known)
+    if len(known) == 1 or mean == 0:
         return _short(mean)
     decimals = max(0, 2 - math.floor(math.log10(abs(mean))))
-    half = f"{(max(values) - min(values)) / 2:.{decimals}f}"
+    half = f"{(max(known) - min(known)) / 2:.{decimals}f}"
     return f"{_short(mean)} ± {'0' if float(half) == 0 else half}"
 
 
@@ -172,10 +175,7 @@ def _lipschitz(rows: list[Row]) -> Table:
         cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
         cells += [spread([certified(r, x) for r in group], percent) for x in balls]
         for name in ("certified_upper_bound", "empirical_lower_bound"):
-            known = [
-                r["stretch"][name] for r in group if r["stretch"][name] is not None
-            ]
-            cells.append(_numbers(known) if known else NONE)
+            cells.append(_numbers([r["stretch"][name] for r in group]))
         cells.append(_short(group[0]["nfe"]))
         cells.append(_numbers([r["adaptive"]["nfe"] for r in group]))
         lines.append(cells)
