@@ -15,8 +15,11 @@ from jnode import sharding as sharding
 from jnode import solvers as solvers
 from jnode import study as study
 from jnode import train as train
+from jnode.bounds import Bounds as Bounds
+from jnode.certify import amplification as amplification
 from jnode.evaluation import evaluate as evaluate
 from jnode.fields import AbstractVectorField as AbstractVectorField
+from jnode.fields import Certified as Certified
 from jnode.fields import FreeField as FreeField
 from jnode.fields import GradientFlowField as GradientFlowField
 from jnode.fields import HamiltonianField as HamiltonianField
@@ -27,6 +30,7 @@ from jnode.fields import SkewField as SkewField
 from jnode.models import ModelConfig as ModelConfig
 from jnode.models import ODEClassifier as ODEClassifier
 from jnode.models import build as build
+from jnode.resolve import resolve as resolve
 from jnode.solvers import Solution as Solution
 from jnode.solvers import Solver as Solver
 from jnode.solvers import solve as solve

@@ -1,17 +1,21 @@
 """Weights that change with time, piece by piece."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jnode.bounds import Bounds
 from jnode.fields.base import AbstractVectorField
+from jnode.linear.resolve import AbstractStack
 
 
-class PiecewiseField(AbstractVectorField):
+class PiecewiseField(AbstractVectorField, AbstractStack):
     r"""One field on each of $K$ equally long intervals of $[t_0, t_1]$.
 
     Depth for a neural ODE: each piece has weights of its own. `jnode.solve` integrates
@@ -69,28 +73,49 @@ class PiecewiseField(AbstractVectorField):
         """One of the fields; `index` may be traced."""
         return jax.tree.map(lambda leaf: leaf[index], self.pieces)
 
-    def each(self, bound: str) -> Float[Array, " pieces"]:
-        """A bound (by its method's name) of every piece."""
-        values = eqx.filter_vmap(lambda piece: getattr(piece, bound)())(self.pieces)
-        return jnp.broadcast_to(values, (self.count,))
+    def each(self) -> Bounds:
+        """The bounds of every piece, stacked."""
+        bounds = eqx.filter_vmap(lambda piece: piece.bounds())(self.pieces)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.count,)), bounds)
 
     @property
     def time_invariant(self) -> bool:
-        return self.count == 1
+        return self.count == 1 and self.pieces.time_invariant
 
     @property
     def takes_batches(self) -> bool:
         return self.pieces.takes_batches
 
-    def lipschitz(self) -> Float[Array, ""]:
-        return jnp.max(self.each("lipschitz"))
+    def bounds(self) -> Bounds:
+        return self.each().over_time()
 
-    def log_norm(self) -> Float[Array, ""]:
-        return jnp.max(self.each("log_norm"))
 
-    def cocoercivity(self) -> Float[Array, ""]:
-        return jnp.min(self.each("cocoercivity"))
+def jumps(tree: Any) -> tuple[float, ...]:
+    """The times at which a PyTree jumps: where a piece of any field in it ends."""
+    found = set()
+    for field in _piecewise(tree):
+        found |= {*field.times()[1:-1], *jumps(field.pieces)}
+    return tuple(sorted(found))
 
-    def bake(self) -> "PiecewiseField":
-        baked = eqx.filter_vmap(lambda piece: piece.bake())(self.pieces)
-        return eqx.tree_at(lambda f: f.pieces, self, baked)
+
+def segment(tree: Any, index: Any, edges: tuple[float, ...]) -> Any:
+    """The PyTree as it is between `edges[index]` and `edges[index + 1]`.
+
+    **Arguments:** the tree; the segment, perhaps traced; times between which nothing in
+    the tree jumps.
+    """
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
+
+    def one(x):
+        if not isinstance(x, PiecewiseField):
+            return x
+        shares = (np.asarray(middles) - x.t0) / (x.t1 - x.t0)
+        table = np.clip(np.floor(shares * x.count), 0, x.count - 1).astype(int)
+        return segment(x.piece(jnp.asarray(table)[index]), index, edges)
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, PiecewiseField))
+
+
+def _piecewise(tree):
+    is_piecewise = lambda x: isinstance(x, PiecewiseField)  # noqa: E731
+    return filter(is_piecewise, jax.tree.leaves(tree, is_leaf=is_piecewise))

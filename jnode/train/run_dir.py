@@ -122,7 +122,11 @@ def without_paths(config: TrainConfig) -> TrainConfig:
 
 
 def load(run_dir: str | os.PathLike, *, best: bool = False) -> ODEClassifier:
-    """The trained model of a run, baked: ready for `jax.jit(jax.vmap(model))`.
+    """The trained model of a run, as it was trained: constrained.
+
+    It is ready for `jax.jit(jax.vmap(model))`, `jax.grad` and further training, and
+    what is certified of it stays true whatever becomes of its weights. `jnode.resolve`
+    gives an equal model that is quicker to call many times.
 
     **Arguments:** a folder that `scripts/train.py` or `jnode.train.train` wrote;
     whether to take the checkpoint with the lowest training loss in place of the last
@@ -149,11 +153,11 @@ def load(run_dir: str | os.PathLike, *, best: bool = False) -> ODEClassifier:
         like = (state, empty(config.loss))
         found = run.checkpoints.restore(like, {}, step)
         assert found is not None
-        return found[0][0].model.bake()
+        return found[0][0].model
     path = run.path / "model.eqx"
     if not path.is_file():
         raise FileNotFoundError(
             f"{run.path} has no model.eqx: its training has not ended; continue it "
             "with scripts/train.py --resume."
         )
-    return read_tree(path, state.model).bake()
+    return read_tree(path, state.model)
