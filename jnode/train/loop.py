@@ -145,9 +145,9 @@ def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
         if not resume:
             run.check_free(overwrite=overwrite)  # before a lock file is made there
         run.check_links()
-    with explained(run.path):
-        with locked(run.path, "training") if is_first() else nullcontext():
-            yield
+    lock = locked(run.path, "training") if is_first() else nullcontext()
+    with explained(run.path), lock:
+        yield
 
 
 def _check_resumable(run: RunDir, config: TrainConfig) -> None:
