@@ -15,6 +15,7 @@ from jnode import sharding as sharding
 from jnode import solvers as solvers
 from jnode import study as study
 from jnode import train as train
+from jnode._versions import own_version
 from jnode.bounds import Bounds as Bounds
 from jnode.certify import amplification as amplification
 from jnode.evaluation import evaluate as evaluate
@@ -35,3 +36,5 @@ from jnode.solvers import Solution as Solution
 from jnode.solvers import Solver as Solver
 from jnode.solvers import solve as solve
 from jnode.train import load as load
+
+__version__ = own_version()

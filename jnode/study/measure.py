@@ -23,7 +23,7 @@ from jnode.experiment import count_evaluations, evaluate_run
 from jnode.models import ODEClassifier
 from jnode.study.cell import Cell
 from jnode.train import load
-from jnode.train.state import init_state
+from jnode.train.state import dtype_of, init_state
 
 BATCH = 250
 TRANSFERRED = 20
@@ -51,7 +51,7 @@ def measure(
     model = load(run_dir)  # baked
     where = data_dir or cell.train.data.dir
     test = data.load(cell.train.data.name, split="test", data_dir=where)
-    images = np.asarray(data.to_float(jnp.asarray(test.images)))
+    images = np.asarray(data.to_float(jnp.asarray(test.images), dtype_of(model)))
     found = _accuracy(model, test, images, wanted.radii)
     found["parameters"] = _parameters(cell, test)
     some = jnp.asarray(images[:BATCH])
