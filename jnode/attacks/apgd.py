@@ -151,7 +151,6 @@ class AbstractAPGD(AbstractAttack):
             better = ~broken & (hit | (loss > highest))
             return choose(better, (climbed, hit, loss), carry), None
 
-        # Losses are compared in the type of the logits.
         lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
         first = (images, misclassified(clean, labels), lowest)
         restarts = self.first + jnp.arange(self.restarts)
@@ -218,9 +217,9 @@ class AbstractAPGD(AbstractAttack):
 
         keys = jr.split(key, 3)
         if self.norm == "linf":
-            noise = jr.uniform(keys[0], images.shape, minval=-1.0, maxval=1.0)
+            noise = jr.uniform(keys[0], images.shape, images.dtype, -1.0, 1.0)
         else:
-            noise = jr.normal(keys[0], images.shape)
+            noise = jr.normal(keys[0], images.shape, images.dtype)
         # On the ball's surface, as in the original.
         noise = noise / wide(jnp.maximum(size(noise, self.norm), 1e-12))
         start = project(images + self.epsilon * noise, images, self.epsilon, self.norm)
@@ -235,7 +234,7 @@ class AbstractAPGD(AbstractAttack):
             start,
             start,
             gradient,
-            jnp.full(n, 2.0) * self.epsilon,
+            jnp.full(n, 2 * self.epsilon),
             (start, gradient, losses),
             (start, wrong),
             (losses, jnp.zeros(n, int), losses, jnp.ones(n, bool)),
