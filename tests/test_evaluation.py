@@ -1,5 +1,6 @@
 """Evaluation: what stands is attacked, what is finished is kept, budgets hold."""
 
+import concurrent.futures
 import dataclasses
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from jnode import _lock
 from jnode.attacks import APGDCE, PGD, Batched, Square
 from jnode.evaluation import Store, Transfer, evaluate, loop, plan, twins
 from jnode.evaluation.cost import Cost, estimate, evaluations, minutes
@@ -145,32 +147,79 @@ def arguments(problem, attacks):
 
 
 def test_an_interrupted_evaluation_goes_on(problem, found, tmp_path, monkeypatch):
-    store = Store(tmp_path / "evaluation", arguments(problem, ATTACKS))
-    assert store.news == ""
-    with pytest.raises(KeyboardInterrupt):
-        run(problem, [*ATTACKS[:2], Once(0.05, steps=3), ATTACKS[3]], store=store)
+    folder = tmp_path / "evaluation"
+    with Store(folder, arguments(problem, ATTACKS)) as store:
+        assert store.news == ""
+        stopped = [*ATTACKS[:2], Once(0.05, steps=3), ATTACKS[3]]
+        with pytest.raises(KeyboardInterrupt):
+            run(problem, stopped, store=store)
     done, real = [], loop._attack
     monkeypatch.setattr(loop, "_attack", lambda a, *r: done.append(a) or real(a, *r))
-    store = Store(tmp_path / "evaluation", arguments(problem, ATTACKS))
-    assert "2 finished attacks" in store.news
-    resumed = run(problem, store=store)
-    assert done == ATTACKS[2:]
     # As if nothing had happened; and the third time nothing is left to do.
     same = lambda e: [
         {k: v for k, v in row.items() if k != "seconds"} for row in e.summary["attacks"]
     ]
-    assert same(resumed) == same(found)
-    assert run(problem, store=store).summary == resumed.summary
-    assert done == ATTACKS[2:]
-    # A damaged part is made anew, and only that.
-    (tmp_path / "evaluation" / "attack-001.npz").write_bytes(b"PK half a file")
-    assert same(run(problem, store=store)) == same(found)
-    assert done[2:] == ATTACKS[1:2]
+    with Store(folder, arguments(problem, ATTACKS)) as store:
+        assert "2 finished attacks" in store.news
+        resumed = run(problem, store=store)
+        assert done == ATTACKS[2:]
+        assert same(resumed) == same(found)
+        assert run(problem, store=store).summary == resumed.summary
+        assert done == ATTACKS[2:]
+        # A damaged part is made anew, and only that.
+        (folder / "attack-001.npz").write_bytes(b"PK half a file")
+        assert same(run(problem, store=store)) == same(found)
+        assert done[2:] == ATTACKS[1:2]
     # Another attack, and nothing of the old is believed.
     other = [*ATTACKS[:3], PGD(0.4, norm="l2", steps=3)]
-    store = Store(tmp_path / "evaluation", arguments(problem, other))
-    assert store.news.startswith("Starting anew: the attacks changed")
-    assert not [*(tmp_path / "evaluation").glob("attack-*")]
+    with Store(folder, arguments(problem, other)) as store:
+        assert store.news.startswith("Starting anew: the attacks changed")
+        assert not [*folder.glob("attack-*")]
+
+
+def test_a_folder_belongs_to_one_evaluation_at_a_time(problem, tmp_path):
+    """Another, of other arguments, destroys nothing of it, in this process or not."""
+    folder = tmp_path / "evaluation"
+    mine, other = arguments(problem, ATTACKS), arguments(problem, ATTACKS[:1])
+    with Store(folder, mine) as store:
+        store.check("cost", lambda: {"forward": 1.0})
+        for theirs in (mine, other):
+            with pytest.raises(RuntimeError, match="in use by another evaluation"):
+                Store(folder, theirs)
+        code = (
+            "import sys; from jnode.evaluation import Store; "
+            "Store(sys.argv[1], {'the data': 'other'})"
+        )
+        command = [sys.executable, "-c", code, str(folder)]
+        child = subprocess.run(command, capture_output=True, text=True)
+        assert child.returncode == 1 and str(folder) in child.stderr
+        assert "in use by another evaluation" in child.stderr
+        assert store.check("cost", lambda: pytest.fail("it was finished"))
+    with Store(folder, other) as store:
+        assert store.news.startswith("Starting anew")
+        assert not (folder / "check-cost.json").exists()
+
+
+def test_locks_keep_out_others_until_they_end(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    with _lock.claimed(path, wait=False) as mine:
+        assert mine and _lock.acquire(path) is None
+        with _lock.claimed(path, wait=False) as yours:
+            assert not yours
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        waiting = pool.submit(_lock.acquire, path, wait=True)
+        time.sleep(0.3)
+        assert not waiting.done()
+    waiting.result(10).close()
+    pool.shutdown()
+
+    # A file system without locks is said to be one.
+    def unknown(file):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(_lock, "_take", unknown)
+    with pytest.warns(UserWarning, match="cannot be locked .no locks here."):
+        _lock.acquire(path).close()
 
 
 CHILD = """
@@ -198,9 +247,10 @@ def test_a_killed_evaluation_leaves_only_whole_files(problem, found, tmp_path):
         assert child.wait(60) != 0
     finally:
         child.kill()
-    store = Store(folder, arguments(problem, ATTACKS))
-    assert "1 finished attacks" in store.news
-    kept = store.attack(0, lambda: pytest.fail("it was finished"))
+    # The lock ended with the process.
+    with Store(folder, arguments(problem, ATTACKS)) as store:
+        assert "1 finished attacks" in store.news
+        kept = store.attack(0, lambda: pytest.fail("it was finished"))
     assert (kept.broken == found.attacked[0].broken).all()
     assert kept.images == pytest.approx(found.attacked[0].images)
 

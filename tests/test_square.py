@@ -88,7 +88,10 @@ def test_l2_mass_moves_from_one_window_to_another():
     delta = np.asarray(delta)
     for i in range(len(delta)):
         windows = [
-            (slice(int(c[0][i]), int(c[0][i]) + 3), slice(int(c[1][i]), int(c[1][i]) + 3))
+            (
+                slice(int(c[0][i]), int(c[0][i]) + 3),
+                slice(int(c[1][i]), int(c[1][i]) + 3),
+            )
             for c in (here, there)
         ]
         one, two = (np.zeros((9, 9), bool) for _ in windows)

@@ -143,9 +143,7 @@ class _AsImages(eqx.Module):
         return self.model(images).astype(images.dtype)
 
 
-def as_input(
-    images: ArrayLike, labels: Classes
-) -> tuple[Images, Int[Array, " batch"]]:
+def as_input(images: ArrayLike, labels: Classes) -> tuple[Images, Int[Array, " batch"]]:
     """Checked images and labels (`check_input`) as JAX's arrays."""
     images, labels = check_input(images, labels)
     return jnp.asarray(images), jnp.asarray(labels).astype(int)

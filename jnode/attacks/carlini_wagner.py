@@ -91,9 +91,7 @@ class CarliniWagner(AbstractMinimumNorm):
             return (weight, low, high, best), None
 
         n = len(images)
-        weight, low, high = (
-            jnp.full(n, x, images.dtype) for x in (FIRST, 0, jnp.inf)
-        )
+        weight, low, high = (jnp.full(n, x, images.dtype) for x in (FIRST, 0, jnp.inf))
         first = (weight, low, high, best)
         (*_, best), _ = jax.lax.scan(round_, first, None, length=self.restarts)
         return best

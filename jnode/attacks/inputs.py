@@ -88,9 +88,7 @@ def _check_sharding(array):
         if part is not None
         for name in (part if isinstance(part, tuple) else (part,))
     }
-    kinds = dict(
-        zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
-    )
+    kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
     if any(kinds[name] == AxisType.Explicit for name in names):
         raise ValueError(
             "images and labels must not be sharded over explicit mesh axes: make the "

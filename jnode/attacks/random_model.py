@@ -57,7 +57,9 @@ def is_random(model: Any) -> bool:
 
 
 def over_draws(
-    model: Callable, function: Callable[[Callable], Any], key: PRNGKeyArray | None = None
+    model: Callable,
+    function: Callable[[Callable], Any],
+    key: PRNGKeyArray | None = None,
 ) -> Any:
     """`function(model)`, or its mean over draws of each `RandomModel` in the model.
 
