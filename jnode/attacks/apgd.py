@@ -153,7 +153,7 @@ class AbstractAPGD(AbstractAttack):
 
         lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
         first = (images, misclassified(clean, labels), lowest)
-        restarts = self.first + jnp.arange(self.restarts)
+        restarts = self.first + jnp.arange(self.restarts, dtype=jnp.int32)
         each = (restarts, jr.split(key, self.restarts))
         (found, _, _), _ = jax.lax.scan(restart, first, each)
         return found
@@ -229,7 +229,7 @@ class AbstractAPGD(AbstractAttack):
         windows = jnp.asarray(schedule)
         enough = jnp.asarray(np.floor(RHO * schedule).astype(int))
         first = (
-            jnp.zeros((), int),
+            jnp.zeros((), jnp.int32),
             keys[2],
             start,
             start,

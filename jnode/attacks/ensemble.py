@@ -93,6 +93,7 @@ def run(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     images, labels = (np.asarray(x) for x in check_input(images, labels))
+    labels = labels.astype(int)
     # Float64 in JAX's 64-bit mode alone.
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
     if len(labels) == 0:

@@ -147,10 +147,10 @@ class AbstractFAB(AbstractMinimumNorm):
         def restart(best, this):
             index, key = this
             start = self.start(images, best[1], index, key)
-            first = (jnp.zeros((), int), start, best, likely(clean, index))
+            first = (jnp.zeros((), jnp.int32), start, best, likely(clean, index))
             return jax.lax.while_loop(going, step, first)[2], None
 
-        restarts = self.first + jnp.arange(self.restarts)
+        restarts = self.first + jnp.arange(self.restarts, dtype=jnp.int32)
         each = (restarts, jr.split(key, self.restarts))
         return jax.lax.scan(restart, best, each)[0]
 

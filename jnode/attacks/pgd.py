@@ -124,7 +124,7 @@ class PGD(AbstractAttack):
 
         look_key, key = keys
         gradient, best = look(start, best, look_key)
-        first = (jnp.zeros((), int), key, start, gradient, best)
+        first = (jnp.zeros((), jnp.int32), key, start, gradient, best)
         *_, best = jax.lax.while_loop(going, step, first)
         return best
 

@@ -126,7 +126,7 @@ class Square(AbstractAttack):
             standing = best >= 0
             at = jnp.where(wide(standing), begin, x)
             now = jnp.where(standing, value(begin), best)
-            first = (jnp.zeros((), int), at, now, key)
+            first = (jnp.zeros((), jnp.int32), at, now, key)
             _, x, best, _ = jax.lax.while_loop(going, query, first)
             return (x, best), None
 

@@ -96,6 +96,7 @@ def evaluate(
     """
     images, labels = np.asarray(images), np.asarray(labels)
     _check(model, images, labels, batch_size, attacks)
+    labels = labels.astype(int)
     # Float64 in JAX's 64-bit mode alone.
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
     n, length = len(labels), min(batch_size, len(labels))
