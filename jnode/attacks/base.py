@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -161,7 +162,7 @@ def compiled(function: Callable, *arguments: Any) -> Any:
     Where JAX is tracing already it becomes a part of that program.
     """
     leaves = jax.tree.leaves(arguments)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         return function(*arguments)
     return _compiled(function, *arguments)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType
 from jax.typing import ArrayLike
 
@@ -46,7 +47,7 @@ def check_input(
         )
     for array in (images, labels):
         _check_sharding(array)
-    if len(images) and not isinstance(images, jax.core.Tracer):
+    if len(images) and not isinstance(images, Tracer):
         # Images that are known may meet a function that JAX is tracing.
         with jax.ensure_compile_time_eval():
             low, high = float(images.min()), float(images.max())

@@ -84,12 +84,12 @@ def over_draws(
     def add(total, key):
         return jax.tree.map(jnp.add, total, of_draw(key)), None
 
-    key = parts[0].key if key is None else key
     draws = max(part.draws for part in parts)
-    shapes = jax.eval_shape(of_draw, key)
+    keys = jr.split(parts[0].key if key is None else key, draws)
+    shapes = jax.eval_shape(of_draw, keys[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # One after another: memory does not grow with the number of draws.
-    total, _ = jax.lax.scan(add, zeros, jr.split(key, draws))
+    total, _ = jax.lax.scan(add, zeros, keys)
     return jax.tree.map(lambda x: x / draws, total)
 
 
