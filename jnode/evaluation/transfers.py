@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -186,8 +187,10 @@ def rescaled(solver: Solver, factor: float) -> Solver:
     """
     if solver.adaptive:
         rtol, atol = (tolerance / factor for tolerance in solver.tolerances)
-        # Smaller tolerances take more steps, of which there must be enough.
-        longer = round(solver.max_steps * max(1.0, factor))
+        # Smaller tolerances take more steps, of which there must be enough: a method of
+        # order p takes factor^(1/p) times as many, and the lowest order is 2. Memory
+        # may be set aside for all of them.
+        longer = math.ceil(solver.max_steps * max(1.0, factor) ** 0.5)
         return dataclasses.replace(solver, rtol=rtol, atol=atol, max_steps=longer)
     shares = solver.shares.tolist()
     if factor > 1:

@@ -82,7 +82,7 @@ def work(
 
     **Returns:** mean and largest number of steps and NFE of each; words and flags.
     """
-    clean, attacked = (jnp.asarray(x, jnp.float32) for x in (images, attacked))
+    clean, attacked = (jnp.asarray(x) for x in (images, attacked))
     kinds = {"clean": clean, "attacked": attacked}
     if model.solver.adaptive:
         kinds["attacked_for_cost"] = _costly(model, clean, attack, key)
