@@ -82,7 +82,8 @@ def evaluate_run(
     check_divides(batch_size, mesh)
     if protocol is None and (norm is not None or epsilons):
         raise ValueError("norm and epsilon belong to a protocol; attacks have theirs.")
-    model = load(run_dir)
+    trained = load(run_dir)
+    model = trained.bake()  # attacked many times; what is certified is the trained one
     run = RunDir(run_dir)
     config, facts = run.read_config()
     chosen = None if protocol is None else PROTOCOLS[protocol]
@@ -158,14 +159,15 @@ def evaluate_run(
         raised += [
             flag for k, c in checks.items() if k != "outputs" for flag in c["flags"]
         ]
-        refusal = certify.refusal(model)
+        refusal = certify.refusal(trained)
         rows = []
         if refusal is None:
             radii = certify.certified_radii(
-                model, images, test.labels, batch_size=batch_size, mesh=mesh
+                trained, images, test.labels, batch_size=batch_size, mesh=mesh
             )
             rows = certify.certified_accuracy(radii, RADII)
-            note = f"up to L = {float(model.lipschitz()):.4f} from pixels to features"
+            constant = float(trained.lipschitz())
+            note = f"up to L = {constant:.4f} from pixels to features"
         else:
             note = refusal
         evaluations = _evaluations(model, images, batch_size)
@@ -182,6 +184,8 @@ def evaluate_run(
             "solver": str(model.solver),
             "certified_accuracy": rows,
             "certificate": note,
+            "rounding": certify.ALLOWANCE["rounding"],
+            "assumed": certify.assumptions(trained),
             "nfe": float(np.mean(evaluations)),
             "nfe_largest": int(np.max(evaluations)),
             "versions": found,

@@ -48,11 +48,12 @@ def measure(
     **Raises:** what `jnode.load`, `jnode.data.load` and `evaluate_run` raise.
     """
     wanted = cell.measures
-    model = load(run_dir)  # baked
+    trained = load(run_dir)
+    model = trained.bake()
     where = data_dir or cell.train.data.dir
     test = data.load(cell.train.data.name, split="test", data_dir=where)
     images = np.asarray(data.to_float(jnp.asarray(test.images), dtype_of(model)))
-    found = _accuracy(model, test, images, wanted.radii)
+    found = _accuracy(trained, test, images, wanted.radii)
     found["parameters"] = _parameters(cell, test)
     some = jnp.asarray(images[:BATCH])
     found |= _evaluations(model, some)
