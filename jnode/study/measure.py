@@ -63,7 +63,7 @@ def measure(
         mean = _evaluations(model.with_solver(wanted.adaptive), some)["nfe"]
         found["adaptive"] = {"solver": name, "nfe": mean}
     if wanted.stretch:
-        found["stretch"] = stretch(model, images, seed=cell.train.seed)
+        found["stretch"] = stretch(trained, images, seed=cell.train.seed)
     common = {"pictures": False, "data_dir": data_dir, "progress": progress}
     if wanted.alone:
         # Kept, since the run folder holds one evaluation at a time: a cell that was
