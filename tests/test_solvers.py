@@ -182,5 +182,5 @@ def test_bad_solvers(kwargs, message):
 
 def test_solve_wants_a_solver(getkey):
     field, y0 = field_and_state(getkey())
-    with pytest.raises(TypeError, match="Solver"):
-        jnode.solve(field, y0, diffrax.Euler())
+    with pytest.raises(TypeError, match="solver must be a jnode.Solver or a solver of"):
+        jnode.solve(field, y0, diffrax.Tsit5)

@@ -22,6 +22,7 @@ from jnode.attacks.base import (
     check_budget,
 )
 from jnode.evaluation.ascent import ascend
+from jnode.fields.piecewise import jumps
 from jnode.models.encoders import AbstractEncoder
 from jnode.solvers import Solver
 
@@ -155,7 +156,7 @@ def twins(
     own = dataclasses.replace(model.solver, adjoint="direct")
     if model.solver.adjoint == "backsolve":
         found[f"{own}, direct adjoint"] = Batched(model.with_solver(own))
-    pieces = getattr(model.field, "count", 1)
+    pieces = len(jumps(model.field)) + 1
     makers = {
         "fixed": lambda: Solver("rk4", steps=pieces * -(-FIXED_STEPS // pieces)),
         "finer": lambda: rescaled(own, 10),

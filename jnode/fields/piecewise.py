@@ -1,14 +1,14 @@
 """Weights that change with time, piece by piece."""
 
-import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jnode.bounds import Bounds
 from jnode.fields.base import AbstractVectorField
@@ -20,7 +20,7 @@ class PiecewiseField(AbstractVectorField, AbstractStack):
 
     Depth for a neural ODE: each piece has weights of its own. `jnode.solve` integrates
     piece after piece, so no step crosses a jump, and the certificate is the product of
-    the pieces' certificates.
+    the pieces' certificates. The first and the last piece rule beyond the ends.
     """
 
     pieces: AbstractVectorField
@@ -56,8 +56,12 @@ class PiecewiseField(AbstractVectorField, AbstractStack):
 
     def index(self, t: Any) -> Int[Array, ""]:
         """Which piece rules at time $t$; the first and last rule beyond the ends."""
-        share = (jnp.asarray(t) - self.t0) / (self.t1 - self.t0)
-        return jnp.clip(jnp.floor(share * self.count), 0, self.count - 1).astype(int)
+        t = jnp.asarray(t)
+        dtype = jnp.promote_types(t.dtype, jnp.asarray(0.0).dtype)
+        # Compared with the jumps themselves, as rounded: a share of the interval may
+        # round up to the next piece just before a jump, where Diffrax's steps end.
+        jumps = jnp.asarray(self.times()[1:-1], dtype)
+        return jnp.sum(t.astype(dtype) >= jumps, dtype=int)
 
     def times(self) -> list[float]:
         """Where the pieces begin, and where the last one ends."""
@@ -90,32 +94,84 @@ class PiecewiseField(AbstractVectorField, AbstractStack):
         return self.each().over_time()
 
 
-def jumps(tree: Any) -> tuple[float, ...]:
-    """The times at which a PyTree jumps: where a piece of any field in it ends."""
-    found = set()
-    for field in _piecewise(tree):
-        found |= {*field.times()[1:-1], *jumps(field.pieces)}
-    return tuple(sorted(found))
+def _is_piecewise(x: Any) -> bool:
+    return isinstance(x, PiecewiseField)
 
 
-def segment(tree: Any, index: Any, edges: tuple[float, ...]) -> Any:
-    """The PyTree as it is between `edges[index]` and `edges[index + 1]`.
+def _found(tree: PyTree) -> list[PiecewiseField]:
+    """Every `PiecewiseField` in a tree, those within pieces of others too."""
+    fields = [x for x in jax.tree.leaves(tree, _is_piecewise) if _is_piecewise(x)]
+    return [y for x in fields for y in (x, *_found(x.pieces))]
 
-    **Arguments:** the tree; the segment, perhaps traced; times between which nothing in
-    the tree jumps.
+
+def jumps(tree: PyTree) -> tuple[float, ...]:
+    """The times at which the weights of anything in `tree` jump, in increasing order.
+
+    They are the inner times of every `PiecewiseField` in it, wherever it stands: in a
+    sum, a multiple, a composition, or a module of your own. What a plain Python
+    function closes over is in no tree, so its jumps are not seen.
     """
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
+    fields = _found(tree)
+    times = sorted({t for field in fields for t in field.times()[1:-1]})
+    near = 1e-9 * max((field.t1 - field.t0 for field in fields), default=0.0)
+    # Thirds and sixths of an interval agree up to rounding.
+    return tuple(t for i, t in enumerate(times) if i == 0 or t - times[i - 1] > near)
 
-    def one(x):
-        if not isinstance(x, PiecewiseField):
+
+def segment(tree: PyTree, index: Any, edges: Sequence[float]) -> PyTree:
+    """`tree` as it is between two of its jumps, with no `PiecewiseField` left.
+
+    **Arguments:** any tree; which interval between consecutive `edges`, from 0, an
+    integer that may be traced; and the edges, Python numbers: $t_0$, the jumps on the
+    way, and $t_1$, increasing or decreasing.
+
+    **Returns:** the tree with each `PiecewiseField` replaced by the piece that rules
+    there.
+    """
+
+    def replace(x):
+        if not _is_piecewise(x):
             return x
-        shares = (np.asarray(middles) - x.t0) / (x.t1 - x.t0)
-        table = np.clip(np.floor(shares * x.count), 0, x.count - 1).astype(int)
-        return segment(x.piece(jnp.asarray(table)[index]), index, edges)
+        table = _ruling(x, edges)
+        known = isinstance(index, (int, np.integer))
+        chosen = int(table[index]) if known else jnp.asarray(table)[index]
+        return segment(x.piece(chosen), index, edges)
 
-    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, PiecewiseField))
+    return jax.tree.map(replace, tree, is_leaf=_is_piecewise)
 
 
-def _piecewise(tree):
-    is_piecewise = lambda x: isinstance(x, PiecewiseField)  # noqa: E731
-    return filter(is_piecewise, jax.tree.leaves(tree, is_leaf=is_piecewise))
+def segments(
+    tree: PyTree, order: Sequence[int], edges: Sequence[float]
+) -> tuple[PyTree, PyTree]:
+    """Several of a tree's segments at once, for `jax.lax.scan` to read one by one.
+
+    **Returns:** the arrays that differ from segment to segment, with an axis for them
+    in front, in the given order; and the rest of the tree. `equinox.combine` of one
+    slice and the rest is `segment(tree, order[k], edges)`.
+    """
+
+    def walk(tree, tables, leaf):
+        def visit(x):
+            if _is_piecewise(x):
+                table = _ruling(x, edges)[np.asarray(order)]
+                return walk(x.pieces, (*tables, table), leaf)
+            return leaf(x, tables)
+
+        return jax.tree.map(visit, tree, is_leaf=_is_piecewise)
+
+    def moves(x, tables):
+        return bool(tables) and eqx.is_array(x)
+
+    def gather(x, tables):
+        if not moves(x, tables):
+            return x
+        whole = len(tables) == 1 and np.array_equal(tables[0], np.arange(len(x)))
+        return x if whole else x[tables]  # each piece once needs no copy
+
+    return eqx.partition(walk(tree, (), gather), walk(tree, (), moves))
+
+
+def _ruling(field: PiecewiseField, edges: Sequence[float]) -> Int[np.ndarray, " n"]:
+    """Which piece rules between each two consecutive edges."""
+    middles = [(a + b) / 2 for a, b in pairwise(edges)]
+    return np.searchsorted(field.times()[1:-1], middles, side="right")

@@ -4,10 +4,10 @@ Diffrax chooses the steps (its controller, sample by sample, on its method's tab
 only the loop is for the whole batch, so that a step is a few large matrix products, and
 the gradient with respect to the field's weights is summed as it goes, where `jax.vmap`
 of a solve carries one gradient a sample. The gradient is that of Diffrax's direct
-adjoint: of the steps that were accepted, their lengths held.
+adjoint: of the steps that were accepted, their lengths held. Of the times, the last
+step's length is what they move.
 """
 
-import dataclasses
 from typing import Any
 
 import diffrax
@@ -15,96 +15,125 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-from jnode.fields import AbstractVectorField
 from jnode.solvers.inside import combine
-from jnode.solvers.solver import Solver
-from jnode.solvers.tableaus import embedded_pair
+from jnode.solvers.state import RightHandSide
+from jnode.solvers.tableaus import SOLVERS, embedded_pair, evaluations
 
 # How many states the way back keeps. Where more steps were taken, some are repeated.
 CHECKPOINTS = 16
 # A step that would end so few numbers before the end ends there, as in Diffrax.
 CLOSE = 100
 
+Sign = int | Float[Array, ""]
+"""1 where time runs forwards, -1 where backwards; traced where only running tells."""
+
+
+def turned(sign: Sign, x: Any) -> Any:
+    """`sign * x`; where time runs forwards, nothing is multiplied."""
+    if isinstance(sign, int) and sign == 1:
+        return x
+    return jnp.asarray(sign, x.dtype) * x
+
 
 def solve_adaptive(
-    field: AbstractVectorField,
+    field: RightHandSide,
     y0: Float[Array, "*positions batch channels"],
-    solver: Solver,
-    t0: Any,
-    t1: Any,
+    name: str,
+    tolerances: Float[Array, "2"],
+    max_steps: int,
+    times: tuple[Float[Array, ""], Float[Array, ""]],
+    sign: Sign,
 ) -> tuple[Float[Array, "*positions batch channels"], tuple[Int[Array, " batch"], ...]]:
     """Integrates a time-invariant field for a batch of states.
 
-    **Returns:** the states at `t1`, and of each sample: how many steps it took, how
+    **Arguments:** the field, the states, the method's name, its relative and absolute
+    tolerance, the most steps, the times $t_0$ and $t_1$, and which way they run.
+
+    **Returns:** the states at $t_1$, and of each sample: how many steps it took, how
     many of them were accepted and rejected, the evaluations, and whether `max_steps`
     ended it before its time, 0 or 1.
     """
-    tolerances = jnp.stack([jnp.asarray(x, y0.dtype) for x in solver.tolerances])
-    solver = dataclasses.replace(solver, rtol=None, atol=None)
-    y1, (taken, accepted, failed) = _solve((field, y0), tolerances, solver, t0, t1)
-    nfe = evaluations(solver, taken)
+    differentiable = (field, y0, times)
+    tolerances = jax.lax.stop_gradient(tolerances)
+    y1, counts = _solve(differentiable, tolerances, name, max_steps, sign)
+    taken, accepted, failed = counts
+    # Two evaluations more choose the first step.
+    nfe = evaluations(name, taken) + 2
     return y1, (taken, accepted, taken - accepted, nfe, failed)
 
 
-def controller(solver: Solver, dtype: Any) -> diffrax.PIDController:
-    """What chooses an adaptive solver's steps, for states of this type."""
-    rtol, atol = (jnp.asarray(x, dtype) for x in solver.tolerances)
-    return diffrax.PIDController(rtol=rtol, atol=atol)
+def controller(tolerances: Float[Array, "2"]) -> diffrax.PIDController:
+    """What chooses an adaptive solver's steps."""
+    return diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])
+
+
+class Reversed(eqx.Module):
+    """$s f(st, y)$ for a sign $s$: where it is -1, the field in reversed time."""
+
+    field: Any
+    sign: Sign
+
+    def __call__(self, t: Any, y: PyTree[Array], args: Any = None) -> PyTree[Array]:
+        rates = self.field(turned(self.sign, t), y, args)
+        return jax.tree.map(lambda rate: turned(self.sign, jnp.asarray(rate)), rates)
 
 
 def first_step(
-    field: AbstractVectorField, y0: Float[Array, "*state"], solver: Solver, t0: Any
+    field: Any,
+    y0: PyTree[Array],
+    args: PyTree,
+    name: str,
+    tolerances: Float[Array, "2"],
+    t0: Float[Array, ""],
+    sign: Sign,
 ) -> Float[Array, ""]:
-    """The length of the first step, by two evaluations (Hairer, Norsett & Wanner).
+    """The length of the first step, positive, by two evaluations (Hairer, Norsett &
+    Wanner).
 
     Asked of the controller here, since inside `diffeqsolve` (0.7.2) it does not know
     its own terms, and takes 0.01 whatever the field.
     """
-    term, method = diffrax.ODETerm(field), solver.diffrax()
+    forward = isinstance(sign, int) and sign == 1
+    term = diffrax.ODETerm(field if forward else Reversed(field, sign))
+    method, t0 = SOLVERS[name](), turned(sign, t0)
     order = method.error_order(term)
-    t0 = jnp.asarray(t0, y0.dtype)
     # The state is cut off before, as the step is held when gradients are taken.
-    arrays, static = eqx.partition((term, y0), eqx.is_array)
-    term, y0 = eqx.combine(jax.lax.stop_gradient(arrays), static)
-    control = controller(solver, y0.dtype)
-    end, _ = control.init(term, t0, t0, y0, None, None, method.func, order)
+    arrays, static = eqx.partition((term, y0, args, t0), eqx.is_array)
+    term, y0, args, t0 = eqx.combine(jax.lax.stop_gradient(arrays), static)
+    control = controller(tolerances)
+    end, _ = control.init(term, t0, t0, y0, None, args, method.func, order)
     return end - t0
 
 
-def evaluations(solver: Solver, steps: Int[Array, "..."]) -> Int[Array, "..."]:
-    """The evaluations of the field in so many steps, rejected ones included."""
-    if solver.name == "euler":
-        return steps
-    t = solver.diffrax().tableau  # pyright: ignore[reportAttributeAccessIssue]
-    nfe = steps * (t.num_stages - 1) + 1 if t.fsal else steps * t.num_stages
-    return nfe + 2 if solver.adaptive else nfe  # two more choose the first step
-
-
 @eqx.filter_custom_vjp
-def _solve(differentiable, tolerances, solver, t0, t1):
-    y1, counts, _ = _forward(*differentiable, solver.at(tolerances), t0, t1)
+def _solve(differentiable, tolerances, name, max_steps, sign):
+    y1, counts, _ = _forward(differentiable, tolerances, name, max_steps, sign)
     return y1, counts
 
 
 @_solve.def_fwd
-def _solve_fwd(perturbed, differentiable, tolerances, solver, t0, t1):
+def _solve_fwd(perturbed, differentiable, tolerances, name, max_steps, sign):
     del perturbed
-    y1, counts, lengths = _forward(*differentiable, solver.at(tolerances), t0, t1)
+    y1, counts, lengths = _forward(differentiable, tolerances, name, max_steps, sign)
     return (y1, counts), (counts, lengths)
 
 
 @_solve.def_bwd
 def _solve_bwd(
-    residuals, cotangent, perturbed, differentiable, tolerances, solver, t0, t1
+    residuals, cotangent, perturbed, differentiable, tolerances, name, max_steps, sign
 ):
-    del perturbed, tolerances, t1
-    (_, accepted, _), lengths = residuals
-    start = jnp.asarray(t0, lengths.dtype)
+    del tolerances
+    (_, accepted, failed), lengths = residuals
+    clocks = any(jax.tree.leaves(perturbed[2]))
 
     def replay(differentiable):
-        field, y0 = differentiable
+        field, y0, (t0, t1) = differentiable
+        held = jax.lax.stop_gradient(t0)
+        span = turned(sign, t1 - t0)
+        # No length: how a time moves the last step of a sample that got there.
+        shift = jnp.where(failed > 0, 0, span - jax.lax.stop_gradient(span))
 
         def going(carry):
             return carry[0] < jnp.max(accepted)
@@ -112,30 +141,31 @@ def _solve_bwd(
         def body(carry):
             i, y = carry
             h = jnp.where(i < accepted, lengths[i], 0)
-            return i + 1, _step(field, start, h, y, None, solver)[0]
+            if clocks:
+                h = h + jnp.where(i == accepted - 1, shift, 0)
+            return i + 1, _step(field, held, h, y, None, name, sign)[0]
 
         first = (jnp.zeros((), accepted.dtype), y0)
-        checkpoints = min(CHECKPOINTS, solver.max_steps)
         return eqxi.while_loop(
             going,
             body,
             first,
-            max_steps=solver.max_steps,
+            max_steps=max_steps,
             kind="checkpointed",
-            checkpoints=checkpoints,
+            checkpoints=min(CHECKPOINTS, max_steps),
         )[1]
 
     _, pull = eqx.filter_vjp(replay, differentiable)
     return pull(cotangent[0])[0]
 
 
-def _step(field, t, h, y, k, solver):
+def _step(field, t, h, y, k, name, sign):
     """The state, the error and the last stage of a step of each sample.
 
     The field does not move with time, so `t` may be any.
     """
-    a, b, error = (x.tolist() for x in embedded_pair(solver.name))
-    h = _along(h, y)
+    a, b, error = (x.tolist() for x in embedded_pair(name))
+    h = _along(turned(sign, h), y)
     ks = [field(t, y, None) if k is None else k]
     for i in range(1, len(b)):
         ks.append(field(t, y + combine(h, a[i][:i], ks, y), None))
@@ -148,22 +178,23 @@ def _along(samples, y):
     return samples.reshape((1,) * (y.ndim - 2) + (len(samples), 1))
 
 
-def _forward(field, y0, solver, t0, t1):
-    method, batch, dtype = solver.diffrax(), y0.shape[-2], y0.dtype
+def _forward(differentiable, tolerances, name, max_steps, sign):
+    field, y0, (begin, stop) = differentiable
+    method, batch, dtype = SOLVERS[name](), y0.shape[-2], y0.dtype
     term = diffrax.ODETerm(field)
-    control, order = controller(solver, dtype), method.error_order(term)
-    t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
+    control, order = controller(tolerances), method.error_order(term)
+    t0, t1 = turned(sign, begin), turned(sign, stop)
     floor = t1
     for _ in range(CLOSE):
         floor = eqxi.prevbefore(floor)
     axis = y0.ndim - 2
 
-    def begin(y):
+    def start(y):
         # A length that is given, the controller does not choose.
-        length = first_step(field, y, solver, t0)
+        length = first_step(field, y, None, name, tolerances, begin, sign)
         return control.init(None, t0, t1, y, length, None, None, order)  # pyright: ignore
 
-    end, memory = jax.vmap(begin, in_axes=axis)(y0)
+    end, memory = jax.vmap(start, in_axes=axis)(y0)
     adapt = jax.vmap(
         lambda t, end, y, y1, error, memory: control.adapt_step_size(
             t, end, y, y1, None, error, order, memory
@@ -174,16 +205,16 @@ def _forward(field, y0, solver, t0, t1):
 
     def going(carry):
         count, done = carry[0], carry[1]
-        return (count < solver.max_steps) & ~jnp.all(done)
+        return (count < max_steps) & ~jnp.all(done)
 
     def body(carry):
         count, done, t, end, memory, y, k, taken, accepted, lengths = carry
-        y1, error, last = _step(field, t0, end - t, y, k, solver)
+        y1, error, last = _step(field, begin, end - t, y, k, name, sign)
         keep, start, ahead, _, after, _ = adapt(t, end, y, y1, error, memory)
         new = keep & ~done
         rows = jnp.arange(batch)
         # Samples that are done write past the end, which is dropped.
-        slot = jnp.where(new, accepted, solver.max_steps)
+        slot = jnp.where(new, accepted, max_steps)
         lengths = lengths.at[slot, rows].set(end - t, mode="drop")
         y = jnp.where(_along(new, y), y1, y)
         k = jnp.where(_along(new, y), last, k) if fsal else None
@@ -200,9 +231,9 @@ def _forward(field, y0, solver, t0, t1):
     times = jnp.broadcast_to(t0, batch)
     end = jnp.minimum(end, t1)
     zeros = jnp.zeros(batch, jnp.int32)
-    buffer = jnp.zeros((solver.max_steps, batch), dtype)
-    k = field(t0, y0, None) if fsal else None
-    none = jnp.zeros(batch, bool)
+    buffer = jnp.zeros((max_steps, batch), dtype)
+    k = field(begin, y0, None) if fsal else None
+    none = jnp.broadcast_to(t0 >= t1, batch)
     first = (0, none, times, end, memory, y0, k, zeros, zeros, buffer)
     carry = jax.lax.while_loop(going, body, first)
     _, done, _, _, _, y1, _, taken, accepted, lengths = carry

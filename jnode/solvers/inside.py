@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from jnode.fields.base import add_bias
 from jnode.fields.inner_form import InnerForm
-from jnode.solvers.tableaus import Tableau
+from jnode.solvers.tableaus import Rows
 
 
 def combine(h, weights, ks, y):
@@ -20,7 +20,7 @@ def combine(h, weights, ks, y):
 def solve_inside(
     form: InnerForm,
     y0: Float[Array, "*state"],
-    tableau: Tableau,
+    method: Rows,
     times: Float[Array, " steps"],
     lengths: Float[Array, " steps"],
 ) -> Float[Array, "*state"]:
@@ -29,7 +29,7 @@ def solve_inside(
     They carry $u = Wy$ and the sum $q$ of weighted activations, from which the state
     follows at the end as $y_0 + L V q$ and the drift.
     """
-    a, b, c = (x.tolist() for x in tableau)
+    a, b, c = method
     dtype = y0.dtype
     drift = _along(form.drift, y0)
     push = None if drift is None else form.enter(drift)

@@ -1,270 +1,476 @@
-"""Integrating a vector field: one call, whichever the solver."""
+"""Integrating a vector field: one call, whichever the field, state and solver."""
 
-from typing import Any
+import contextlib
+import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import PyTree
 
-from jnode.fields import AbstractVectorField, PiecewiseField
-from jnode.solvers.adaptive import controller, evaluations, first_step, solve_adaptive
-from jnode.solvers.inside import combine, solve_inside
+from jnode.fields import AbstractVectorField
+from jnode.linear import plain
+from jnode.solvers.adaptive import controller, first_step, solve_adaptive
+from jnode.solvers.fixed import solve_fixed
+from jnode.solvers.schedule import Schedule, Segments, cut, is_known, plan
+from jnode.solvers.solution import Solution, statistics
 from jnode.solvers.solver import Solver
-from jnode.solvers.tableaus import tableau
+from jnode.solvers.state import RightHandSide, is_fast, promoted, real_dtype
+from jnode.solvers.tableaus import rows, tableau
+from jnode.solvers.through import (
+    counts,
+    fixed_steps,
+    solve_chain,
+    solve_whole,
+    solver_adjoint,
+)
 
+MAX_STEPS = 4096
+"""Diffrax's limit where a step size controller of Diffrax's is given."""
 
-class Solution(eqx.Module):
-    """The end of a solve.
-
-    - `y`: the state at `t1`.
-    - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps`, `nfe`, the
-        number of evaluations of the vector field, and `num_failed`, the solves (one of
-        each piece of the field) that `max_steps` ended before their time.
-    """
-
-    y: Float[Array, "*state"]
-    stats: dict[str, Any]
+# Compiled once for all calls outside jit; inside, the code that is called.
+_compiled = functools.partial(eqx.filter_jit, inline=True)
 
 
 def solve(
-    field: AbstractVectorField,
-    y0: Float[Array, "*state"],
-    solver: Solver,
+    field: Any,
+    y0: PyTree,
+    solver: Solver | diffrax.AbstractSolver,
     *,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    args: PyTree = None,
+    steps: int | None = None,
+    ts: Any = None,
+    dt0: Any = None,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    saveat: diffrax.SaveAt | None = None,
+    event: diffrax.Event | None = None,
+    max_steps: int | None = None,
     throw: bool = True,
 ) -> Solution:
-    """Integrates $dy/dt = f(t, y)$ from `t0` to `t1`.
+    """Integrates $dy/dt = f(t, y)$ from `t0` to `t1`, backwards where $t_1 < t_0$.
 
     One state at a time: an adaptive solver under `jax.vmap` chooses the steps of each
-    sample by itself, so no sample changes another's result.
+    sample by itself, so no sample changes another's result. No step crosses a jump of a
+    `PiecewiseField`, wherever in `field` or `args` it stands.
 
-    **Arguments:** the vector field, the state $y(t_0)$, the solver, and the times;
-    whether a failure raises. If not, `y` is the state that was reached, perhaps not
-    finite, and `stats["num_failed"]` tells: look at both.
+    Fixed steps of an explicit Runge-Kutta method on one array run in a scan, which can
+    be differentiated in both modes and any number of times. All else goes through
+    `diffrax.diffeqsolve`. Outside jit, calls that differ in numbers alone compile once.
+
+    **Arguments:**
+
+    - `field`: any function `f(t, y, args)`.
+    - `y0`: the state $y(t_0)$: any PyTree of arrays or numbers. Dtypes are promoted as
+        in Diffrax, so that integers become floats.
+    - `solver`: a `jnode.Solver`, which knows its steps; or an ODE solver of Diffrax,
+        with one of `steps`, `ts`, `stepsize_controller` and `dt0`.
+    - `t0`, `t1`: numbers, or scalar arrays that may be traced. Where one is traced and
+        the field jumps, all its jumps must lie between them.
+    - `args`: handed to the field.
+    - `steps`: the number of equal steps.
+    - `ts`: the times that steps end at, from `t0` to `t1`.
+    - `dt0`: the first step of a `stepsize_controller`; alone, the length of all steps.
+    - `stepsize_controller`, `adjoint`, `saveat`, `event`: Diffrax's. The adjoint is by
+        default the solver's own, and Diffrax's default for a Diffrax solver.
+    - `max_steps`: past which the solve fails; by default the solver's own, 4096 for a
+        step size controller, and as many as there are for fixed steps.
+    - `throw`: whether a failure raises. If not, `y` is the state that was reached,
+        perhaps not finite, and `stats["num_failed"]` and `result` tell: look at both.
 
     **Returns:** a `Solution`.
 
-    **Raises:** with `throw`, at run time, under jit too, where an adaptive solver takes
-    more than `max_steps` steps or the state ceases to be finite.
+    **Raises:** `TypeError` for a solver that is none; `ValueError` for arguments that
+    contradict each other, and fixed steps that cross a jump; with `throw`, at run time,
+    under jit too, where a solve takes more than `max_steps` steps or the state ceases
+    to be finite.
     """
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
-    return _solve(field.bake(), y0, solver, t0, t1, throw, _one)
+    given = {
+        "steps": steps,
+        "ts": ts,
+        "dt0": dt0,
+        "stepsize_controller": stepsize_controller,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    y0 = promoted(field, y0, t0, t1, args)
+    options = _Options(adjoint, saveat, event, max_steps, throw)
+    if isinstance(solver, Solver):
+        _check_agreement(solver, given, options)
+        return _ours(field, y0, solver, t0, t1, args, options)
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(
+            "solver must be a jnode.Solver or a solver of Diffrax, as diffrax.Tsit5(), "
+            f"not {_name(solver)}."
+        )
+    return _theirs(field, y0, solver, t0, t1, args, given, options)
 
 
 def solve_batch(
-    field: AbstractVectorField,
-    y0: Float[Array, "batch *state"],
+    field: Any,
+    y0: PyTree,
     solver: Solver,
     *,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    args: PyTree = None,
     throw: bool = True,
 ) -> Solution:
     """Integrates a batch of states: what `jax.vmap` of `solve` gives, quicker.
 
     All states move together, in a layout that moves no axis, and an adaptive solver
-    still chooses the steps of each sample by itself. Gradients in reverse mode.
+    still chooses the steps of each sample by itself. Gradients of an adaptive solve are
+    in reverse mode.
 
-    **Arguments:** as of `solve`, but for a batch of states.
+    **Arguments:** as of `solve`, but for a batch of states; `args` are every state's.
 
     **Returns:** a `Solution` whose every array has the batch's axis in front.
 
     **Raises:** as `solve`.
     """
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a jnode.Solver, not {type(solver).__name__}.")
-    field = field.bake()
-    if not _together(field, solver):
-        return jax.vmap(lambda y: _solve(field, y, solver, t0, t1, throw, _one))(y0)
-    one = _adaptive if solver.adaptive else _scan
-    solution = _solve(field, jnp.moveaxis(y0, 0, -2), solver, t0, t1, throw, one)
-    stats = {k: jnp.broadcast_to(v, len(y0)) for k, v in solution.stats.items()}
-    return Solution(jnp.moveaxis(solution.y, -2, 0), stats)
+        raise TypeError(f"solver must be a jnode.Solver, not {_name(solver)}.")
+    if isinstance(y0, list) and isinstance(field, AbstractVectorField):
+        y0 = np.asarray(y0)
+    y0 = jax.tree.map(jnp.asarray, y0)
+    one = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), y0)
+    like = eqx.filter_eval_shape(promoted, field, one, t0, t1, args)
+    y0 = jax.tree.map(lambda y, one: jnp.asarray(y, one.dtype), y0, like)
+    tree = (field, args)
+    steps = _steps(tree, y0, solver, t0, t1)
+    return _batch(tree, y0, steps, *_parts(solver), throw)
 
 
-def _together(field, solver):
-    """Whether a batch can be solved as one array."""
-    if solver.adjoint != "direct" or not field.takes_batches:
-        return False
-    piece = field.pieces if isinstance(field, PiecewiseField) else field
-    return not solver.adaptive or piece.time_invariant
+class _Options(NamedTuple):
+    """What Diffrax is asked for beyond the state at the end."""
+
+    adjoint: diffrax.AbstractAdjoint | None
+    saveat: diffrax.SaveAt | None
+    event: diffrax.Event | None
+    max_steps: int | None
+    throw: bool
+
+    @property
+    def saves(self) -> bool:
+        return self.saveat is not None or self.event is not None
 
 
-def _solve(field, y0, solver, t0, t1, throw, one):
-    if isinstance(field, PiecewiseField):
-        solution = _pieces(field, y0, solver, t0, t1, one)
+def _ours(field, y0, solver, t0, t1, args, options):
+    tree = (field, args)
+    steps = _steps(tree, y0, solver, t0, t1)
+    if options.saves:
+        return _save(tree, y0, steps, solver, options)
+    if _is_plain(solver) and options.adjoint is None and is_fast(y0):
+        method = rows(tableau(solver.name))
+        return _fixed(tree, y0, steps, method, str(solver), options.throw)
+    return _chain(tree, y0, steps, *_parts(solver), options.adjoint, options.throw)
+
+
+def _steps(tree, y0, solver, t0, t1) -> Schedule | Segments:
+    dtype = real_dtype(y0)
+    if solver.adaptive:
+        return cut(tree, t0, t1, dtype)
+    name = "steps" if solver.grid is None else "grid"
+    return plan(tree, t0, t1, solver.shares, dtype, name)
+
+
+def _parts(solver):
+    """A solver without its tolerances, and they, so that others compile nothing anew.
+
+    They may be traced (`Solver.at`).
+    """
+    if not solver.adaptive:
+        return solver, None
+    tolerances = jnp.stack([jnp.asarray(x) for x in solver.tolerances])
+    return dataclasses.replace(solver, rtol=None, atol=None), tolerances
+
+
+def _is_plain(solver):
+    return not solver.adaptive and solver.adjoint == "direct"
+
+
+def _save(tree, y0, steps, solver, options):
+    adjoint, first, dt0 = options.adjoint, None, None
+    if isinstance(steps, Schedule):
+        name = "steps" if solver.grid is None else "grid"
+        backsolve = solver.adjoint == "backsolve" or _is_backsolve(adjoint)
+        control, dt0, most = _control(steps, name, backsolve)
+        parts = steps.segments
     else:
-        solution = one(field, y0, solver, t0, t1)
-    if not throw:
-        return solution
-    failed = jnp.any(solution.stats["num_failed"] > 0)
-    y = eqx.branched_error_if(
-        solution.y,
-        failed | ~jnp.all(jnp.isfinite(solution.y)),
-        jnp.where(failed, 0, 1),
-        [
-            f"{solver} did not reach the end within max_steps={solver.max_steps}: "
-            "allow more steps, loosen the tolerances, or look for NaN in the input.",
-            f"The state ceased to be finite while {solver} solved the ODE: look for "
-            "NaN in the input, or take more steps or a smaller Lipschitz constant.",
-        ],
-    )
-    return Solution(y, solution.stats)
+        bare, tolerances = _parts(solver)
+        control, most, parts = None, solver.max_steps, steps
+        first = (bare.name, tolerances)
+    adjoint = adjoint or solver_adjoint(solver, most)
+    method = solver.diffrax()
+    options = options._replace(adjoint=adjoint, max_steps=most)
+    return _whole(tree, y0, parts, method, control, dt0, options, first)
 
 
-def step(
-    field: AbstractVectorField,
-    t: Float[Array, ""],
-    h: Float[Array, ""],
-    y: Float[Array, "*state"],
-    solver: Solver,
-) -> Float[Array, "*state"]:
-    """One step of length `h` of the solver's explicit Runge-Kutta method."""
-    a, b, c = (x.tolist() for x in tableau(solver.name))
-    ks = []
-    for i in range(len(b)):
-        ks.append(field(t + c[i] * h, y + combine(h, a[i][:i], ks, y), None))
-    return y + combine(h, b, ks, y)
-
-
-def _one(field, y0, solver, t0, t1):
-    if solver.adaptive or solver.adjoint != "direct":
-        return _diffrax(field, y0, solver, t0, t1)
-    return _scan(field, y0, solver, t0, t1)
-
-
-def _pieces(field, y0, solver, t0, t1, one):
-    check_span(field, t0, t1)
-    times = field.times()
-    parts = [solver.piece(k, field.count) for k in range(field.count)]
-    if parts.count(parts[0]) == len(parts):
-        # One piece is compiled, and the weights of each are read as its turn comes.
-        arrays, static = eqx.partition(field.pieces, eqx.is_array)
-        ends = jnp.asarray(times, y0.dtype)
-
-        def body(y, piece):
-            arrays, start, end = piece
-            whole = eqx.combine(arrays, static)
-            solution = one(whole, y, parts[0], start, end)
-            return solution.y, solution.stats
-
-        y, stats = jax.lax.scan(body, y0, (arrays, ends[:-1], ends[1:]))
-        return Solution(y, {k: jnp.sum(v, axis=0) for k, v in stats.items()})
-    y, stats = y0, []
-    for k, part in enumerate(parts):
-        solution = one(field.piece(k), y, part, times[k], times[k + 1])
-        y = solution.y
-        stats.append(solution.stats)
-    return Solution(y, jax.tree.map(lambda *counts: sum(counts), *stats))
-
-
-def check_span(field: PiecewiseField, t0: float, t1: float) -> None:
-    """Raises `ValueError` where a field's pieces are not those of the interval."""
-    if (t0, t1) != (field.t0, field.t1):
+def _theirs(field, y0, solver, t0, t1, args, given, options):
+    shares, name = _shares(given, t0, t1)
+    tree, dtype = (field, args), real_dtype(y0)
+    adjoint = options.adjoint or diffrax.RecursiveCheckpointAdjoint()
+    dt0 = given.get("dt0")
+    if shares is None:
+        parts = cut(tree, t0, t1, dtype)
+        control = given.get("stepsize_controller", diffrax.ConstantStepSize())
+        adaptive = isinstance(control, diffrax.AbstractAdaptiveStepSizeController)
+        if parts.inside and not adaptive:
+            raise ValueError(
+                f"steps or ts must be given for a field that jumps (at t = "
+                f"{parts.inside[0]:g}), so that no step crosses a jump; "
+                f"{_name(control)} knows of none."
+            )
+        most = MAX_STEPS if options.max_steps is None else options.max_steps
+        options = options._replace(adjoint=adjoint, max_steps=most)
+        return _whole(tree, y0, parts, solver, control, dt0, options, None)
+    schedule = plan(tree, t0, t1, shares, dtype, name)
+    if options.max_steps is not None and options.max_steps < schedule.steps:
         raise ValueError(
-            f"t0 and t1 must be the field's own, {field.t0:g} and {field.t1:g}, with "
-            f"its pieces between them, not {t0} and {t1}."
+            f"max_steps must be at least the number of steps, {schedule.steps}, not "
+            f"{options.max_steps}."
+        )
+    if options.adjoint is None and not options.saves and is_fast(y0):
+        with contextlib.suppress(TypeError):  # no explicit method: Diffrax's loop
+            method = rows(tableau(solver))
+            return _fixed(tree, y0, schedule, method, _name(solver), options.throw)
+    control, dt0, most = _control(schedule, name, _is_backsolve(options.adjoint))
+    most = max(most, options.max_steps or 0)
+    options = options._replace(adjoint=adjoint, max_steps=most)
+    return _whole(tree, y0, schedule.segments, solver, control, dt0, options, None)
+
+
+def _control(schedule, name, backsolve):
+    """Diffrax's controller of fixed steps, its first step and the number of steps."""
+    if not backsolve:
+        return fixed_steps(schedule), None, schedule.steps
+    parts = schedule.segments
+    if name != "steps" or parts.count > 1:
+        raise ValueError(
+            "adjoint must not be BacksolveAdjoint here: its way back needs equal steps "
+            "and no jump of the field between them."
+        )
+    # Rounding may add a step of almost no length on the way back.
+    dt0 = (parts.t1 - parts.t0) / schedule.steps
+    return diffrax.ConstantStepSize(), dt0, schedule.steps + 1
+
+
+def _is_backsolve(adjoint):
+    return isinstance(adjoint, diffrax.BacksolveAdjoint)
+
+
+@_compiled
+def _fixed(tree, y0, schedule, method, label, throw):
+    field, args = tree
+    y, stats = solve_fixed((plain(field), args), y0, schedule, method)
+    return _finished(y, stats, schedule.segments, label, None, throw)
+
+
+@_compiled
+def _chain(tree, y0, steps, solver, tolerances, adjoint, throw):
+    field, args = tree
+    if tolerances is not None:
+        tolerances = tolerances.astype(real_dtype(y0))
+    inputs = (steps, solver, tolerances, adjoint)
+    y, stats = solve_chain((plain(field), args), y0, *inputs)
+    return _finished(y, stats, _segments(steps), str(solver), solver.max_steps, throw)
+
+
+def _segments(steps):
+    return steps.segments if isinstance(steps, Schedule) else steps
+
+
+@_compiled
+def _batch(tree, y0, steps, solver, tolerances, throw):
+    field, args = tree
+    tree, parts = (plain(field), args), _segments(steps)
+    if tolerances is not None:
+        tolerances = tolerances.astype(real_dtype(y0))
+
+    def fixed(y):
+        return solve_fixed(tree, y, steps, rows(tableau(solver.name)))
+
+    def adaptive(tree, y, times):
+        side = RightHandSide(*tree)
+        inputs = (solver.name, tolerances, solver.max_steps, times, parts.sign)
+        y1, found = solve_adaptive(side, y, *inputs)
+        return y1, statistics(*found)
+
+    if _together(parts.at(tree, 0)[0], y0, solver):
+        y = jnp.moveaxis(y0, 0, -2)
+        if solver.adaptive:
+            y, stats = parts.over(tree, y, parts.pairs, adaptive)
+        else:
+            y, stats = fixed(y)
+        y = jnp.moveaxis(y, -2, 0)
+    elif _is_plain(solver) and is_fast(y0):
+        y, stats = jax.vmap(fixed)(y0)
+    else:
+        one = lambda y: solve_chain(tree, y, steps, solver, tolerances, None)  # noqa: E731
+        y, stats = jax.vmap(one)(y0)
+    batch = len(jax.tree.leaves(y0)[0])
+    stats = {k: jnp.broadcast_to(v, batch) for k, v in stats.items()}
+    found = _finished(y, stats, parts, str(solver), solver.max_steps, throw)
+    times = (jnp.broadcast_to(t, batch) for t in (parts.t0, parts.t1))
+    return Solution(found.y, stats, *times)
+
+
+def _together(field, y0, solver):
+    """Whether a batch can be solved as one array, by a field of one segment."""
+    if solver.adjoint != "direct" or not is_fast(y0) or y0.ndim < 2:
+        return False
+    if not getattr(field, "takes_batches", False):
+        return False
+    return not solver.adaptive or field.time_invariant
+
+
+@_compiled
+def _whole(tree, y0, parts, method, control, dt0, options, first):
+    field, args = tree
+    tree, extra = (plain(field), args), 0
+    if first is not None:
+        name, tolerances = first
+        tolerances = tolerances.astype(real_dtype(y0))
+        begun, inputs = parts.at(tree, 0)
+        length = first_step(begun, y0, inputs, name, tolerances, parts.t0, parts.sign)
+        dt0, extra = jnp.asarray(parts.sign, length.dtype) * length, 2
+        control = controller(tolerances)
+    adjoint, saveat, event, max_steps, throw = options
+    y, sol = solve_whole(
+        tree,
+        y0,
+        parts,
+        method,
+        control=control,
+        dt0=dt0,
+        max_steps=max_steps,
+        adjoint=adjoint,
+        saveat=saveat,
+        event=event,
+    )
+    if throw:
+        y, sol = sol.result.error_if((y, sol), ~diffrax.is_okay(sol.result))
+        y, sol = eqx.error_if(
+            (y, sol), ~_is_finite(y), _NOT_FINITE.format(_name(method))
+        )
+    stats = counts(sol, method, 1 + len(parts.inside), extra)
+    return Solution(y, stats, sol.t0, sol.t1, sol)
+
+
+_NOT_FINITE = (
+    "The state ceased to be finite while {} solved the ODE: look for NaN in the input, "
+    "or take more steps or a smaller Lipschitz constant."
+)
+
+
+def _finished(y, stats, parts, label, max_steps, throw):
+    if throw:
+        failed = jnp.any(stats["num_failed"] > 0)
+        y = eqx.branched_error_if(
+            y,
+            failed | ~_is_finite(y),
+            jnp.where(failed, 0, 1),
+            [
+                f"{label} did not reach the end within max_steps={max_steps}: allow "
+                "more steps, loosen the tolerances, or look for NaN in the input.",
+                _NOT_FINITE.format(label),
+            ],
+        )
+    return Solution(y, stats, parts.t0, parts.t1)
+
+
+def _is_finite(y):
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]
+    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
+
+
+def _check_agreement(solver, given, options):
+    for name, value in given.items():
+        if name == "steps" and solver.grid is None and value == solver.steps:
+            continue
+        raise ValueError(
+            f"{name} must be left out beside a jnode.Solver, which has its own steps "
+            f"({solver}), or be the same; it is {value}. Give a Diffrax solver to "
+            f"choose {name} here."
+        )
+    if options.adjoint is not None:
+        if solver.adjoint != "direct":
+            raise ValueError(
+                f"adjoint must be left out beside a jnode.Solver with "
+                f"adjoint={solver.adjoint!r}; it is {_name(options.adjoint)}."
+            )
+        if _is_backsolve(options.adjoint) and solver.grid is not None:
+            raise ValueError(
+                "adjoint must not be BacksolveAdjoint on a grid: it needs equal steps."
+            )
+    most = options.max_steps
+    if most is None:
+        return
+    if solver.adaptive and most != solver.max_steps:
+        raise ValueError(
+            f"max_steps must be left out beside {solver}, which has max_steps="
+            f"{solver.max_steps}; it is {most}."
+        )
+    if not solver.adaptive and most < solver.steps:
+        raise ValueError(
+            f"max_steps must be at least the {solver.steps} steps of {solver}, not "
+            f"{most}."
         )
 
 
-def _adaptive(field, y0, solver, t0, t1):
-    y1, counts = solve_adaptive(field, y0, solver, t0, t1)
-    return Solution(y1, _stats(*counts))
+def _shares(given, t0, t1):
+    """Where fixed steps end, as shares of the interval, and what said so."""
+    ways = [x for x in ("steps", "ts", "stepsize_controller") if x in given]
+    if len(ways) > 1 or (ways in (["steps"], ["ts"]) and "dt0" in given):
+        raise ValueError(
+            f"{' and '.join([*ways, 'dt0'][:2])} must not be given together: each says "
+            "what steps to take."
+        )
+    if not ways and "dt0" not in given:
+        raise ValueError(
+            "steps, ts or stepsize_controller must be given beside a Diffrax solver, "
+            "for instance stepsize_controller=diffrax.PIDController(rtol=1e-3, "
+            "atol=1e-4)."
+        )
+    if ways == ["steps"]:
+        steps = given["steps"]
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be an integer of at least 1, not {steps!r}.")
+        return np.arange(steps + 1) / steps, "steps"
+    if ways == ["ts"]:
+        return _ts_shares(given["ts"], t0, t1), "ts"
+    dt0 = given.get("dt0")
+    if dt0 is not None and is_known(dt0, t0, t1) and (t1 - t0) * float(dt0) < 0:
+        raise ValueError(f"dt0 must lead from t0 = {t0} to t1 = {t1}; it is {dt0}.")
+    return None, None
 
 
-def _scan(field, y0, solver, t0, t1):
-    # Diffrax's loop costs half as much again at a known number of steps, since it
-    # must be ready for steps that are rejected; this one is what a user would write.
-    shares = solver.shares
-    times = jnp.asarray(t0 + (t1 - t0) * shares[:-1], y0.dtype)
-    lengths = jnp.asarray((t1 - t0) * np.diff(shares), y0.dtype)
-    steps = len(shares) - 1
-    evaluations = steps * solver.stages
-    form = field.inner_form()
-    if form is not None and form.pays(evaluations, y0.shape[-1]):
-        y1 = solve_inside(form, y0, tableau(solver.name), times, lengths)
-    else:
-
-        def body(y, step_):
-            t, h = step_
-            return step(field, t, h, y, solver), None
-
-        y1, _ = jax.lax.scan(body, y0, (times, lengths))
-    return Solution(y1, _stats(steps, steps, 0, evaluations, 0))
-
-
-def save_adaptive(
-    field: AbstractVectorField,
-    y0: Float[Array, "*state"],
-    solver: Solver,
-    t0: float,
-    t1: float,
-    saveat: diffrax.SaveAt,
-) -> diffrax.Solution:
-    """An adaptive solver's own solve, with something saved on the way."""
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        solver.diffrax(),
-        t0,
-        t1,
-        first_step(field, y0, solver, t0),
-        y0,
-        stepsize_controller=controller(solver, y0.dtype),
-        max_steps=solver.max_steps,
-        saveat=saveat,
-    )
+def _ts_shares(ts, t0, t1):
+    if not is_known(ts, t0, t1):
+        raise ValueError(
+            "ts, t0 and t1 must be known numbers; where they are traced, give "
+            "stepsize_controller=diffrax.StepTo(ts)."
+        )
+    ts = np.asarray(ts, np.float64)
+    t0, t1 = float(t0), float(t1)
+    if ts.ndim != 1 or len(ts) < 2:
+        raise ValueError(f"ts must be a vector of at least 2 times, not {ts}.")
+    if not np.all(np.sign(t1 - t0) * np.diff(ts) > 0):
+        way = "increase" if t1 > t0 else "decrease"
+        raise ValueError(f"ts must {way} from t0 = {t0:g} to t1 = {t1:g}; it is {ts}.")
+    shares = (ts - t0) / (t1 - t0)
+    if abs(shares[0]) > 1e-6 or abs(shares[-1] - 1) > 1e-6:
+        raise ValueError(
+            f"ts must run from t0 = {t0:g} to t1 = {t1:g}, not from {ts[0]:g} to "
+            f"{ts[-1]:g}."
+        )
+    return np.concatenate([[0.0], shares[1:-1], [1.0]])
 
 
-def _diffrax(field, y0, solver, t0, t1):
-    method = solver.diffrax()
-    if solver.adaptive:
-        control = controller(solver, y0.dtype)
-        dt0, max_steps = first_step(field, y0, solver, t0), solver.max_steps
-    elif solver.adjoint == "backsolve":
-        # The way back runs over the same steps in the other direction, which times
-        # given one by one cannot; rounding may add one step of almost no length.
-        control = diffrax.ConstantStepSize()
-        dt0, max_steps = (t1 - t0) / solver.steps, solver.steps + 1
-    else:
-        control = diffrax.StepTo(t0 + (t1 - t0) * solver.shares)
-        dt0, max_steps = None, solver.steps
-    adjoint = {
-        # One checkpoint a step: nothing is computed twice.
-        "direct": lambda: diffrax.RecursiveCheckpointAdjoint(checkpoints=max_steps),
-        "checkpointed": diffrax.RecursiveCheckpointAdjoint,
-        "backsolve": diffrax.BacksolveAdjoint,
-    }[solver.adjoint]()
-    sol = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        method,
-        t0,
-        t1,
-        dt0,
-        y0,
-        stepsize_controller=control,
-        max_steps=max_steps,
-        adjoint=adjoint,
-        throw=False,
-    )
-    y1 = sol.ys[-1]  # pyright: ignore[reportOptionalSubscript]
-    failed = (sol.result != diffrax.RESULTS.successful).astype(jnp.int32)
-    taken = sol.stats["num_steps"]
-    nfe = evaluations(solver, taken)
-    accepted, rejected = (sol.stats[f"num_{k}_steps"] for k in ("accepted", "rejected"))
-    return Solution(y1, _stats(taken, accepted, rejected, nfe, failed))
-
-
-def _stats(num_steps, accepted, rejected, nfe, failed):
-    return {
-        "num_steps": jnp.asarray(num_steps),
-        "num_accepted_steps": jnp.asarray(accepted),
-        "num_rejected_steps": jnp.asarray(rejected),
-        "nfe": jnp.asarray(nfe),
-        "num_failed": jnp.asarray(failed),
-    }
+def _name(x):
+    return x.__name__ if isinstance(x, type) else type(x).__name__

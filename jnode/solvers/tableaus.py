@@ -1,6 +1,6 @@
-"""Explicit Runge-Kutta methods by name, as Butcher tableaus and Diffrax solvers."""
+"""Explicit Runge-Kutta methods as Butcher tableaus, and Diffrax solvers by name."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import diffrax
 import numpy as np
@@ -44,30 +44,120 @@ Tableau = tuple[
     Float[np.ndarray, " stages"],
 ]
 
+Rows = tuple[tuple[tuple[float, ...], ...], tuple[float, ...], tuple[float, ...]]
+"""A tableau as Python's numbers, which `jax.jit` compares, and which take on the type
+of what they meet."""
 
-def tableau(name: str) -> Tableau:
+
+def tableau(method: Any) -> Tableau:
     r"""$(A, b, c)$ of a method, without stages that only its error estimate needs.
 
     Stage $i$ is $k_i = f(t + c_i h, y + h\sum_j a_{ij} k_j)$ and the step
     $y + h\sum_i b_i k_i$.
+
+    **Arguments:** a name (`jnode.solvers.SOLVERS`), an explicit Runge-Kutta solver of
+    Diffrax (`diffrax.AbstractERK` or `diffrax.Euler`), or an explicit
+    `diffrax.ButcherTableau`.
+
+    **Raises:** `ValueError` for an unknown name; `TypeError` for a method that is no
+    explicit Runge-Kutta method.
     """
-    if name == "euler":
+    found = _butcher(method)
+    if found is None:
         return np.zeros((1, 1)), np.ones(1), np.zeros(1)
-    a, b, _ = embedded_pair(name)
-    t = SOLVERS[name].tableau  # pyright: ignore[reportAttributeAccessIssue]
-    c = np.concatenate([[0.0], t.c])
+    a, b, _ = _full(found)
+    c = np.concatenate([[found.c1], found.c])
     # A last stage that the solution does not weigh (first-same-as-last pairs).
-    while b[-1] == 0:
+    while len(b) > 1 and b[-1] == 0:
         a, b, c = a[:-1, :-1], b[:-1], c[:-1]
     return a, b, c
 
 
-def embedded_pair(name: str) -> Tableau:
+def embedded_pair(method: Any) -> Tableau:
     r"""$(A, b, e)$ of an adaptive method, all its stages: $h\sum_i e_i k_i$ estimates
-    the error of the step."""
-    t = SOLVERS[name].tableau  # pyright: ignore[reportAttributeAccessIssue]
-    stages = len(t.b_sol)
+    the error of the step. Arguments and errors as of `tableau`."""
+    found = _butcher(method)
+    if found is None:
+        raise TypeError("method must have an error estimate, which euler has not.")
+    return _full(found)
+
+
+def rows(parts: Tableau) -> Rows:
+    """A tableau's numbers as tuples."""
+    a, b, c = (x.tolist() for x in parts)
+    return tuple(tuple(row) for row in a), tuple(b), tuple(c)
+
+
+def evaluations(method: Any, steps: Any, starts: int = 1) -> Any:
+    """The evaluations of the field in so many steps of Diffrax, rejected ones included.
+
+    `None` for a method that is no explicit Runge-Kutta method: only its own code knows.
+    At each of the `starts`, a method whose last stage is the next step's first has none
+    yet.
+    """
+    try:
+        found = _butcher(method)
+    except TypeError:
+        return None
+    if found is None:
+        return steps
+    if found.fsal:
+        return steps * (found.num_stages - 1) + starts
+    return steps * found.num_stages
+
+
+def _full(found: diffrax.ButcherTableau) -> Tableau:
+    stages = len(found.b_sol)
     a = np.zeros((stages, stages))
-    for i, row in enumerate(t.a_lower):
+    for i, row in enumerate(found.a_lower):
         a[i + 1, : i + 1] = row
-    return a, np.asarray(t.b_sol, float), np.asarray(t.b_error, float)
+    return a, np.asarray(found.b_sol, float), np.asarray(found.b_error, float)
+
+
+def _butcher(method: Any) -> diffrax.ButcherTableau | None:
+    """An explicit method's tableau; `None` for Euler's, which Diffrax gives none."""
+    if isinstance(method, str):
+        if method not in SOLVERS:
+            known = ", ".join(SOLVERS)
+            raise ValueError(f"method must be one of {known}, not {method!r}.")
+        method = SOLVERS[method]()
+    if type(method) is diffrax.Euler:
+        return None
+    name = type(method).__name__
+    if isinstance(method, diffrax.AbstractERK):
+        if type(method).step is not diffrax.AbstractERK.step:
+            raise TypeError(
+                f"method must step as its tableau says, but {name} has a `step` of its "
+                "own: give its diffrax.ButcherTableau, if that tells all."
+            )
+        found = method.tableau
+    elif isinstance(method, diffrax.ButcherTableau):
+        found = method
+    else:
+        raise TypeError(
+            f"method must be an explicit Runge-Kutta method (a name, a "
+            "diffrax.AbstractERK, diffrax.Euler or an explicit "
+            f"diffrax.ButcherTableau), but {name} {_reason(method)}."
+        )
+    if not isinstance(found, diffrax.ButcherTableau) or found.implicit:
+        raise TypeError(
+            f"method must be explicit, but {name} is implicit or has several tableaus."
+        )
+    return found
+
+
+def _reason(method: Any) -> str:
+    if isinstance(method, diffrax.AbstractImplicitSolver):
+        return "is implicit: its stages solve equations"
+    stochastic = (
+        diffrax.AbstractItoSolver,
+        diffrax.AbstractStratonovichSolver,
+        diffrax.AbstractSRK,
+    )
+    if isinstance(method, stochastic):
+        return "is a method for stochastic differential equations"
+    if isinstance(method, diffrax.HalfSolver):
+        return "takes two half steps for each step of another method"
+    if isinstance(method, diffrax.AbstractSolver):
+        return "keeps something from step to step, or splits the field"
+    return "is no method at all"

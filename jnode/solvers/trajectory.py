@@ -1,67 +1,90 @@
 """The states along a solve, for pictures and envelopes."""
 
+import functools
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from jnode.fields import AbstractVectorField, PiecewiseField
-from jnode.solvers.solve import check_span, save_adaptive, step
+from jnode.linear import plain
+from jnode.solvers.fixed import walk_fixed
+from jnode.solvers.schedule import is_known, plan
+from jnode.solvers.solve import solve
 from jnode.solvers.solver import Solver
+from jnode.solvers.state import is_fast, promoted, real_dtype
+from jnode.solvers.tableaus import rows, tableau
 
 
 def trajectory(
-    field: AbstractVectorField,
-    y0: Float[Array, "*state"],
+    field: Any,
+    y0: PyTree,
     solver: Solver,
     *,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
     points: int = 17,
-) -> tuple[Float[np.ndarray, " times"], Float[Array, "times *state"]]:
+    ts: Any = None,
+    args: PyTree = None,
+) -> tuple[Float[Any, " times"], PyTree[Array]]:
     """The states that a solver passes through.
 
-    **Arguments:** as `jnode.solve`; `points` is how many equally spaced times an
-    adaptive solver's interpolation is read at.
+    **Arguments:** as `jnode.solve`; `ts` are the times to read the states at, from `t0`
+    towards `t1`, between steps by Diffrax's interpolation. By default those of a
+    fixed-step solver's steps, and of an adaptive one `points` equally spaced.
 
-    **Returns:** the times and the states there: of a fixed-step solver after every
-    step, the first at `t0`, the last at `t1`.
+    **Returns:** the times (of NumPy, where they are known) and the states there, with
+    an axis for times in front; by default the first at `t0`, the last at `t1`.
+
+    **Raises:** `ValueError` for `ts` out of order or outside of the interval; as
+    `jnode.solve`.
     """
-    field = field.bake()
-    if isinstance(field, PiecewiseField):
-        return _pieces(field, y0, solver, t0, t1, points)
-    return _one(field, y0, solver, t0, t1, points)
+    y0 = promoted(field, y0, t0, t1, args)
+    if ts is not None:
+        times = _checked(ts, t0, t1)
+    elif solver.adaptive:
+        times = _between(t0, t1, np.linspace(0, 1, points))
+    else:
+        times = _between(t0, t1, solver.shares)
+        if is_fast(y0):
+            name = "steps" if solver.grid is None else "grid"
+            tree = (field, args)
+            schedule = plan(tree, t0, t1, solver.shares, y0.dtype, name)
+            return times, _walk(tree, y0, schedule, rows(tableau(solver.name)))
+    saveat = diffrax.SaveAt(ts=jnp.asarray(times, real_dtype(y0)))
+    return times, solve(field, y0, solver, t0=t0, t1=t1, args=args, saveat=saveat).ys
 
 
-def _pieces(field, y0, solver, t0, t1, points):
-    check_span(field, t0, t1)
-    ends = field.times()
-    times, states = [np.asarray([t0])], [y0[None]]
-    for k in range(field.count):
-        part = solver.piece(k, field.count)
-        each = max(2, -(-(points - 1) // field.count) + 1)
-        t, y = _one(field.piece(k), states[-1][-1], part, ends[k], ends[k + 1], each)
-        times.append(t[1:])
-        states.append(y[1:])
-    return np.concatenate(times), jnp.concatenate(states)
+@functools.partial(eqx.filter_jit, inline=True)
+def _walk(tree, y0, schedule, method):
+    field, args = tree
+    states = walk_fixed((plain(field), args), y0, schedule, method)
+    return jnp.concatenate([y0[None], *states])
 
 
-def _one(field, y0, solver, t0, t1, points) -> tuple[np.ndarray, Any]:
-    if not solver.adaptive:
-        times = t0 + (t1 - t0) * solver.shares
+def _between(t0, t1, shares):
+    if is_known(t0, t1):
+        return float(t0) + (float(t1) - float(t0)) * shares
+    with jax.numpy_dtype_promotion("standard"):
+        times = t0 + (t1 - t0) * jnp.asarray(shares, jnp.result_type(t0, t1))
+    # Rounding must not take the last one past the end.
+    return times.at[-1].set(t1)
 
-        def body(y, step_):
-            t, h = step_
-            after = step(field, t, h, y, solver)
-            return after, after
 
-        starts = jnp.asarray(times[:-1], y0.dtype)
-        lengths = jnp.asarray((t1 - t0) * np.diff(solver.shares), y0.dtype)
-        _, states = jax.lax.scan(body, y0, (starts, lengths))
-        return times, jnp.concatenate([y0[None], states])
-    times = np.linspace(t0, t1, points)
-    saveat = diffrax.SaveAt(ts=jnp.asarray(times, y0.dtype))
-    return times, save_adaptive(field, y0, solver, t0, t1, saveat).ys
+def _checked(ts, t0, t1):
+    if not is_known(ts, t0, t1):
+        return ts
+    ts = np.asarray(ts, np.float64)
+    low, high = sorted((float(t0), float(t1)))
+    steps = np.diff(ts) if float(t0) <= float(t1) else -np.diff(ts)
+    if ts.ndim != 1 or not np.all(steps > 0):
+        raise ValueError(
+            f"ts must be a vector of times in order from t0 = {t0} to t1 = {t1}, not "
+            f"{ts}."
+        )
+    if len(ts) and not (low <= ts.min() and ts.max() <= high):
+        raise ValueError(f"ts must lie between t0 = {t0} and t1 = {t1}; it is {ts}.")
+    return ts
