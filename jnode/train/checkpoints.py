@@ -293,13 +293,16 @@ class _Strays:
         self._hook, self._last = hook, time.monotonic()
 
     def __call__(self, unraisable):
-        error = unraisable.exc_value
-        if isinstance(error, RuntimeError) and str(error) == "Event loop is closed":
+        error, text = unraisable.exc_value, str(unraisable.exc_value)
+        closed = isinstance(error, RuntimeError) and text == "Event loop is closed"
+        # A reader that had not begun, where warnings are errors.
+        unbegun = isinstance(error, RuntimeWarning) and "never awaited" in text
+        if closed or unbegun:
             self._last = time.monotonic()
         else:
             self._hook(unraisable)
 
-    def wait(self, calm: float = 0.5, most: float = 10.0) -> None:
+    def wait(self, calm: float = 1.0, most: float = 10.0) -> None:
         """Until none has come for so many seconds; at most so many in all.
 
         The error must be let go of before, since what it holds complains too, to
