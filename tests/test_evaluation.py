@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import gc
 import subprocess
 import sys
 import time
@@ -203,6 +204,10 @@ def test_a_folder_belongs_to_one_evaluation_at_a_time(problem, tmp_path):
     with Store(folder, other) as store:
         assert store.news.startswith("Starting anew")
         assert not (folder / "check-cost.json").exists()
+    # One that is dropped unclosed holds nothing.
+    for _ in range(2):
+        Store(folder, other)
+        gc.collect()
 
 
 def test_locks_keep_out_others_until_they_end(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -56,7 +57,8 @@ class Store:
                 "has finished: wait until that has ended, or evaluate a copy of the "
                 "folder around it."
             )
-        self._lock = lock
+        # A store that nobody closes lets go of the folder when nobody has it any more.
+        self._release = weakref.finalize(self, lock.close)
         try:
             self.news = self._open(arguments)
         except BaseException:
@@ -71,7 +73,7 @@ class Store:
 
     def close(self) -> None:
         """Lets other stores have the folder. Nothing more may be kept by this one."""
-        self._lock.close()
+        self._release()
 
     def _open(self, arguments: dict[str, Any]) -> str:
         # As JSON gives it back.
