@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -52,7 +53,8 @@ class Store:
                     "the folder around it."
                 )
             self.news = self._open(arguments)
-            self._lock = stack.pop_all()
+            # A store that nobody closes lets go of the folder when nobody has it.
+            self._release = weakref.finalize(self, stack.pop_all().close)
 
     def __enter__(self) -> "Store":
         return self
@@ -62,7 +64,7 @@ class Store:
 
     def close(self) -> None:
         """Lets other stores have the folder. Nothing more may be kept by this one."""
-        self._lock.close()
+        self._release()
 
     def _open(self, arguments: dict[str, Any]) -> str:
         # As JSON gives it back.
