@@ -83,6 +83,8 @@ def main() -> None:
         f"{tightness['empirical_lower_bound']:.4f} (ratio {tightness['ratio']:.2f})"
     )
     print(_rows(found))
+    for claim in found["assumed"]:
+        print(f"assumed: {claim}")
     attacked = found["attacked"]
     print(f"on {attacked['num_examples']} images: certified, locally, under attack")
     for row in attacked["rows"]:

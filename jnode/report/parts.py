@@ -162,6 +162,12 @@ def setup(runs: Sequence[RunReport]) -> str:
         for k in shown
     ]
     rows.append(("certificate", [str(run.evaluation["certificate"]) for run in runs]))
+    # Of evaluations before these were written, nothing is said.
+    rounding = [str(run.evaluation.get("rounding", NONE)) for run in runs]
+    rows.append(("its rounding", rounding))
+    assumed = ["; ".join(run.evaluation.get("assumed", [])) for run in runs]
+    if any(assumed):
+        rows.append(("its assumptions", [text or NONE for text in assumed]))
     head = "".join(
         f"<th scope='col'>{dot(i)}{escape(run.name)}</th>" for i, run in enumerate(runs)
     )
