@@ -27,6 +27,7 @@ from jnode.fields import SkewField as SkewField
 from jnode.models import ModelConfig as ModelConfig
 from jnode.models import ODEClassifier as ODEClassifier
 from jnode.models import build as build
+from jnode.models.batched import batched as batched
 from jnode.solvers import Solution as Solution
 from jnode.solvers import Solver as Solver
 from jnode.solvers import solve as solve
