@@ -15,8 +15,12 @@ from jnode import sharding as sharding
 from jnode import solvers as solvers
 from jnode import study as study
 from jnode import train as train
+from jnode._versions import own_version
+from jnode.bounds import Bounds as Bounds
+from jnode.certify import amplification as amplification
 from jnode.evaluation import evaluate as evaluate
 from jnode.fields import AbstractVectorField as AbstractVectorField
+from jnode.fields import Certified as Certified
 from jnode.fields import FreeField as FreeField
 from jnode.fields import GradientFlowField as GradientFlowField
 from jnode.fields import HamiltonianField as HamiltonianField
@@ -28,7 +32,10 @@ from jnode.models import ModelConfig as ModelConfig
 from jnode.models import ODEClassifier as ODEClassifier
 from jnode.models import build as build
 from jnode.models.batched import batched as batched
+from jnode.resolve import resolve as resolve
 from jnode.solvers import Solution as Solution
 from jnode.solvers import Solver as Solver
 from jnode.solvers import solve as solve
 from jnode.train import load as load
+
+__version__ = own_version()

@@ -38,7 +38,8 @@ class AbstractActivation(eqx.Module):
         are known up to `rounding`. By default from the Lipschitz constant alone.
         """
         del x, distance, rounding
-        return 2 * self.lipschitz * jnp.sqrt(jnp.sum(cotangent**2))
+        tiny = jnp.asarray(jnp.finfo(cotangent.dtype).tiny, cotangent.dtype)
+        return 2 * self.lipschitz * jnp.sqrt(jnp.sum(cotangent**2) + tiny)
 
     @property
     def slopes(self) -> tuple[float, float] | None:
@@ -177,6 +178,8 @@ def switching_bound(
     """
     costs = jnp.square(jnp.maximum(costs.ravel(), 0))
     gains = jnp.square(gains.ravel())
+    # What costs next to nothing counts as free, so that no derivative overflows.
+    costs = jnp.where(costs < 1e-12, 0, costs)
     tiny = jnp.asarray(jnp.finfo(costs.dtype).tiny * 1e6, costs.dtype)
     slack = 2 * gamma(costs.size + 8, costs.dtype)
     order = jnp.argsort(-gains / jnp.maximum(costs, tiny))
@@ -184,8 +187,10 @@ def switching_bound(
     before = jnp.concatenate([jnp.zeros_like(costs[:1]), jnp.cumsum(costs)[:-1]])
     # The share of each unit that the rest of the budget pays for.
     share = budget**2 * (1 + slack) - before * (1 - slack)
-    share = jnp.clip(share / jnp.maximum(costs, tiny), 0, 1)
-    return jnp.sqrt(jnp.sum(share * gains)) * (1 + slack)
+    share = jnp.clip(share / jnp.where(costs > 0, costs, 1), 0, 1)
+    share = jnp.where(costs > 0, share, 1)
+    # The smallest addend keeps the derivative finite where nothing is gained.
+    return jnp.sqrt(jnp.sum(share * gains) + tiny) * (1 + slack)
 
 
 def _check_groups(channels: int, size: int, name: str) -> None:

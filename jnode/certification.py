@@ -80,7 +80,7 @@ def certify_run(
     reason = certify.refusal(model)
     if reason is not None:
         raise ValueError(f"No certificate: {reason.removeprefix('none: ')}.")
-    model = model.bake()
+    plain = model.bake()
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
     spread = {"batch_size": shareable(BATCH, mesh), "mesh": mesh}
     proven = certify.certified_radii(model, images, test.labels, **spread)
@@ -89,7 +89,7 @@ def certify_run(
     positive = sorted({float(r) for r in radii if r > 0})
     attacks = [PGD(r, norm="l2", steps=steps) for r in positive]
     seen = evaluate(
-        Batched(model), some, labels, attacks, seed=seed, progress=progress, **spread
+        Batched(plain), some, labels, attacks, seed=seed, progress=progress, **spread
     )
     # An attack with a smaller budget counts for a larger one too.
     standing = np.logical_and.accumulate(np.asarray(seen.standing))
@@ -101,6 +101,9 @@ def certify_run(
         "num_train": facts["num_train"],
         "solver": str(model.solver),
         "frozen_grid": model.solver.grid if freeze else None,
+        "arithmetic": certify.arithmetic(),
+        "rounding": certify.ALLOWANCE,
+        "assumed": certify.assumptions(model),
         "clean_accuracy": float(np.mean(proven >= 0)),
         "certified_accuracy": [
             *certify.certified_accuracy(proven, radii),
@@ -192,6 +195,7 @@ def _read(run_dir, num_examples, data_dir):
 def _local(model: ODEClassifier, images, labels, progress) -> np.ndarray:
     """Radii as of `certified_radii`, from bounds around each image."""
 
+    @certify.certifying
     @eqx.filter_jit
     def one_batch(model, images, labels):
         predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
@@ -232,7 +236,7 @@ def stretch(
         )
         return jnp.max(jax.vmap(one)(starts, keys))
 
-    found = float(search(model, starts, keys))
+    found = float(search(model.bake(), starts, keys))
     proven = certify.refusal(model) is None
     bound = float(model.lipschitz()) if proven else None
     return {

@@ -71,7 +71,8 @@ def evaluate_run(
     **Returns:** what `evaluation.json` holds.
 
     **Raises:** `ValueError` for both attacks and a protocol, or an unknown protocol;
-    what `jnode.load`, `jnode.data.load` and `jnode.evaluate` raise.
+    `RuntimeError` while another process evaluates this run; what `jnode.load`,
+    `jnode.data.load` and `jnode.evaluate` raise.
     """
     if (protocol is not None) == bool(attacks):
         raise ValueError("give either attacks or a protocol, one of them.")
@@ -81,7 +82,8 @@ def evaluate_run(
     check_divides(batch_size, mesh)
     if protocol is None and (norm is not None or epsilons):
         raise ValueError("norm and epsilon belong to a protocol; attacks have theirs.")
-    model = load(run_dir)
+    trained = load(run_dir)
+    model = trained.bake()  # attacked many times; what is certified is the trained one
     run = RunDir(run_dir)
     config, facts = run.read_config()
     chosen = None if protocol is None else PROTOCOLS[protocol]
@@ -93,8 +95,6 @@ def evaluate_run(
     if num_examples is not None:
         test = test.take(num_examples)
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
-    first = jnp.asarray(images[:batch_size])
-    mean_nfe = float(np.mean(count_evaluations(model, first)))
     through, wanted = {}, []
     if chosen is not None:
         wanted = budgets(test.name, norm, epsilons)
@@ -102,95 +102,101 @@ def evaluate_run(
         attacks = plan(chosen, wanted, through, classes=test.num_classes)
     successive |= chosen is not None
     found = versions()
-    store = Store(
-        run.path / "evaluation",
-        {
-            "the model": fingerprint(run.path / "model.eqx", config.solver),
-            "the data": fingerprint(images, test.labels),
-            "the attacks": described(attacks),
-            "the protocol": [protocol, successive, seed, batch_size],
-            "the versions": found,
-        },
-    )
-    cost, expected = None, None
-    if chosen is not None:
-        # Kept, so that an evaluation that goes on says what it said at first.
-        timed = store.check(
-            "cost",
-            lambda: vars(cost_of(model, images, test.labels, through, batch_size)),
-        )
-        cost = Cost(**timed)
-        expected = estimate(attacks, cost, len(test))
-    if progress:
-        news = _announce(protocol, attacks, len(test), cost, expected)
-        for sentence in (store.news, news):
-            if sentence:
-                print(sentence, flush=True)
-    whole = Batched(model)
-    result = evaluate(
-        whole,
-        images,
-        test.labels,
-        attacks,
-        batch_size=batch_size,
-        seed=seed,
-        successive=successive,
-        store=store,
-        cost=cost,
-        progress=progress,
-        mesh=mesh,
-    )
-    checks = {**result.summary["checks"]}
-    checks["stored_images"] = recheck(
-        whole, images, test.labels, attacks, result.attacked, batch_size=batch_size
-    )
-    if chosen is None:
-        checks["adjoint"] = adjoint(model.solver)
-    else:
-        checks |= check_model(
-            model,
+    arguments = {
+        "the model": fingerprint(run.path / "model.eqx", config.solver),
+        "the data": fingerprint(images, test.labels),
+        "the attacks": described(attacks),
+        "the protocol": [protocol, successive, seed, batch_size],
+        "the versions": found,
+    }
+    # Held to the end: another evaluation would write the same files.
+    with Store(run.path / "evaluation", arguments) as store:
+        cost, expected = None, None
+        if chosen is not None:
+            # Kept, so that an evaluation that goes on says what it said at first.
+            timed = store.check(
+                "cost",
+                lambda: vars(cost_of(model, images, test.labels, through, batch_size)),
+            )
+            cost = Cost(**timed)
+            expected = estimate(attacks, cost, len(test))
+        if progress:
+            news = _announce(protocol, attacks, len(test), cost, expected)
+            for sentence in (store.news, news):
+                if sentence:
+                    print(sentence, flush=True)
+        whole = Batched(model)
+        result = evaluate(
+            whole,
             images,
             test.labels,
-            chosen,
-            wanted[0],
+            attacks,
+            batch_size=batch_size,
             seed=seed,
-            keep=store.check,
+            successive=successive,
+            store=store,
+            cost=cost,
+            progress=progress,
+            mesh=mesh,
         )
-    raised = [*result.summary["flags"]]
-    raised += [flag for k, c in checks.items() if k != "outputs" for flag in c["flags"]]
-    refusal = certify.refusal(model)
-    rows = []
-    if refusal is None:
-        radii = certify.certified_radii(
-            model, images, test.labels, batch_size=batch_size, mesh=mesh
+        checks = {**result.summary["checks"]}
+        checks["stored_images"] = recheck(
+            whole, images, test.labels, attacks, result.attacked, batch_size=batch_size
         )
-        rows = certify.certified_accuracy(radii, RADII)
-        note = f"up to L = {float(model.lipschitz()):.4f} from pixels to features"
-    else:
-        note = refusal
-    device = found.pop("device")
-    summary = {
-        "dataset": test.name,
-        "split": test.split,
-        "num_train": facts["num_train"],
-        "protocol": protocol,
-        "estimated_seconds": None if expected is None else round(sum(expected), 1),
-        **result.summary,
-        "checks": checks,
-        "flags": raised,
-        "solver": str(model.solver),
-        "certified_accuracy": rows,
-        "certificate": note,
-        "nfe": mean_nfe,
-        "versions": found,
-        "device": device,
-    }
-    if pictures:
-        kept = _pictures(model, images, test.labels, attacks, result)
-        if kept is not None:
-            kept.save(run.path)
-    write_json(run.path / "evaluation.json", summary)
-    return summary
+        if chosen is None:
+            checks["adjoint"] = adjoint(model.solver)
+        else:
+            checks |= check_model(
+                model,
+                images,
+                test.labels,
+                chosen,
+                wanted[0],
+                seed=seed,
+                keep=store.check,
+            )
+        raised = [*result.summary["flags"]]
+        raised += [
+            flag for k, c in checks.items() if k != "outputs" for flag in c["flags"]
+        ]
+        refusal = certify.refusal(trained)
+        rows = []
+        if refusal is None:
+            radii = certify.certified_radii(
+                trained, images, test.labels, batch_size=batch_size, mesh=mesh
+            )
+            rows = certify.certified_accuracy(radii, RADII)
+            constant = float(trained.lipschitz())
+            note = f"up to L = {constant:.4f} from pixels to features"
+        else:
+            note = refusal
+        evaluations = _evaluations(model, images, batch_size)
+        device = found.pop("device")
+        summary = {
+            "dataset": test.name,
+            "split": test.split,
+            "num_train": facts["num_train"],
+            "protocol": protocol,
+            "estimated_seconds": None if expected is None else round(sum(expected), 1),
+            **result.summary,
+            "checks": checks,
+            "flags": raised,
+            "solver": str(model.solver),
+            "certified_accuracy": rows,
+            "certificate": note,
+            "rounding": certify.ALLOWANCE["rounding"],
+            "assumed": certify.assumptions(trained),
+            "nfe": float(np.mean(evaluations)),
+            "nfe_largest": int(np.max(evaluations)),
+            "versions": found,
+            "device": device,
+        }
+        if pictures:
+            kept = _pictures(model, images, test.labels, attacks, result)
+            if kept is not None:
+                kept.save(run.path)
+        write_json(run.path / "evaluation.json", summary)
+        return summary
 
 
 @eqx.filter_jit
@@ -199,6 +205,21 @@ def count_evaluations(
 ) -> Int[Array, " n"]:
     """The NFE of each image's solve, of those that `max_steps` ends too."""
     return model.solutions(images, throw=False).stats["nfe"]
+
+
+def _evaluations(model, images, batch_size) -> Int[np.ndarray, " n"]:
+    """The NFE of each image's solve."""
+    if not model.solver.adaptive:
+        # Fixed steps: one number for all.
+        return np.asarray(count_evaluations(model, jnp.asarray(images[:1])))
+    length = min(batch_size, len(images))
+    found = []
+    for start in range(0, len(images), length):
+        x = images[start : start + length]
+        # Filled up, so that one compilation serves every batch.
+        filled = jnp.asarray(x[np.arange(length) % len(x)])
+        found.append(np.asarray(count_evaluations(model, filled))[: len(x)])
+    return np.concatenate(found)
 
 
 def _announce(protocol, attacks, n, cost, expected) -> str:

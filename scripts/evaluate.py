@@ -8,21 +8,11 @@ import tyro
 
 from jnode import attacks
 from jnode._cli import run
+from jnode.evaluation import comparison
 from jnode.experiment import evaluate_run
 from jnode.report import read_run, table
 from jnode.sharding import all_devices
-
-DEFAULT = (
-    "gaussian:50/255",
-    "gaussian:75/255",
-    "gaussian:100/255",
-    "fgsm:linf:0.1",
-    "pgd:linf:0.05:10",
-    "pgd:linf:0.1:40",
-    "pgd:linf:0.2:10",
-    "pgd:l2:0.5:20",
-    "pgd:l2:1.0:20",
-)
+from jnode.train import RunDir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +33,7 @@ class Args:
 
     attack: tuple[str, ...] = ()
     """In place of a protocol, attacks as name:norm:epsilon[:steps[:restarts]], or
-    gaussian:sigma. By default noise, FGSM and PGD."""
+    gaussian:sigma. By default noise, FGSM and PGD at the data set's usual budgets."""
 
     num_examples: int | None = None
     """How many test images; by default all, or the protocol's number."""
@@ -63,11 +53,14 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    specs = args.attack or (() if args.protocol else DEFAULT)
+    chosen = [attacks.parse(spec) for spec in args.attack]
+    if not chosen and args.protocol is None:
+        config, _ = RunDir(args.run_dir).read_config()
+        chosen = comparison(config.data.name)
     try:
         found = evaluate_run(
             args.run_dir,
-            [attacks.parse(spec) for spec in specs],
+            chosen,
             protocol=args.protocol,
             norm=args.norm,
             epsilons=[attacks.number(text) for text in args.epsilon],

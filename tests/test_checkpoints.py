@@ -2,10 +2,13 @@
 
 import errno
 import json
-import resource
+import logging
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+import types
 from pathlib import Path
 
 import jax
@@ -81,6 +84,109 @@ def test_truncated_falls_back_and_says_so(tmp_path, capsys):
     assert len(list((tmp_path / "damaged").iterdir())) == 2
 
 
+def test_readers_that_end_late_complain_to_nobody(tmp_path, monkeypatch, capfd):
+    """Orbax closes its event loop when the first of the arrays fails; the others end
+    on other threads, from before its error arrives until some time after."""
+
+    class Late(threading.Thread):
+        def __init__(self, delay):
+            super().__init__()
+            self.delay = delay
+
+        def run(self):
+            time.sleep(self.delay)
+            complain(RuntimeError("Event loop is closed"))
+
+    def complain(error):
+        sys.unraisablehook(
+            types.SimpleNamespace(
+                exc_type=type(error),
+                exc_value=error,
+                exc_traceback=None,
+                err_msg=None,
+                object=None,
+            )
+        )
+
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda u: heard.append(u.exc_value))
+    kept = saved(tmp_path, [None, None])
+    hook, read = sys.unraisablehook, Checkpoints._read
+    late = [Late(0.2 * k) for k in range(5)]
+    other = RuntimeError("somebody else's")
+
+    def failing(self, step, like, facts):
+        if step == 1:
+            return read(self, step, like, facts)
+        for thread in late:
+            thread.start()
+        late[0].join()
+        complain(other)
+        logging.getLogger("asyncio").error("Future exception was never retrieved")
+        raise OSError("OUT_OF_RANGE")
+
+    monkeypatch.setattr(Checkpoints, "_read", failing)
+    _, step = kept.restore(tree(0.0), FACTS)
+    assert step == 1 and heard == [other]
+    assert not any(thread.is_alive() for thread in late)
+    assert sys.unraisablehook is hook
+    assert "never retrieved" not in capfd.readouterr().err
+
+
+def test_many_arrays_fail_at_once(tmp_path, recwarn):
+    """Really, with Orbax: as many readers as there are arrays are left behind."""
+    many = tree() | {f"more{i}": jnp.full((5,), 1.0) for i in range(30)}
+    kept = Checkpoints(tmp_path, writing=True)
+    for step in (1, 2, 3):
+        kept.save(step, many, FACTS)
+    kept.close()
+    truncate(kept.path(3))
+    kept = Checkpoints(tmp_path, writing=True)
+    assert kept.restore(many, FACTS)[1] == 2
+    kept.save(3, many, FACTS)  # by a manager that never failed
+    kept.close()
+    assert Checkpoints(tmp_path).restore(many, FACTS)[1] == 3
+
+
+def test_what_is_hushed_speaks_again(tmp_path, monkeypatch):
+    """Hooks and the log's level are Orbax's for as long as a manager is open."""
+    heard = []
+    monkeypatch.setattr(threading, "excepthook", heard.append)
+    hook, absl = threading.excepthook, logging.getLogger("absl")
+    monkeypatch.setattr(absl, "level", logging.INFO)
+    saved(tmp_path, [None]).steps()
+    assert threading.excepthook is hook and absl.level == logging.INFO
+    # One of two, the first to be opened being the first to be closed.
+    one, two = (Checkpoints(tmp_path / n, writing=True) for n in "ab")
+    one.save(1, tree(), FACTS)
+    two.save(1, tree(), FACTS)
+    one.close()
+    assert threading.excepthook is not hook and absl.level == logging.CRITICAL
+    threading.excepthook(types.SimpleNamespace(thread=threading.Thread(), told=1))
+    assert [args.told for args in heard] == [1]
+    two.close()
+    assert threading.excepthook is hook and absl.level == logging.INFO
+    # What somebody else has put there since stays.
+    later = lambda args: None
+    one.save(2, tree(), FACTS)
+    threading.excepthook = later
+    one.close()
+    assert threading.excepthook is later
+
+
+def test_precision_is_no_architecture(tmp_path):
+    kept = saved(tmp_path, [None])
+    with jax.enable_x64(True):
+        like = tree(0.0) | {"weights": jnp.zeros((8, 3), jnp.float64)}
+        found, _ = kept.restore(like, FACTS)
+        assert found["weights"].dtype == jnp.float32
+        assert (found["weights"] == np.float32(1.0)).all()
+        with pytest.raises(
+            CheckpointMismatch, match="step.* is int32.* there and float"
+        ):
+            kept.restore(like | {"step": jnp.zeros(())}, FACTS)
+
+
 def test_a_flipped_value_is_noticed(tmp_path, monkeypatch, capsys):
     kept = saved(tmp_path, [None, None])
     path = kept.path(2) / "facts" / "metadata"
@@ -150,6 +256,7 @@ def test_onto_another_number_of_devices(tmp_path):
 
 def test_a_full_disk_loses_nothing(tmp_path):
     """No file may grow past 2 KiB here: the writer's own thread meets the limit."""
+    resource = pytest.importorskip("resource")
     kept = Checkpoints(tmp_path, writing=True)
     kept.save(1, tree(), FACTS)
     kept.close()

@@ -1,18 +1,25 @@
 """Evaluating a run folder by a protocol."""
 
+import dataclasses
 import json
+import runpy
+import sys
+from pathlib import Path
 
+import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import pytest
 
 import jnode
-from jnode import report
-from jnode.evaluation import checks, loop
+from jnode import attacks, experiment, report
+from jnode.evaluation import Store, checks, comparison, describe, loop
 from jnode.experiment import evaluate_run
 from jnode.report.page import render
-from jnode.train import LossConfig, RunDir, TrainConfig
+from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig
 from jnode.train.files import write_tree
 
+ROOT = Path(__file__).parent.parent
 SETTINGS = dict(
     protocol="quick",
     norm="linf",
@@ -88,3 +95,89 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
 def test_bad_protocols(run_dir, change, message):
     with pytest.raises(ValueError, match=message):
         evaluate_run(run_dir, **SETTINGS | change)
+
+
+def test_evaluations_are_counted_on_all_images(run_dir, monkeypatch):
+    """More for one image of the last, ragged batch: the mean and the largest know."""
+    harder = []
+
+    def count(model, images):
+        counts = jnp.full(len(images), 10)
+        marked = jnp.all(images == jnp.asarray(harder[0])[None], axis=(1, 2, 3))
+        return jnp.where(marked, 130, counts)
+
+    real = experiment.count_evaluations
+    monkeypatch.setattr(experiment, "count_evaluations", count)
+    model = jnode.load(run_dir).with_solver(jnode.Solver("heun", rtol=1e-2, atol=1e-2))
+    images = np.asarray(jr.uniform(jr.key(0), (11, 28, 28, 1)))
+    harder.append(images[10])
+    found = experiment._evaluations(model, images, batch_size=8)
+    assert found.tolist() == [10] * 10 + [130]
+    # Against the solves themselves.
+    monkeypatch.setattr(experiment, "count_evaluations", real)
+    found = experiment._evaluations(model, images, batch_size=8)
+    expected = real(model, jnp.asarray(images))
+    np.testing.assert_array_equal(found, expected)
+    fixed = experiment._evaluations(jnode.load(run_dir), images, batch_size=8)
+    assert fixed.tolist() == [2]
+
+
+def test_the_mean_of_all_images_is_written(run_dir, monkeypatch):
+    counts = np.asarray([4] * 9 + [40])
+    monkeypatch.setattr(experiment, "_evaluations", lambda *_: counts)
+    found = evaluate_run(
+        run_dir,
+        [attacks.GaussianNoise(0.1)],
+        num_examples=10,
+        batch_size=8,
+        progress=False,
+        pictures=False,
+    )
+    assert (found["nfe"], found["nfe_largest"]) == (7.6, 40)
+
+
+def test_attacks_that_compare_have_the_budgets_of_their_data():
+    told = lambda name: [describe(attack) for attack in comparison(name)]
+    noise = ["gaussian sigma 0.196", "gaussian sigma 0.294", "gaussian sigma 0.392"]
+    assert told("mnist5k") == [
+        *noise,
+        "fgsm linf 0.1",
+        "pgd-40 linf 0.1",
+        "pgd-40 linf 0.2",
+        "pgd-40 linf 0.3",
+        "pgd-20 l2 0.5",
+        "pgd-20 l2 1",
+    ]
+    assert told("cifar10")[3:] == [
+        "fgsm linf 0.00784",
+        "pgd-40 linf 0.00784",
+        "pgd-40 linf 0.0314",
+        "pgd-20 l2 0.141",
+        "pgd-20 l2 0.5",
+    ]
+
+
+def test_the_script_takes_the_budgets_of_the_run(run_dir, monkeypatch):
+    """Of a run on CIFAR-10: not those of digits."""
+    asked = []
+    script = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))
+    read = lambda self: (
+        dataclasses.replace(TrainConfig(), data=DataConfig(name="cifar10")),
+        {},
+    )
+    monkeypatch.setattr(RunDir, "read_config", read)
+    main = script["main"]
+    stop = lambda run_dir, attacks, **_: asked.extend(attacks) or sys.exit(0)
+    monkeypatch.setitem(main.__globals__, "evaluate_run", stop)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run_dir)])
+    with pytest.raises(SystemExit):
+        main()
+    assert [describe(a) for a in asked] == [describe(a) for a in comparison("cifar10")]
+
+
+def test_a_run_is_evaluated_by_one_process_at_a_time(run_dir):
+    with (
+        Store(run_dir / "evaluation", {"the data": "another's"}),
+        pytest.raises(RuntimeError, match="in use by another evaluation"),
+    ):
+        evaluate_run(run_dir, **SETTINGS)

@@ -240,7 +240,10 @@ def test_time_invariance(getkey):
         (lambda k: jnode.SkewField((4,), activation="maxmin", key=k), "monotone"),
         (lambda k: jnode.SkewField((4,), damping=-0.1, key=k), "damping must be"),
         (lambda k: jnode.HamiltonianField((3,), key=k), "even number"),
-        (lambda k: -1.0 * jnode.OrthoField((4,), key=k), "factor must be positive"),
+        (
+            lambda k: float("inf") * jnode.OrthoField((4,), key=k),
+            "factor must be finite",
+        ),
         (lambda k: Sum(()), "at least one field"),
         (lambda k: jnode.PiecewiseField([]), "at least one field"),
         (

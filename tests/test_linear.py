@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import jnode
 from jnode.linear import (
     CayleyConv,
     CayleyDense,
@@ -15,6 +16,7 @@ from jnode.linear import (
     Conv,
     Dense,
     cayley,
+    constrained,
 )
 from tests.helpers import dense_matrix, singular_values
 
@@ -133,9 +135,33 @@ def test_convolutions_against_lax(getkey, padding):
     assert jnp.abs(conv(x) - expected).max() < 1e-5
 
 
-def test_free_maps_claim_no_norm(getkey):
-    for name in ("dense", "conv", "circular"):
-        assert MAPS[name](getkey())[0].norm() == jnp.inf
+def test_free_maps_measure_their_norms(getkey):
+    grid = {"grid": (4, 5)}
+    for map_, shape in (
+        (Dense(5, 3, key=getkey()), (5,)),
+        (CircularConv(2, 3, **grid, key=getkey()), (4, 5, 2)),
+        (Conv(2, 3, **grid, key=getkey()), (4, 5, 2)),
+    ):
+        exact = singular_values(map_, shape)[0]
+        assert exact <= float(map_.norm()) <= 1.3 * exact
+    assert Conv(2, 3, key=getkey()).norm() == jnp.inf  # on a grid of any size
+
+
+def test_images_of_another_grid_are_refused(getkey):
+    zero = {"constraint": "rescaled", "padding": "zero"}
+    for map_ in (
+        CircularConv(2, 3, grid=(4, 6), key=getkey()),
+        Conv(2, 3, grid=(4, 6), key=getkey()),
+        constrained((4, 6, 2), 3, key=getkey()),
+        constrained((4, 6, 2), 3, **zero, key=getkey()),
+    ):
+        for act in (map_, map_.bake(), map_.transpose):
+            channels = 3 if act is map_.transpose else 2
+            with pytest.raises(ValueError, match="height and width"):
+                act(jnp.ones((6, 4, channels)))
+    field = jnode.GradientFlowField((3, 3, 4), **zero, key=getkey())
+    with pytest.raises(ValueError, match="height and width"):
+        field(0.0, jnp.ones((8, 8, 4)))
 
 
 def test_no_lapack_in_the_transform(getkey):

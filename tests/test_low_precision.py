@@ -60,5 +60,13 @@ def test_refusals(getkey):
     field = FIELDS["gradient_flow"](getkey())
     with pytest.raises(ValueError, match="dtype must be one of bfloat16, float16"):
         LowPrecisionField(field, "int8")
-    with pytest.raises(ValueError, match="each piece"):
-        LowPrecisionField(jnode.PiecewiseField([field, field]))
+
+
+def test_pieces_take_part(getkey):
+    pieces = jnode.PiecewiseField([FIELDS["gradient_flow"](getkey()) for _ in "ab"])
+    low = LowPrecisionField(pieces)
+    text = str(jax.make_jaxpr(lambda y: low(0.7, y))(jnp.ones(12)))
+    assert "bf16" in text
+    y = jr.normal(getkey(), (12,))
+    difference = jnp.abs(low(0.7, y) - pieces(0.7, y)).max()
+    assert 0 < difference < 0.05

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jnode.train import RunDir
+
 ROOT = Path(__file__).parent.parent
 TINY = ["--epochs", "2", "--batch-size", "32", "--data.num-train", "64"]
 
@@ -82,6 +84,8 @@ def test_train_evaluate_certify_report(tmp_path):
     done = script("report.py", run)
     assert (run / "report.html").is_file()
     assert str((run / "report.html").resolve()) in done.stdout
+    # All of it is known, so that --overwrite would remove it.
+    assert RunDir(run).unknown() == []
     # What is there is not overwritten unasked.
     done = script("train.py", "contractive", run, *TINY, check=False)
     assert done.returncode == 2 and "--overwrite" in done.stderr

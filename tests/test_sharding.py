@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jnode
 from jnode import sharding
@@ -191,6 +192,52 @@ def test_a_failed_solve_raises_on_a_mesh(mesh):
     images = sharding.shard_batch(pixels(4), mesh)
     with pytest.raises(RuntimeError, match="max_steps=1"):
         eqx.filter_jit(lambda m, x: m(x))(spread, images).block_until_ready()
+
+
+@pytest.fixture(scope="module", params=[("data",), ("rows", "columns")])
+def explicit(request):
+    """A mesh as `jax.make_mesh` gives it."""
+    shape = (2, 1)[: len(request.param)]
+    mesh = jax.make_mesh(shape, request.param, devices=jax.devices()[:2])
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+    return mesh
+
+
+def test_explicit_meshes_with_names_of_their_own(explicit, single):
+    _, values, text = train_steps(explicit, 1)
+    assert values == pytest.approx(single[1][:1], abs=1e-5)
+    assert sharding.collectives(text).counts == {"all-reduce": 1}
+    assert sharding.local_rows(6, explicit).tolist() == [0, 1, 2, 3, 4, 5]
+    model, images = model_of(FIXED).bake(), pixels(8)
+    labels = batch_of(8)[1]
+    ours, alone = (
+        jnode.certify.certified_radii(model, images, labels, batch_size=8, mesh=m)
+        for m in (explicit, None)
+    )
+    assert np.abs(ours - alone).max() < 1e-5
+
+
+def test_images_on_explicit_axes(explicit):
+    model, images = model_of(FIXED).bake(), pixels(8)
+    expected = np.asarray(jax.jit(jax.vmap(model))(images))
+    rows = NamedSharding(explicit, PartitionSpec(explicit.axis_names))
+    there = jax.device_put(images, rows)
+    spread = sharding.replicate(sharding.Sharded(Batched(model), explicit), explicit)
+    with pytest.raises(ValueError, match=r"sharding\.shard_batch\(images, mesh\)"):
+        eqx.filter_jit(spread)(there)
+    moved = sharding.shard_batch(there, explicit)
+    bare = jax.sharding.auto_axes(jax.vmap(model), out_sharding=rows)
+    for classify, x in (
+        (eqx.filter_jit(spread), moved),
+        (jax.jit(jax.vmap(model)), moved),
+        (jax.jit(bare), there),
+    ):
+        logits = classify(x)
+        assert len(logits.sharding.device_set) == 2
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(spread(x))))
+    alone = jax.grad(lambda x: jnp.sum(jnp.sin(jax.vmap(model)(x))))(images)
+    np.testing.assert_allclose(jax.jit(gradient)(moved), alone, atol=1e-5)
 
 
 EIGHT = """

@@ -64,26 +64,11 @@ def test_nfe_counts_every_evaluation(getkey, solver):
     field, y0 = field_and_state(getkey())
     calls = []
 
-    class Counting(jnode.AbstractVectorField):
-        field: jnode.AbstractVectorField
+    def counting(t, y, args):
+        jax.debug.callback(lambda: calls.append(1))
+        return args(t, y)
 
-        def __call__(self, t, y, args=None):
-            jax.debug.callback(lambda: calls.append(1))
-            return self.field(t, y, args)
-
-        def lipschitz(self):
-            return self.field.lipschitz()
-
-        def log_norm(self):
-            return self.field.log_norm()
-
-        def cocoercivity(self):
-            return self.field.cocoercivity()
-
-        def bake(self):
-            return Counting(self.field.bake())
-
-    solution = jnode.solve(Counting(field), y0, solver)
+    solution = jnode.solve(counting, y0, solver, args=field)
     jax.block_until_ready(solution.y)
     jax.effects_barrier()
     stats = solution.stats

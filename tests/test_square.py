@@ -8,7 +8,7 @@ import pytest
 
 from jnode import attacks
 from jnode.attacks.norms import size
-from jnode.attacks.square import _bump, margin, shares
+from jnode.attacks.square import _corner, _eta, _grid, _l2_windows, margin, shares
 from jnode.evaluation import evaluate
 from tests.helpers import small_model
 
@@ -26,12 +26,100 @@ def test_margin():
     assert margin(logits, jnp.asarray([1, 2])).tolist() == [1.0, -1.0]
 
 
-def test_bumps_have_norm_1_in_their_window(getkey):
-    corner = [jnp.asarray([0, 2]), jnp.asarray([1, 4])]
-    bump = _bump((2, 9, 10, 3), corner, jnp.asarray(5), getkey())
-    assert jnp.abs(jnp.sum(bump**2, axis=(1, 2)) - 1).max() < 1e-5
-    assert (bump[0, 5:] == 0).all() and (bump[1, :2] == 0).all()
-    assert (bump[0, :, 0] == 0).all() and (bump[1, :, 9] == 0).all()
+def rectangle(rows, columns):
+    """The pyramid of the paper (section 3.4) entry by entry, of L2 norm 1."""
+    n = max(rows, columns) // 2
+    heights = np.zeros((rows, columns))
+    for r in range(rows):
+        for s in range(columns):
+            m = n - max(abs(r - rows // 2), abs(s - columns // 2))
+            heights[r, s] = sum(1 / (n + 1 - k) ** 2 for k in range(m + 1))
+    return heights / np.linalg.norm(heights)
+
+
+def eta(side):
+    """Two rectangles, one above the other, of opposite sign."""
+    half = side // 2
+    upper = rectangle(half, side) if half else np.zeros((0, side))
+    whole = np.concatenate([upper, -rectangle(side - half, side)])
+    return whole / np.linalg.norm(whole)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 9])
+def test_l2_windows_hold_the_two_pyramids_of_the_paper(side):
+    samples = 24
+    expected = eta(side)
+    corner = [jnp.arange(samples) % 2, jnp.arange(samples) % 3]
+    shape = (samples, 10, 11, 2)
+    found = np.array(_eta(shape, corner, jnp.asarray(side), jr.key(0), jnp.float32))
+    kinds = {"+": expected, "-": -expected, "+T": expected.T, "-T": -expected.T}
+    seen = set()
+    for i in range(samples):
+        top, left = i % 2, i % 3
+        window = found[i, top : top + side, left : left + side].copy()
+        found[i, top : top + side, left : left + side] = 0
+        for c in range(2):
+            away = {k: np.abs(window[..., c] - w).max() for k, w in kinds.items()}
+            best = min(away, key=lambda k: away[k])
+            assert away[best] < 1e-6
+            seen.add(best)
+    # Nothing outside the window; each sign and each turn occurs.
+    assert np.abs(found).max() == 0
+    assert len(seen) == 4 if side > 2 else {k[0] for k in seen} == {"+", "-"}
+
+
+def test_the_peak_is_sharp_and_the_edge_low():
+    """By hand: of side 3 a row (1/4, 5/4, 1/4) above one of the other sign, twice."""
+    row = np.asarray([1, 5, 1]) / 4
+    low = np.asarray([1, 1, 1]) / 4
+    upper, lower = row / np.linalg.norm(row), np.stack([low, row])
+    # Two rows have their middle in the second.
+    expected = np.stack([upper, *(-lower / np.linalg.norm(lower))]) / np.sqrt(2)
+    np.testing.assert_allclose(eta(3), expected, atol=1e-12)
+
+
+def test_l2_mass_moves_from_one_window_to_another():
+    """A channel keeps its mass in both windows, and gets a share of what is left."""
+    delta = 0.1 * jr.normal(jr.key(0), (5, 9, 9, 2))
+    epsilon = jnp.asarray(3.0)
+    key = jr.key(3)
+    moved = np.asarray(_l2_windows(delta, jnp.asarray(3), epsilon, key))
+    here, there = (_corner(delta.shape, 3, k) for k in jr.split(key, 3)[:2])
+    delta = np.asarray(delta)
+    for i in range(len(delta)):
+        windows = [
+            (
+                slice(int(c[0][i]), int(c[0][i]) + 3),
+                slice(int(c[1][i]), int(c[1][i]) + 3),
+            )
+            for c in (here, there)
+        ]
+        one, two = (np.zeros((9, 9), bool) for _ in windows)
+        one[windows[0]], two[windows[1]] = True, True
+        outside = ~(one | two)
+        np.testing.assert_allclose(moved[i][outside], delta[i][outside], rtol=1e-5)
+        assert np.abs(moved[i][two & ~one]).max(initial=0) == 0
+        left = (9 - np.sum(delta[i] ** 2)) / 2
+        for c in range(2):
+            mass = np.sum(delta[i, ..., c][one | two] ** 2) + left
+            assert np.sum(moved[i, ..., c][one] ** 2) == pytest.approx(mass, rel=1e-4)
+            old = delta[i, ..., c][windows[0]]
+            directions = [
+                sign * e + old / np.linalg.norm(old)
+                for sign in (1, -1)
+                for e in (eta(3), eta(3).T)
+            ]
+            new = moved[i, ..., c][windows[0]] / np.sqrt(mass)
+            away = [np.abs(new - d / np.linalg.norm(d)).max() for d in directions]
+            assert min(away) < 1e-5
+
+
+def test_l2_starts_from_a_grid_of_the_whole_budget():
+    images = jnp.full((3, 11, 12, 2), 0.5)
+    start = np.asarray(_grid(images, jnp.asarray(0.7), jr.key(0)))
+    np.testing.assert_allclose(np.sqrt((start**2).sum((1, 2, 3))), 0.7, rtol=1e-5)
+    # Sides of 2, five of them down and six across: one row is left over.
+    assert (start[:, :10] != 0).all() and (start[:, 10] == 0).all()
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ import pytest
 
 import jnode
 from jnode import study
+from jnode._lock import claimed
 from jnode.models import ModelConfig
 from jnode.solvers import Solver
 from jnode.study import Cell, Measures, run, run_study, write_study
 from jnode.study.cell import PARTS
 from jnode.study.figures import figures, pareto
 from jnode.study.tables import amount, spread, tables
-from jnode.train import DataConfig, LossConfig, TrainConfig
+from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig
 from jnode.train.state import init_state
 from tests.test_scripts import script
 
@@ -70,9 +71,56 @@ def test_models_are_matched_in_parameters():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
+    """Cells that all failed before their runs began, the data being absent, and were
+    tried again."""
+    folder, cells = tmp_path_factory.mktemp("study"), [GOOD, SOLVED, BAD]
+
+    def absent(*args, **kwargs):
+        raise FileNotFoundError("the data are not prepared")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jnode.data, "load", absent)
+        rows = run_study(cells, folder, progress=False)
+    words = "FileNotFoundError: the data are not prepared"
+    assert [row["error"] for row in rows] == [words] * 3
+    assert run_study(cells, folder, progress=False) == rows  # unasked nothing is
+    cells = [GOOD, BAD, SOLVED]
     with jax.numpy_dtype_promotion("standard"):  # for Optax
-        return folder, run_study([GOOD, BAD, SOLVED], folder, progress=False)
+        return folder, run_study(cells, folder, progress=False, retry_failed=True)
+
+
+def test_a_run_folder_holds_nothing_unknown(finished):
+    folder, _ = finished
+    for cell in (GOOD, BAD, SOLVED):
+        assert RunDir(folder / cell.name).unknown() == []
+        assert (folder / cell.name / "row.json").is_file()
+
+
+def test_studies_in_one_folder_keep_each_others_rows(tmp_path):
+    def finish(cell):
+        (tmp_path / cell.name).mkdir()
+        row = {"cell": cell.name, "error": None}
+        (tmp_path / cell.name / "row.json").write_text(json.dumps(row))
+
+    def names(rows):
+        return [row["cell"] for row in rows]
+
+    finish(GOOD)
+    assert names(run.gather([GOOD, BAD], tmp_path)) == [GOOD.name]
+    finish(SOLVED)
+    assert names(run.gather([SOLVED], tmp_path)) == [SOLVED.name]
+    assert names(study.read_rows([tmp_path])) == [SOLVED.name, GOOD.name]
+    finish(BAD)
+    assert names(run.gather([GOOD, BAD], tmp_path)) == [GOOD.name, BAD.name]
+    assert sorted(names(study.read_rows([tmp_path]))) == sorted(
+        cell.name for cell in (GOOD, BAD, SOLVED)
+    )
+    (tmp_path / "results.jsonl").write_text('{"cell": ')
+    with pytest.raises(ValueError, match=r"results\.jsonl is damaged .* move it away"):
+        run.gather([GOOD], tmp_path)
+    (tmp_path / "results.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match=r"results\.jsonl is damaged"):
+        run_study([GOOD], tmp_path, progress=False)
 
 
 def test_a_failed_cell_stops_no_other(finished):
@@ -121,11 +169,12 @@ def test_processes_share_the_cells(tmp_path, monkeypatch):
 
     def made(cell, folder, *_):
         if not order:  # as if a second process were to start now
-            with run._claimed(folder / f".{cell.name}.lock", wait=False) as mine:
+            with claimed(folder / f".{cell.name}.lock", wait=False) as mine:
                 assert not mine
         order.append(cell.name)
         (folder / cell.name).mkdir()
-        text = json.dumps({"error": None, "settings": run._settings(cell)})
+        row = {"cell": cell.name, "error": None, "settings": run._settings(cell)}
+        text = json.dumps(row)
         (folder / cell.name / "row.json").write_text(text)
 
     monkeypatch.setattr(run, "_run", made)

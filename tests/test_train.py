@@ -29,6 +29,8 @@ from jnode.train import (
     train,
 )
 from jnode.train.config import from_dict
+from jnode.train.run_dir import CONTENTS, FORMAT
+from jnode.train.state import decays, make_optimizer
 from tests.helpers import singular_values, small_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -160,8 +162,196 @@ def test_damaged_model(finished, tmp_path, damage):
         "longer": whole * 2,
     }
     (tmp_path / "model.eqx").write_bytes(bad[damage])
-    with pytest.raises(ValueError, match=r"model\.eqx .*(damaged|more than)"):
+    said = {"other": "is of another architecture", "longer": "holds more than"}
+    expected = said.get(damage, "damaged or cut short")
+    with pytest.raises(ValueError, match=rf"model\.eqx .*{expected}") as error:
         jnode.load(tmp_path)
+    assert ("it is damaged" in str(error.value)) == (damage in ("cut", "garbage"))
+
+
+def test_format_of_the_folder(finished, tmp_path):
+    folder, _ = finished
+    config = json.loads((folder / "config.json").read_text())
+    assert config["format"] == FORMAT == 2
+    assert RunDir(folder).read_config()[1]["format"] == 2
+    (tmp_path / "model.eqx").write_bytes((folder / "model.eqx").read_bytes())
+
+    def written(**changes):
+        new = {k: v for k, v in (config | changes).items() if v is not None}
+        (tmp_path / "config.json").write_text(json.dumps(new))
+
+    written(format=None)
+    assert RunDir(tmp_path).read_config()[1]["format"] == 1
+    assert same(jnode.load(tmp_path), jnode.load(folder))
+    with pytest.raises(ValueError, match="started by an earlier jnode, in format 1"):
+        train(TINY, tmp_path, resume=True, progress=False)
+    written(format=3, image_shape=None)
+    with pytest.raises(ValueError, match="format 3, .* up to 2: upgrade jnode"):
+        jnode.load(tmp_path)
+    written(format="new")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        jnode.load(tmp_path)
+
+
+def test_one_training_at_a_time(finished, tmp_path, monkeypatch):
+    """Whatever the second asks for; and the lock ends with the first."""
+    run = tmp_path / "run"
+    make_step = loop.make_step
+    tried = []
+
+    def made(*args):
+        for option in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises((RuntimeError, FileExistsError)) as error:
+                train(TINY, run, progress=False, **option)
+            tried.append(str(error.value))
+        return make_step(*args)
+
+    monkeypatch.setattr(loop, "make_step", made)
+    model = train(TINY, run, progress=False)
+    assert f"{run} exists already" in tried[0]
+    in_use = f"{run} is in use: another training writes into it."
+    assert all(in_use in words for words in tried[1:])
+    assert same(model, finished[1])
+    monkeypatch.setattr(loop, "make_step", make_step)
+    assert same(train(TINY, run, resume=True, progress=False), model)
+    assert RunDir(run).unknown() == []
+
+
+def test_overwriting_removes_all_that_was_written(finished, tmp_path):
+    """And nothing else."""
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    for name in CONTENTS:
+        path = run.path / name
+        if path.suffix:
+            path.write_text("old")
+        else:
+            path.mkdir()
+            (path / "old").write_text("old")
+    (run.path / ".row.json.123.tmp").write_text("half")
+    (run.path / "notes.txt").write_text("mine")
+    assert run.unknown() == [run.path / "notes.txt"]
+    run.create(overwrite=True)
+    left = {path.name for path in run.path.iterdir()}
+    assert left == {"notes.txt", ".training.lock", ".evaluation.lock"}
+    for name in CONTENTS:
+        (tmp_path / "other" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "other" / name).symlink_to(tmp_path)
+        with pytest.raises(ValueError, match=f"{name} is a link out of the run"):
+            RunDir(tmp_path / "other").check_links()
+        (tmp_path / "other" / name).unlink()
+
+
+def decayed(config):
+    """The arrays of a model that decay, by their paths."""
+    model = jnode.build(
+        config,
+        jnode.Solver("euler", steps=2),
+        image_shape=(8, 8, 1),
+        classes=4,
+        key=jr.key(0),
+    )
+    mask = decays(eqx.filter(model, eqx.is_inexact_array))
+    found = jax.tree_util.tree_flatten_with_path(mask)[0]
+    assert len(found) == len(jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
+    return {jax.tree_util.keystr(path) for path, chosen in found if chosen}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # A bias of two pieces has rank 2, and is a bias.
+        (
+            {"field": "gradient_flow", "pieces": 2, "learnable": True},
+            {".field.pieces.weights[0].kernel"},
+        ),
+        (
+            {"field": "ortho", "time": True, "activation": "householder"},
+            {".field.first.kernel", ".field.second.kernel"},
+        ),
+        ({"field": "ortho", "constraint": "sll"}, set()),
+        ({"field": "skew"}, set()),  # rescaled
+        ({"field": "gradient_flow", "constraint": "newton_schulz"}, set()),
+        ({"field": "hamiltonian", "constraint": "aol"}, set()),
+        (
+            {
+                "field": "free",
+                "encoder": "conv",
+                "group_norm": True,
+                "time": True,
+                "unit_norm": False,
+            },
+            {
+                *(f".encoder.convs[{i}].weight" for i in range(3)),
+                ".field.first.kernel",
+                ".field.second.kernel",
+                ".head.weight",
+            },
+        ),
+    ],
+)
+def test_which_weights_decay(options, expected):
+    assert decayed(jnode.ModelConfig(features=4, patch=2, **options)) == expected
+
+
+def test_decay_changes_what_decays_and_nothing_else(getkey):
+    """Without a gradient: the kernel shrinks by rate times decay, all else stays."""
+    config = dataclasses.replace(TINY, weight_decay=0.5)
+    model = small_model(getkey(), pieces=2, learnable=True)
+    params = eqx.filter(model, eqx.is_inexact_array)
+    optimizer = make_optimizer(config, 10)
+    state = optimizer.init(params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    _, state = optimizer.update(zeros, state, params)  # the rate starts at 0
+    updates, _ = optimizer.update(zeros, state, params)
+    rate = config.learning_rate
+    for before, change, chosen in zip(
+        *map(jax.tree.leaves, (params, updates, decays(params))), strict=True
+    ):
+        expected = -0.5 * rate * before if chosen else jnp.zeros_like(before)
+        np.testing.assert_allclose(change, expected, rtol=1e-5)
+
+
+def dtypes(model):
+    return {str(x.dtype) for x in leaves(model)}
+
+
+def test_precision_of_a_run_is_kept(finished, tmp_path):
+    """Read with and without jax_enable_x64, by whichever it was written."""
+    folder, _ = finished
+    one = dataclasses.replace(TINY, epochs=1, data=DataConfig(num_train=64))
+    image = np.linspace(0, 1, 28 * 28, dtype=np.float32).reshape(1, 28, 28, 1)
+    loaded = [jnode.load(folder), jnode.load(folder, best=True)]
+    logits = jax.jit(jax.vmap(loaded[0]))(image)
+    with jax.enable_x64(True):
+        for best, short in enumerate(loaded):
+            again = jnode.load(folder, best=bool(best))
+            assert dtypes(again) == {"float32"} and same(again, short)
+        np.testing.assert_array_equal(jax.jit(jax.vmap(again))(image), logits)
+        # Two steps from scratch.
+        trained = train(one, tmp_path / "long", progress=False)
+        assert dtypes(trained) == {"float64"}
+        assert np.isfinite(numbers(tmp_path / "long")[0]["loss"])
+        long = jnode.load(tmp_path / "long")
+        assert dtypes(long) == {"float64"}
+        with pytest.raises(ValueError, match="jax_enable_x64 False, .* has True"):
+            train(TINY, folder, resume=True, progress=False)
+    for best in (False, True):
+        rounded = jnode.load(tmp_path / "long", best=best)
+        assert dtypes(rounded) == {"float32"}
+        for get in (lambda m: m.head.weight, lambda m: m.field.biases[0]):
+            expected = np.asarray(get(trained)).astype(np.float32)
+            np.testing.assert_array_equal(get(rounded), expected)
+
+
+def test_long_images_of_long_models():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    with jax.enable_x64(True):
+        pixels = jnode.data.to_float(images, jnp.float64)
+        assert pixels.dtype == jnp.float64
+        np.testing.assert_allclose(pixels, images / 255, rtol=1e-15)
+    with pytest.raises(TypeError, match="dtype must be a floating type, not int32"):
+        jnode.data.to_float(images, jnp.int32)
 
 
 def test_not_a_run(tmp_path):

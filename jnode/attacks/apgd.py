@@ -151,10 +151,9 @@ class AbstractAPGD(AbstractAttack):
             better = ~broken & (hit | (loss > highest))
             return choose(better, (climbed, hit, loss), carry), None
 
-        # Losses are compared in the type of the logits.
         lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
         first = (images, misclassified(clean, labels), lowest)
-        restarts = self.first + jnp.arange(self.restarts)
+        restarts = self.first + jnp.arange(self.restarts, dtype=jnp.int32)
         each = (restarts, jr.split(key, self.restarts))
         (found, _, _), _ = jax.lax.scan(restart, first, each)
         return found
@@ -218,9 +217,9 @@ class AbstractAPGD(AbstractAttack):
 
         keys = jr.split(key, 3)
         if self.norm == "linf":
-            noise = jr.uniform(keys[0], images.shape, minval=-1.0, maxval=1.0)
+            noise = jr.uniform(keys[0], images.shape, images.dtype, -1.0, 1.0)
         else:
-            noise = jr.normal(keys[0], images.shape)
+            noise = jr.normal(keys[0], images.shape, images.dtype)
         # On the ball's surface, as in the original.
         noise = noise / wide(jnp.maximum(size(noise, self.norm), 1e-12))
         start = project(images + self.epsilon * noise, images, self.epsilon, self.norm)
@@ -230,12 +229,12 @@ class AbstractAPGD(AbstractAttack):
         windows = jnp.asarray(schedule)
         enough = jnp.asarray(np.floor(RHO * schedule).astype(int))
         first = (
-            jnp.zeros((), int),
+            jnp.zeros((), jnp.int32),
             keys[2],
             start,
             start,
             gradient,
-            jnp.full(n, 2.0) * self.epsilon,
+            jnp.full(n, 2 * self.epsilon),
             (start, gradient, losses),
             (start, wrong),
             (losses, jnp.zeros(n, int), losses, jnp.ones(n, bool)),

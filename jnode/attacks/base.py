@@ -8,9 +8,12 @@ from typing import Any, ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jnode.attacks.random_model import RandomModel
+from jnode.attacks.inputs import Classes, check_input
+from jnode.attacks.random_model import over_draws
 from jnode.models import ODEClassifier
 
 Images = Float[Array, "batch height width channels"]
@@ -65,37 +68,44 @@ class AbstractAttack(eqx.Module):
     steps: eqx.AbstractVar[int | Int[Array, ""]]
     restarts: eqx.AbstractVar[int]
     least_classes: ClassVar[int] = 2
+    via: ClassVar[str] = ""
+    """The model that the images are made through, where it is not the one attacked."""
 
     def __call__(
         self,
         model: Classifier,
-        images: Images,
-        labels: Labels,
+        images: ArrayLike,
+        labels: Classes,
         *,
         key: PRNGKeyArray,
     ) -> Images:
         r"""Attacked images, each in [0, 1] and within `epsilon` of its original.
 
+        Compiled once for each model, attack and shape: later calls, with another budget
+        too, compile nothing. A model that is an `equinox.Module` may change its arrays;
+        a function defined anew at each call is another model each time.
+
         **Arguments:**
 
         - `model`: any map from a batch of images to logits; it is differentiated as it
-            is, solver and all. One that draws random numbers is wrapped in
-            `RandomModel`.
-        - `images`: with pixels in [0, 1].
-        - `labels`: the true classes. An image that the model gets wrong anyway is
-            returned as it is.
+            is, solver and all. Logits of another type than the images are cast to
+            theirs. A model that draws random numbers is wrapped in `RandomModel`.
+        - `images`: [batch, height, width, channels], float32 or (in JAX's 64-bit mode)
+            float64, with pixels in [0, 1]; the batch may be empty.
+        - `labels`: [batch], the true classes as integers. An image that the model gets
+            wrong anyway is returned as it is.
         - `key`: of the random starts; the same key gives the same images.
 
-        **Raises:** `ValueError` for a model of too few classes.
+        **Returns:** images of the shape and dtype of the given ones.
+
+        **Raises:** `TypeError` for images or labels of another dtype; `ValueError` for
+        another shape, for pixels outside [0, 1] (where their values are known: not
+        while JAX traces the call), or for a model of too few classes.
         """
-        clean = model(images)
-        if clean.shape[1] < self.least_classes:
-            raise ValueError(
-                f"{self.name} needs a model of at least {self.least_classes} classes, "
-                f"not {clean.shape[1]}."
-            )
-        found = self.search(model, images, labels, clean, key=key)
-        return jnp.where(wide(misclassified(clean, labels)), images, found)
+        images, labels = as_input(images, labels)
+        if len(images) == 0:
+            return images
+        return compiled(_attack, self, model, images, labels, key)
 
     @abc.abstractmethod
     def search(
@@ -108,7 +118,9 @@ class AbstractAttack(eqx.Module):
         key: PRNGKeyArray,
     ) -> Images:
         """As `__call__`, with the logits of the images; what it returns for images that
-        are misclassified already is thrown away."""
+        are misclassified already is thrown away.
+
+        The images, the logits of `model` and `epsilon` are of one dtype."""
 
     def evaluations(self) -> tuple[int, int]:
         """How often it asks for logits alone and for gradients, at most."""
@@ -121,6 +133,56 @@ class AbstractAttack(eqx.Module):
         one program.
         """
         return (self,)
+
+
+class _AsImages(eqx.Module):
+    """A classifier whose logits have the dtype of its images."""
+
+    model: Callable
+
+    def __call__(self, images):
+        return self.model(images).astype(images.dtype)
+
+
+def as_input(images: ArrayLike, labels: Classes) -> tuple[Images, Int[Array, " batch"]]:
+    """Checked images and labels (`check_input`) as JAX's arrays."""
+    images, labels = check_input(images, labels)
+    return jnp.asarray(images), jnp.asarray(labels).astype(int)
+
+
+def of_one_dtype(attack: Any, model: Classifier, images: Images) -> tuple[Any, Any]:
+    """The attack and the model such that epsilon and logits have the images' dtype."""
+    epsilon = jnp.asarray(attack.epsilon).astype(images.dtype)
+    return eqx.tree_at(lambda a: a.epsilon, attack, epsilon), _AsImages(model)
+
+
+def compiled(function: Callable, *arguments: Any) -> Any:
+    """`function(*arguments)` as one program, kept for the next call of its kind.
+
+    Where JAX is tracing already it becomes a part of that program.
+    """
+    leaves = jax.tree.leaves(arguments)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return function(*arguments)
+    return _compiled(function, *arguments)
+
+
+# One for all calls: what is compiled is kept by the jitted function.
+@eqx.filter_jit
+def _compiled(function, *arguments):
+    return function(*arguments)
+
+
+def _attack(attack, model, images, labels, key):
+    attack, model = of_one_dtype(attack, model, images)
+    clean = model(images)
+    if clean.shape[1] < attack.least_classes:
+        raise ValueError(
+            f"{attack.name} needs a model of at least {attack.least_classes} classes, "
+            f"not {clean.shape[1]}."
+        )
+    found = attack.search(model, images, labels, clean, key=key)
+    return jnp.where(wide(misclassified(clean, labels)), images, found)
 
 
 def check_budget(
@@ -152,9 +214,13 @@ def choose(mask: Bool[Array, " batch"], new: Any, old: Any) -> Any:
 
 
 def misclassified(logits: Logits, labels: Labels) -> Bool[Array, " batch"]:
-    """Which predictions are not the label. Logits that are not finite never are."""
+    """Which images are misclassified: those whose largest logit is not the label's.
+
+    Logits that are not finite count as misclassified.
+    """
     finite = jnp.all(jnp.isfinite(logits), axis=1)
-    return (jnp.argmax(logits, axis=1) != labels) | ~finite
+    predicted = jnp.argmax(logits, axis=1)
+    return (predicted != labels.astype(predicted.dtype)) | ~finite
 
 
 def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, " batch"]:
@@ -173,19 +239,18 @@ def loss_and_gradient(
 ) -> tuple[Float[Array, " batch"], Logits, Images]:
     """Each sample's loss, logits, and gradient with respect to its image.
 
-    Of a `RandomModel` they are means over its draws, from `key` if there is one. What
-    is not finite in a gradient becomes 0.
+    All are of the images' dtype, whatever that of the model's logits. Where the model
+    is or holds a `RandomModel` they are means over its draws, from `key` if there is
+    one. What is not finite in a gradient becomes 0.
     """
 
     def of(classifier):
         def total(images):
-            logits = classifier(images)
+            logits = classifier(images).astype(images.dtype)
             losses = loss(logits, labels)
             return jnp.sum(losses), (losses, logits)
 
         gradient, (losses, logits) = jax.grad(total, has_aux=True)(images)
         return losses, logits, jnp.where(jnp.isfinite(gradient), gradient, 0)
 
-    if isinstance(model, RandomModel):
-        return model.mean(of, model.key if key is None else key)
-    return of(model)
+    return over_draws(model, of, key)

@@ -91,7 +91,8 @@ class CarliniWagner(AbstractMinimumNorm):
             return (weight, low, high, best), None
 
         n = len(images)
-        first = (jnp.full(n, FIRST), jnp.zeros(n), jnp.full(n, jnp.inf), best)
+        weight, low, high = (jnp.full(n, x, images.dtype) for x in (FIRST, 0, jnp.inf))
+        first = (weight, low, high, best)
         (*_, best), _ = jax.lax.scan(round_, first, None, length=self.restarts)
         return best
 

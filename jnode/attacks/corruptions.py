@@ -78,7 +78,7 @@ class SpeckleNoise(AbstractCorruption):
     amounts: ClassVar[tuple[float, ...]] = (0.06, 0.1, 0.12, 0.16, 0.2)
 
     def corrupt(self, images, amount, key):
-        return images * (1 + amount * jr.normal(key, images.shape))
+        return images * (1 + amount * jr.normal(key, images.shape, images.dtype))
 
 
 class GaussianBlur(AbstractCorruption):

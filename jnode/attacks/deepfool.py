@@ -58,5 +58,5 @@ class DeepFool(AbstractMinimumNorm):
         def going(carry):
             return (carry[0] < self.steps) & jnp.any(jnp.isinf(carry[2][1]))
 
-        first = (jnp.zeros((), int), images, best)
+        first = (jnp.zeros((), jnp.int32), images, best)
         return jax.lax.while_loop(going, step, first)[2]

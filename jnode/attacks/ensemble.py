@@ -1,6 +1,7 @@
 """Attacks one after another, each on the samples that still stand."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from jnode.attacks.base import AbstractAttack
 from jnode.attacks.batches import attack_parts, gathered
+from jnode.attacks.inputs import Classes, check_input
 from jnode.attacks.one_batch import predict
 
 STANDING, MISCLASSIFIED = -1, -2
@@ -39,20 +41,24 @@ class Ensemble:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of samples that stand: the worst case over all attacks."""
-        return float(self.standing.mean())
+        """The share of samples that stand: the worst case over all attacks.
+
+        NaN where there are no samples.
+        """
+        return float(self.standing.mean()) if len(self.standing) else math.nan
 
     def robust_accuracies(self) -> list[float]:
         """The share that is left after each attack in turn, never growing."""
         counts = [np.sum(self.broken_by == i) for i in range(len(self.seconds))]
-        right = np.sum(self.broken_by != MISCLASSIFIED)
-        return [float(n) for n in (right - np.cumsum(counts)) / len(self.broken_by)]
+        left = np.sum(self.broken_by != MISCLASSIFIED) - np.cumsum(counts)
+        n = len(self.broken_by)
+        return [float(count / n) if n else math.nan for count in left]
 
 
 def run(
     model: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: Classes,
     attacks: Sequence[AbstractAttack],
     *,
     key: PRNGKeyArray,
@@ -70,7 +76,8 @@ def run(
 
     - `model`: a map from a batch of images to logits (a model of single images wrapped
         in `Batched`, a random one in `RandomModel`).
-    - `images`: [n, height, width, channels], floats in [0, 1].
+    - `images`: [n, height, width, channels], float32 or float64, in [0, 1]. They are
+        attacked in float32 unless JAX is in its 64-bit mode.
     - `labels`: [n], the true classes as integers.
     - `attacks`: in order, for example `autoattack(8 / 255)`.
     - `key`: of the attacks' random numbers; the same gives the same result.
@@ -79,12 +86,18 @@ def run(
 
     **Returns:** an `Ensemble`; its images lie in [0, 1], within the attacks' budgets.
 
-    **Raises:** `ValueError` for a bad batch size, or a model of too few classes for an
-    attack; `RuntimeError` for an attack that leaves its budget.
+    **Raises:** `TypeError` and `ValueError` for bad images or labels; `ValueError` for
+    a bad batch size, or a model of too few classes for an attack; `RuntimeError` for
+    an attack that leaves its budget.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    images, labels = np.asarray(images, np.float32), np.asarray(labels)
+    images, labels = (np.asarray(x) for x in check_input(images, labels))
+    labels = labels.astype(int)
+    # Float64 in JAX's 64-bit mode alone.
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    if len(labels) == 0:
+        return Ensemble(images, np.zeros(0, int), (0.0,) * len(attacks))
     length = min(batch_size, len(labels))
 
     adversarial = images.copy()

@@ -147,10 +147,10 @@ class AbstractFAB(AbstractMinimumNorm):
         def restart(best, this):
             index, key = this
             start = self.start(images, best[1], index, key)
-            first = (jnp.zeros((), int), start, best, likely(clean, index))
+            first = (jnp.zeros((), jnp.int32), start, best, likely(clean, index))
             return jax.lax.while_loop(going, step, first)[2], None
 
-        restarts = self.first + jnp.arange(self.restarts)
+        restarts = self.first + jnp.arange(self.restarts, dtype=jnp.int32)
         each = (restarts, jr.split(key, self.restarts))
         return jax.lax.scan(restart, best, each)[0]
 
@@ -196,9 +196,9 @@ class FAB(AbstractFAB):
     def start(self, images, distance, restart, key):
         radius = jnp.minimum(distance, self.epsilon) / 2
         if self.norm == "linf":
-            noise = jr.uniform(key, images.shape, minval=-1.0, maxval=1.0)
+            noise = jr.uniform(key, images.shape, images.dtype, -1.0, 1.0)
         else:
-            noise = steepest(jr.normal(key, images.shape), self.norm)
+            noise = steepest(jr.normal(key, images.shape, images.dtype), self.norm)
         moved = jnp.clip(images + wide(radius) * noise, 0.0, 1.0)
         return jnp.where(restart > 0, moved, images)
 

@@ -60,7 +60,7 @@ class MIFGSM(AbstractAttack):
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        length = self.epsilon / self.steps.astype(jnp.float32)
+        length = self.epsilon / self.steps.astype(images.dtype)
 
         def step(i, carry):
             x, velocity, best = carry

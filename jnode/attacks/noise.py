@@ -52,7 +52,7 @@ class GaussianNoise(_Noise):
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        noise = jr.normal(key, images.shape)
+        noise = jr.normal(key, images.shape, images.dtype)
         return jnp.clip(images + self.epsilon * noise, 0.0, 1.0)
 
 
@@ -106,6 +106,6 @@ class SaltAndPepperNoise(_Noise):
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        chosen, white = jr.uniform(key, (2, *images.shape[:3], 1))
+        chosen, white = jr.uniform(key, (2, *images.shape[:3], 1), images.dtype)
         extreme = (white < 0.5).astype(images.dtype)
         return jnp.where(chosen < self.epsilon, extreme, images)

@@ -1,5 +1,7 @@
 """Balls around images: their projections, steepest steps and random points."""
 
+import math
+
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -53,10 +55,11 @@ def random_start(
 ) -> Images:
     """A random image in the ball: uniform (Linf), or uniform in the L2 ball."""
     if norm == "linf":
-        noise = jr.uniform(key, images.shape, minval=-1.0, maxval=1.0)
+        noise = jr.uniform(key, images.shape, images.dtype, -1.0, 1.0)
         return project(images + epsilon * noise, images, epsilon, norm)
     direction_key, radius_key = jr.split(key)
-    direction = steepest(jr.normal(direction_key, images.shape), norm)
-    dimension = images[0].size
-    radius = jr.uniform(radius_key, (len(images), 1, 1, 1)) ** (1 / dimension)
+    direction = steepest(jr.normal(direction_key, images.shape, images.dtype), norm)
+    dimension = math.prod(images.shape[1:])
+    share = jr.uniform(radius_key, (len(images), 1, 1, 1), images.dtype)
+    radius = share ** (1 / dimension)
     return project(images + epsilon * radius * direction, images, epsilon, norm)

@@ -11,7 +11,8 @@ TOLERANCE = 1e-6  # by which rounding may take an image past its budget
 
 @eqx.filter_jit
 def predict(model, images):
-    """The class given to each image of a batch; -1, nobody's label, for NaN."""
+    """The class given to each image of a batch; -1, no class, where a logit is not
+    finite."""
     logits = model(images)
     finite = jnp.all(jnp.isfinite(logits), axis=1)
     return jnp.where(finite, jnp.argmax(logits, axis=1), -1)

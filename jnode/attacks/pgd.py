@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jnode.attacks.base import (
@@ -15,12 +16,16 @@ from jnode.attacks.base import (
     Images,
     Labels,
     Logits,
+    as_input,
     check_budget,
     choose,
+    compiled,
     loss_and_gradient,
     misclassified,
+    of_one_dtype,
     wide,
 )
+from jnode.attacks.inputs import Classes
 from jnode.attacks.norms import project, random_start, steepest
 from jnode.attacks.targets import one_by_one
 
@@ -82,27 +87,22 @@ class PGD(AbstractAttack):
     def from_keys(
         self,
         model: Classifier,
-        images: Images,
-        labels: Labels,
+        images: ArrayLike,
+        labels: Classes,
         keys: Key[Array, " batch"],
     ) -> Images:
-        """As `__call__` with one restart, from a random start with a key an image.
+        """As `__call__` with one restart, from a random start with a key per image.
 
         So what becomes of an image does not depend on those beside it.
         """
-        clean = model(images)
-        start = jax.vmap(
-            lambda x, key: random_start(x[None], self.epsilon, self.norm, key)[0]
-        )(images, keys)
-        best = _unbeaten(images, labels, clean)
-        # Those of the steps: only a model that draws random numbers looks at them.
-        both = jr.split(keys[0])
-        best, _ = self._climb(model, images, labels, start, best, (both[0], both[1]))
-        return jnp.where(wide(misclassified(clean, labels)), images, best)
+        images, labels = as_input(images, labels)
+        if len(images) == 0:
+            return images
+        return compiled(_from_keys, self, model, images, labels, keys)
 
     def _climb(self, model, images, labels, start, best, keys):
         """The best images and their values, after the steps from `start`."""
-        length = 2.5 * self.epsilon / self.steps.astype(jnp.float32)
+        length = 2.5 * self.epsilon / self.steps.astype(images.dtype)
 
         def look(current, best, key):
             losses, logits, gradient = loss_and_gradient(
@@ -124,9 +124,22 @@ class PGD(AbstractAttack):
 
         look_key, key = keys
         gradient, best = look(start, best, look_key)
-        first = (jnp.zeros((), int), key, start, gradient, best)
+        first = (jnp.zeros((), jnp.int32), key, start, gradient, best)
         *_, best = jax.lax.while_loop(going, step, first)
         return best
+
+
+def _from_keys(attack, model, images, labels, keys):
+    attack, model = of_one_dtype(attack, model, images)
+    clean = model(images)
+    start = jax.vmap(
+        lambda x, key: random_start(x[None], attack.epsilon, attack.norm, key)[0]
+    )(images, keys)
+    best = _unbeaten(images, labels, clean)
+    # Those of the steps: only a model that draws random numbers looks at them.
+    both = jr.split(keys[0])
+    best, _ = attack._climb(model, images, labels, start, best, (both[0], both[1]))
+    return jnp.where(wide(misclassified(clean, labels)), images, best)
 
 
 def _unbeaten(images, labels, clean):

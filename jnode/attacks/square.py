@@ -46,9 +46,10 @@ class Square(AbstractAttack):
 
     It asks for logits alone, so no masked gradient misleads it. Linf: starts from
     vertical stripes of $\pm\epsilon$ and sets squares to $\pm\epsilon$, each channel
-    by itself. L2: starts from a grid of bumps and moves the mass of one window to
-    another. Squares shrink as queries are spent. `steps` is the number of queries.
-    Stops when no sample stands.
+    by itself. L2: starts from a grid of perturbations that are two pyramids of opposite
+    sign each, and moves the mass of one random window, and what the budget leaves, into
+    another, where such a perturbation is added. Squares shrink as queries are spent.
+    `steps` is the number of queries. Stops when no sample stands.
     """
 
     name: ClassVar[str] = "square"
@@ -86,7 +87,7 @@ class Square(AbstractAttack):
         key: PRNGKeyArray,
     ) -> Images:
         start, propose = (
-            (_stripes, _linf_square) if self.norm == "linf" else (_bumps, _l2_windows)
+            (_stripes, _linf_square) if self.norm == "linf" else (_grid, _l2_windows)
         )
         height, width = images.shape[1:3]
         positions = height * width * shares(self.steps)
@@ -125,7 +126,7 @@ class Square(AbstractAttack):
             standing = best >= 0
             at = jnp.where(wide(standing), begin, x)
             now = jnp.where(standing, value(begin), best)
-            first = (jnp.zeros((), int), at, now, key)
+            first = (jnp.zeros((), jnp.int32), at, now, key)
             _, x, best, _ = jax.lax.while_loop(going, query, first)
             return (x, best), None
 
@@ -134,13 +135,13 @@ class Square(AbstractAttack):
         return jnp.where(wide(best < 0), found, images)
 
 
-def _signs(key, shape):
-    return jr.rademacher(key, shape, dtype=jnp.float32)
+def _signs(key, shape, dtype):
+    return jr.rademacher(key, shape, dtype=dtype)
 
 
 def _stripes(images, epsilon, key):
     n, _, width, channels = images.shape
-    stripes = _signs(key, (n, 1, width, channels))
+    stripes = _signs(key, (n, 1, width, channels), images.dtype)
     return epsilon * jnp.broadcast_to(stripes, images.shape)
 
 
@@ -163,73 +164,94 @@ def _corner(shape, side, key):
 def _linf_square(delta, side, epsilon, key):
     keys = jr.split(key, 2)
     inside = _window(delta.shape, _corner(delta.shape, side, keys[0]), side)
-    signs = _signs(keys[1], (delta.shape[0], 1, 1, delta.shape[3]))
+    signs = _signs(keys[1], (delta.shape[0], 1, 1, delta.shape[3]), delta.dtype)
     return jnp.where(inside, epsilon * signs, delta)
 
 
-def _bump(shape, corner, side, key):
-    r"""A pyramid of each sample's window, one half of it with the sign turned.
+def _eta(shape, corner, side, key, dtype):
+    r"""The perturbation $\pm\eta$ of each sample's window, 0 elsewhere.
 
-    Of norm 1 in each channel: large in the middle and small at the edge, as the filters
-    of a convolution answer to it most.
+    The window of side $h$ is cut across into rectangles of $\lfloor h/2\rfloor$ and
+    $h - \lfloor h/2\rfloor$ rows, and turned by a right angle half of the time. Each
+    holds a pyramid around its own middle $(r_0, s_0)$, its sides halved and rounded
+    down: with $n = \lfloor h/2\rfloor$ and
+    $M_{rs} = n - \max(|r - r_0|, |s - s_0|)$ the heights are
+
+    $$\sum_{k=0}^{M_{rs}} \frac{1}{(n + 1 - k)^2},$$
+
+    a sharp peak, divided by the L2 norm of the rectangle's, the second with the
+    opposite sign. The whole has norm 1 in each channel, and there a random sign.
     """
     keys = jr.split(key, 2)
-    half = jnp.asarray(side - 1, jnp.float32) / 2
-    dy, dx = (
-        (jnp.arange(length)[None] - first[:, None]).astype(jnp.float32) - half
+    down, across = (
+        jnp.arange(length)[None] - first[:, None]
         for length, first in zip(shape[1:3], corner, strict=True)
     )
-    ring = jnp.maximum(jnp.abs(dy)[:, :, None], jnp.abs(dx)[:, None, :])
-    inside = ring <= half
-    # The sum of 1 / k^2 over the rings from the edge inwards.
-    steps = jnp.arange(1, max(shape[1:3]) + 1).astype(jnp.float32)
-    heights = jnp.cumsum(1 / steps**2)
-    depth = jnp.clip((half - ring).astype(int), 0, len(heights) - 1)
-    pyramid = jnp.where(inside, heights[depth], 0)
-    across = jr.bernoulli(keys[0], 0.5, (shape[0], 1, 1))
-    turned = jnp.where(across, dy[:, :, None] > 0, (dx > 0)[:, None, :])
-    pyramid = jnp.where(turned, -pyramid, pyramid)
-    pyramid = pyramid / jnp.sqrt(
-        jnp.maximum(jnp.sum(pyramid**2, axis=(1, 2), keepdims=True), 1e-12)
-    )
-    return pyramid[..., None] * _signs(keys[1], (shape[0], 1, 1, shape[3]))
+    inside = ((down >= 0) & (down < side))[:, :, None]
+    inside &= ((across >= 0) & (across < side))[:, None, :]
+    turned = jr.bernoulli(keys[0], 0.5, (shape[0], 1, 1))
+    row = jnp.where(turned, across[:, None, :], down[:, :, None])
+    column = jnp.where(turned, down[:, :, None], across[:, None, :])
+    n = side // 2
+    upper = row < n
+    middle = jnp.where(upper, n // 2, n + (side - n) // 2)
+    ring = jnp.maximum(jnp.abs(row - middle), jnp.abs(column - n))
+    # With k' = n - k the sum runs over 1 / (1 + k')^2 from the ring to n, the edge.
+    k = jnp.arange(max(shape[1:3]) // 2 + 1)
+    terms = jnp.where(k <= n, 1 / (1 + k).astype(dtype) ** 2, 0)
+    heights = jnp.cumsum(terms[::-1])[::-1]
+    height = heights[jnp.clip(ring, 0, len(heights) - 1)]
+    halves = [jnp.where(inside & half, height, 0) for half in (upper, ~upper)]
+    first, second = (half / _channel_norm(half) for half in halves)
+    eta = first - second
+    eta = (eta / _channel_norm(eta))[..., None]
+    return eta * _signs(keys[1], (shape[0], 1, 1, shape[3]), dtype)
 
 
-def _bumps(images, epsilon, key):
-    """A grid of bumps, scaled to the whole budget."""
-    shape = images.shape
+def _channel_norm(x):
+    """The L2 norm over height and width; hardly 0, to be divided by."""
+    squares = jnp.sum(x**2, axis=(1, 2), keepdims=True)
+    return jnp.sqrt(jnp.maximum(squares, 1e-24))
+
+
+def _unit(x):
+    """Each sample scaled to the L2 norm 1."""
+    return x / wide(jnp.maximum(size(x, "l2"), 1e-12))
+
+
+def _grid(images, epsilon, key):
+    """A grid of about five by five perturbations, scaled to the whole budget."""
+    shape, dtype = images.shape, images.dtype
     side = max(min(shape[1:3]) // 5, 1)
-    rows = np.arange(0, shape[1] - side + 1, side)
-    columns = np.arange(0, shape[2] - side + 1, side)
+    rows, columns = (
+        np.arange(length // side) * side + length % side // 2 for length in shape[1:3]
+    )
     corners = np.stack(np.meshgrid(rows, columns), axis=-1).reshape(-1, 2)
 
     def add(total, this):
         corner, key = this
         corner = [jnp.full(shape[0], first) for first in corner]
-        return total + _bump(shape, corner, side, key), None
+        return total + _eta(shape, corner, side, key, dtype), None
 
     each = (jnp.asarray(corners), jr.split(key, len(corners)))
-    total, _ = jax.lax.scan(add, jnp.zeros(shape), each)
-    return epsilon * total / wide(jnp.maximum(size(total, "l2"), 1e-12))
+    total, _ = jax.lax.scan(add, jnp.zeros(shape, dtype), each)
+    return epsilon * _unit(total)
 
 
 def _l2_windows(delta, side, epsilon, key):
-    # Odd and at least 3, so that a bump has a middle.
+    # Odd and at least 3, so that a window has a middle, where the image has the room.
     side = jnp.maximum(side, 3) // 2 * 2 + 1
     side = jnp.minimum(side, (min(delta.shape[1:3]) - 1) // 2 * 2 + 1)
-    keys = jr.split(key, 4)
+    keys = jr.split(key, 3)
     shape = delta.shape
     here, there = (_corner(shape, side, k) for k in keys[:2])
-    taken = _window(shape, there, side)
     inside = _window(shape, here, side)
-    either = inside | taken
-    squares = lambda x: jnp.sum(x**2, axis=(1, 2), keepdims=True)  # noqa: E731
-    # What the budget leaves, and what both windows give up, a channel's share each.
+    either = inside | _window(shape, there, side)
+    # Each channel's mass in both windows, with its share of what the budget leaves.
     spent = jnp.sum(delta**2, axis=(1, 2, 3), keepdims=True)
     left = jnp.maximum(epsilon**2 - spent, 0) / shape[3]
-    mass = jnp.sqrt(squares(jnp.where(either, delta, 0)) + left)
+    held = jnp.sum(jnp.where(either, delta, 0) ** 2, axis=(1, 2), keepdims=True)
     old = jnp.where(inside, delta, 0)
-    old = old / jnp.sqrt(jnp.maximum(squares(old), 1e-12))
-    new = _bump(shape, here, side, keys[2]) + old
-    new = new / jnp.sqrt(jnp.maximum(squares(new), 1e-12))
-    return jnp.where(either, 0, delta) + mass * new
+    new = _eta(shape, here, side, keys[2], delta.dtype) + old / _channel_norm(old)
+    new = jnp.sqrt(held + left) * new / _channel_norm(new)
+    return epsilon * _unit(jnp.where(either, 0, delta) + new)

@@ -11,6 +11,10 @@ from jnode.certify.amplification import step_amplification as step_amplification
 from jnode.certify.gronwall import gronwall as gronwall
 from jnode.certify.gronwall import log_norm_envelope as log_norm_envelope
 from jnode.certify.local import local_radius as local_radius
+from jnode.certify.precision import arithmetic as arithmetic
+from jnode.certify.precision import assumptions as assumptions
+from jnode.certify.precision import certifying as certifying
+from jnode.certify.radius import ALLOWANCE as ALLOWANCE
 from jnode.certify.radius import radius as radius
 from jnode.certify.search import estimate_lipschitz as estimate_lipschitz
 from jnode.certify.search import strongest_stretch as strongest_stretch

@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jnode.certify.radius import radius
+from jnode.certify.precision import certifying, check_certifiable
+from jnode.certify.radius import radii
 from jnode.data import check_images, check_labels, padded_batches
+from jnode.resolve import resolve
 from jnode.sharding import check_divides, replicate, shard_batch, sharded
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ REFUSAL = (
     "is accepted or rejected; certify the model with a fixed-step solver, or on the "
     "steps that it takes for one image (--freeze), or smoothed (--smoothing 0.25)"
 )
-UNBOUNDED = "none: nothing bounds the stretch of an unconstrained part of the model"
+UNBOUNDED = "none: no Lipschitz constant is known of an unconstrained part of the model"
 
 
 def refusal(model: "ODEClassifier") -> str | None:
@@ -56,14 +58,22 @@ def certified_radii(
     images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, shape=model.image_shape)
     check_labels(labels, len(model.head.bias))
-    model = replicate(model.bake(), mesh)
+    if images.dtype != np.float64:
+        images = images.astype(np.float32)
+    check_certifiable(model, jnp.asarray(images[:1]))
+    if jax.default_backend() == "tpu":
+        mesh = None  # computed on the host's CPU
+    return _certified_radii(model, images, labels, batch_size, mesh)
 
-    images = images.astype(np.float32)
+
+@certifying
+def _certified_radii(model, images, labels, batch_size, mesh):
+    plain, bounds = resolve(model)
+    shared = replicate((plain, bounds.lipschitz), mesh)
+    multiple = 1 if mesh is None else mesh.size
     parts = [
-        np.asarray(_radii(model, *shard_batch((x, y), mesh), mesh))[mask]
-        for x, y, mask in padded_batches(
-            images, labels, batch_size, multiple=1 if mesh is None else mesh.size
-        )
+        np.asarray(_radii(shared, *shard_batch((x, y), mesh), mesh))[mask]
+        for x, y, mask in padded_batches(images, labels, batch_size, multiple=multiple)
     ]
     return np.concatenate(parts)
 
@@ -71,8 +81,9 @@ def certified_radii(
 @eqx.filter_jit
 def _radii(model, images, labels, mesh):
     def one_batch(model, images, labels):
+        model, lipschitz = model
         predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
-        return jnp.where(predictions == labels, radius(model, images), -1.0)
+        return jnp.where(predictions == labels, radii(model, lipschitz, images), -1.0)
 
     return sharded(one_batch, mesh)(model, images, labels)
 

@@ -10,14 +10,23 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from jnode.certify.amplification import stage_bounds, step_amplification
-from jnode.certify.radius import ROUNDING, margins
-from jnode.fields import AbstractVectorField, PiecewiseField
+from jnode.certify.amplification import (
+    by_segment,
+    stage_bounds,
+    step_amplification,
+    step_times,
+)
+from jnode.certify.precision import certifying, check_certifiable
+from jnode.certify.radius import ROUNDING, margins, radii
+from jnode.fields import AbstractVectorField
+from jnode.fields.base import safe_norm
+from jnode.fields.piecewise import segment
+from jnode.linear import measured
 from jnode.solvers import Solver, tableau
 from jnode.solvers.inside import combine
 
@@ -47,13 +56,20 @@ def local_radius(
 
     **Returns:** radii in pixel units, nowhere smaller than those of `radius`; 0 where
     nothing is certified. It costs some hundred solves an image.
-    """
-    if model.solver.adaptive or not model.encoder.affine:
-        from jnode.certify.radius import radius
 
-        return radius(model, images)
-    model = model.bake()
+    **Raises:** as `radius`.
+    """
+    check_certifiable(model, images)
+    return _local_radius(model, images, shells)
+
+
+@certifying
+@eqx.filter_jit
+def _local_radius(model, images, shells):
+    model = measured(model)
     lipschitz = model.lipschitz()
+    if model.solver.adaptive or not model.encoder.affine:
+        return radii(model, lipschitz, images)
 
     def one(image):
         y, slack, gaps = margins(model, image, lipschitz)
@@ -90,7 +106,12 @@ def local_radius(
     # Filled up to whole parts: what is left over would be compiled once more.
     n, part = len(images), max(1, min(len(images), PART))
     filled = jnp.resize(images, (-(-n // part) * part, *images.shape[1:]))
-    return jax.lax.map(one, filled, batch_size=part)[:n]
+    # Where no constant is known, nothing is computed with it.
+    return jax.lax.cond(
+        jnp.isfinite(lipschitz),
+        lambda: jax.lax.map(one, filled, batch_size=part)[:n],
+        lambda: jnp.zeros(n, images.dtype),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +129,13 @@ class _Step:
 
 def _schedule(field, solver: Solver) -> Iterator[tuple[Any, float, float]]:
     """Each step from 0 to 1: the field that rules it, its start and its length."""
-    pieces = [field]
-    if isinstance(field, PiecewiseField):
-        pieces = [field.piece(k) for k in range(field.count)]
-    width = 1 / len(pieces)
-    for k, piece in enumerate(pieces):
-        ends = (k + solver.piece(k, len(pieces)).shares) * width
-        for t, h in zip(ends[:-1].tolist(), np.diff(ends).tolist(), strict=True):
-            yield piece, t, h
+    times = step_times(solver)
+    edges, lengths = by_segment(field, times)
+    starts = iter(times.tolist())
+    for k, widths in enumerate(lengths):
+        ruling = segment(field, k, edges)
+        for h in widths.tolist():
+            yield ruling, next(starts), h
 
 
 def _forward(model, image) -> Iterator[_Step]:
@@ -124,12 +144,9 @@ def _forward(model, image) -> Iterator[_Step]:
     y = model.encoder(image)
     spread = model.encoder.lipschitz().astype(y.dtype)
     for field, t, h in _schedule(model.field, solver):
-        lipschitz = field.lipschitz()
-        longer = h * (1 + 1e-8)
-        factor = step_amplification(
-            solver.name, longer, lipschitz, field.cocoercivity(), field.log_norm()
-        )
-        _, _, inner = stage_bounds(solver.name, lipschitz * longer)
+        bounds, longer = field.bounds(), h * (1 + 1e-8)
+        factor = step_amplification(solver.name, longer, bounds)
+        _, _, inner = stage_bounds(solver.name, bounds.lipschitz * longer)
         ks, stages = [], []
         step = jnp.asarray(h, y.dtype)
         for i in range(len(b)):
@@ -165,7 +182,7 @@ def _gradient_bound(model, image, steps: list[_Step], row, r) -> Float[Array, ""
                 spread = spread + step.h * abs(a[m][i]) * spreads[m]
             t, state = step.t + c[i] * step.h, step.stages[i]
             _, pull = jax.vjp(lambda y, t=t, f=step.field: f(t, y), state)
-            size = 1 + jnp.sqrt(jnp.sum(state**2))
+            size = 1 + safe_norm(state)
             rounding = ROUNDING * size * jnp.maximum(1, step.spreads[i])
             change = step.field.vjp_change(
                 t, state, cotangent, r * step.spreads[i], rounding
@@ -177,5 +194,5 @@ def _gradient_bound(model, image, steps: list[_Step], row, r) -> Float[Array, ""
         radius = radius * (1 + 1e-5)
     _, pull = jax.vjp(model.encoder, image)
     gradient = pull(center)[0]
-    size = jnp.sqrt(jnp.sum(gradient**2)) + ROUNDING * jnp.sqrt(jnp.sum(row**2))
+    size = safe_norm(gradient) + ROUNDING * safe_norm(row)
     return size + model.encoder.lipschitz().astype(r.dtype) * radius

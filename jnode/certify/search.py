@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jnode.fields import AbstractVectorField
 
 
+@eqx.filter_jit
 def strongest_stretch(
     function: Callable[[Array], Array],
     start: Float[Array, "*state"],
@@ -55,6 +57,7 @@ def strongest_stretch(
     return jnp.exp(best)
 
 
+@eqx.filter_jit
 def estimate_lipschitz(
     field: AbstractVectorField,
     states: Float[Array, "n *state"],

@@ -4,23 +4,31 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 
 def to_float(
     images: UInt8[Array, "batch height width channels"]
     | UInt8[np.ndarray, "batch height width channels"],
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "batch height width channels"]:
     """Bytes to pixels in [0, 1], the range of every model and attack: x / 255.
 
-    **Raises:** `TypeError` for images that are not uint8.
+    **Arguments:** the images; the type of the pixels, a floating one: that of the model
+    they are for.
+
+    **Raises:** `TypeError` for images that are not uint8, or a type that is not
+    floating.
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be a floating type, not {jnp.dtype(dtype)}.")
     if images.dtype != jnp.uint8:
         raise TypeError(
             f"images must be uint8, not {images.dtype}: floats in [0, 1] need no "
             "conversion."
         )
-    return jnp.asarray(images).astype(jnp.float32) / 255
+    return jnp.asarray(images).astype(dtype) / 255
 
 
 def augment(

@@ -10,6 +10,7 @@ from jnode.evaluation.loop import worst_case as worst_case
 from jnode.evaluation.protocols import PROTOCOLS as PROTOCOLS
 from jnode.evaluation.protocols import Protocol as Protocol
 from jnode.evaluation.protocols import budgets as budgets
+from jnode.evaluation.protocols import comparison as comparison
 from jnode.evaluation.protocols import plan as plan
 from jnode.evaluation.store import Store as Store
 from jnode.evaluation.transfers import Transfer as Transfer

@@ -28,7 +28,8 @@ def ascend(
 
     **Arguments:** as `jnode.attacks.PGD` and its call.
     """
-    length = 2.5 * epsilon / steps.astype(jnp.float32)
+    epsilon = epsilon.astype(images.dtype)
+    length = 2.5 * epsilon / steps.astype(images.dtype)
 
     def keep(best, x):
         losses, logits, gradient = loss_and_gradient(model, x, labels)

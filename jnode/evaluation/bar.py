@@ -11,9 +11,10 @@ from jnode.evaluation.cost import Cost, programs
 def describe(attack: AbstractAttack) -> str:
     """For people: `pgd-40 linf 0.1`, `pgd-40 linf 0.1 via rk4x8`."""
     steps = f"-{int(attack.steps)}" if attack.steps > 1 else ""
-    via = getattr(attack, "via", "")
     budget = f"{attack.norm} {float(attack.epsilon):.3g}"
-    return f"{attack.name}{steps} {budget}" + (f" via {via}" if via else "")
+    return f"{attack.name}{steps} {budget}" + (
+        f" via {attack.via}" if attack.via else ""
+    )
 
 
 class Bar:

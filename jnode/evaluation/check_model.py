@@ -39,7 +39,7 @@ def check_model(
 
     **Returns:** per check its numbers, what it `says` in words, and its `flags`.
     """
-    x = jnp.asarray(images[: protocol.checked], jnp.float32)
+    x = jnp.asarray(images[: protocol.checked])
     y = jnp.asarray(labels[: protocol.checked])
     whole = Batched(model)
     norm, epsilon = budget

@@ -34,7 +34,7 @@ class Cost:
     def of(self, attack: AbstractAttack) -> float:
         """Seconds of one batch under an attack that stops for no sample."""
         forwards, gradients = evaluations(attack)
-        ratio = self.sources.get(getattr(attack, "via", ""), 1.0)
+        ratio = self.sources.get(attack.via, 1.0)
         return forwards * self.forward + ratio * gradients * self.gradient
 
 
@@ -117,10 +117,7 @@ def estimate(
 
 def programs(attacks: Sequence[AbstractAttack]) -> set[tuple]:
     """What tells attacks apart that are compiled to programs of their own."""
-    return {
-        (a.name, a.norm, int(a.steps), a.restarts, getattr(a, "via", ""))
-        for a in attacks
-    }
+    return {(a.name, a.norm, int(a.steps), a.restarts, a.via) for a in attacks}
 
 
 def minutes(seconds: float) -> str:

@@ -13,7 +13,9 @@ from jaxtyping import Bool, Int
 
 from jnode.attacks.base import AbstractAttack
 from jnode.attacks.batches import attack_parts, gathered
+from jnode.attacks.inputs import check_dtype
 from jnode.attacks.one_batch import predict
+from jnode.attacks.random_model import is_random
 from jnode.data import check_images, check_labels
 from jnode.evaluation import flags
 from jnode.evaluation.attacked import Attacked
@@ -67,7 +69,8 @@ def evaluate(
 
     - `model`: a map from a batch of images to logits; a model of single images is
         wrapped in `jnode.attacks.Batched`.
-    - `images`: [n, height, width, channels], floats in [0, 1].
+    - `images`: [n, height, width, channels], float32 or float64, in [0, 1]. They are
+        attacked in float32 unless JAX is in its 64-bit mode.
     - `labels`: [n], the true classes as integers.
     - `attacks`: from `jnode.attacks`, or a `Transfer`.
     - `batch_size`: images at a time; the last batch is filled up.
@@ -82,7 +85,8 @@ def evaluate(
     - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`); by
         default JAX's first device. The results are the same, unless an attack draws
         random numbers for a smaller batch, one of few samples that is made a multiple
-        of the devices.
+        of the devices. A model that is or holds a `RandomModel` draws for whole
+        batches; an adaptive solve in it ends on all devices at once.
 
     **Returns:** an `Evaluation`. Its `summary["flags"]` names results that look like
     masked gradients.
@@ -92,12 +96,16 @@ def evaluate(
     """
     images, labels = np.asarray(images), np.asarray(labels)
     _check(model, images, labels, batch_size, attacks)
-    images = images.astype(np.float32)
+    labels = labels.astype(int)
+    # Float64 in JAX's 64-bit mode alone.
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
     n, length = len(labels), min(batch_size, len(labels))
     if mesh is not None:
         check_divides(batch_size, mesh)
         length = shareable(length, mesh)
-        model = replicate(Sharded(model, mesh), mesh)
+        # A random model draws for the whole batch, as on one device: it stays one
+        # program, which JAX spreads over the devices.
+        model = replicate(model if is_random(model) else Sharded(model, mesh), mesh)
     cost = Cost() if cost is None else cost
     with Bar(attacks, n, length, cost, progress) as bar:
         outputs = Outputs()
@@ -171,9 +179,12 @@ def worst_case(
 
 def _check(model, images, labels, batch_size, attacks):
     check_images(images)
+    check_dtype(images)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32")
+    one = jax.ShapeDtypeStruct(
+        (1, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype)
+    )
     classes = jax.eval_shape(model, one).shape[1]
     check_labels(labels, classes)
     if len(images) != len(labels):
@@ -181,11 +192,10 @@ def _check(model, images, labels, batch_size, attacks):
             f"images and labels must be as many, not {len(images)} and {len(labels)}."
         )
     for attack in attacks:
-        least = getattr(attack, "least_classes", 2)
-        if classes < least:
+        if classes < attack.least_classes:
             raise ValueError(
-                f"{attack.name} needs a model of at least {least} classes, not "
-                f"{classes}: leave it out."
+                f"{attack.name} needs a model of at least {attack.least_classes} "
+                f"classes, not {classes}: leave it out."
             )
 
 
@@ -214,7 +224,7 @@ def _attack(attack, model, data, key, keep, bar) -> Attacked:
             broken.append(chosen[hit])
             wrong.append(adversarial[hit])
             bar.step(part)
-    none = np.zeros((0, *images.shape[1:]), np.float32)
+    none = np.zeros((0, *images.shape[1:]), images.dtype)
     return Attacked(
         samples,
         predictions,
@@ -228,7 +238,7 @@ def _attack(attack, model, data, key, keep, bar) -> Attacked:
 def _row(attack, found, standing) -> dict[str, Any]:
     return {
         "name": attack.name,
-        "via": getattr(attack, "via", ""),
+        "via": attack.via,
         "norm": attack.norm,
         "epsilon": round(float(attack.epsilon), 7),
         "steps": int(attack.steps),

@@ -111,6 +111,22 @@ def budgets(
     return [(norm, epsilon) for norm in norms for epsilon in sorted(usual[norm])]
 
 
+def comparison(dataset: str) -> list[AbstractAttack]:
+    """Noise, FGSM and PGD at the usual budgets of a data set, weak ones first.
+
+    They are meant to be run on all samples each, so that they can be compared: three
+    levels of Gaussian noise, FGSM at the least Linf budget, and PGD at each budget, of
+    40 steps (Linf) or 20 (L2).
+    """
+    usual = BUDGETS.get(dataset, PHOTOGRAPHS)
+    return [
+        *(make("gaussian", epsilon=sigma / 255) for sigma in (50, 75, 100)),
+        make("fgsm", epsilon=min(usual["linf"])),
+        *(make("pgd", epsilon=epsilon, steps=40) for epsilon in usual["linf"]),
+        *(make("pgd", epsilon=epsilon, norm="l2", steps=20) for epsilon in usual["l2"]),
+    ]
+
+
 def plan(
     protocol: Protocol,
     budgets: Sequence[Budget],

@@ -1,5 +1,6 @@
 """Finished parts of an evaluation, kept on disk."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,10 +15,12 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from jnode._lock import FolderInUse, claimed
 from jnode.attacks.base import AbstractAttack
 from jnode.evaluation.attacked import Attacked
 from jnode.train.files import write_atomic, write_json
 
+LOCK = ".lock"
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -27,18 +30,45 @@ class Store:
     `arguments.json` says of what the parts are: the model, the images, the attacks and
     all else that decides the result. Each finished attack is one `.npz`, each finished
     check one `.json`, written at once or not at all.
+
+    One store at a time holds a folder, by a lock on its file `.lock`. The lock ends
+    with the store's `with` block, with `close`, or with the process.
     """
 
     def __init__(self, folder: str | os.PathLike, arguments: dict[str, Any]):
         """Opens the folder, and empties it where it holds another evaluation.
 
         `news` is one sentence for people about what was found there, or empty.
+
+        **Raises:** `RuntimeError` where another store holds the folder.
         """
         self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            if not stack.enter_context(claimed(self.folder / LOCK, wait=False)):
+                raise FolderInUse(
+                    f"{folder} is in use by another evaluation, which would lose what "
+                    "it has finished: wait until that has ended, or evaluate a copy of "
+                    "the folder around it."
+                )
+            self.news = self._open(arguments)
+            self._lock = stack.pop_all()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other stores have the folder. Nothing more may be kept by this one."""
+        self._lock.close()
+
+    def _open(self, arguments: dict[str, Any]) -> str:
         # As JSON gives it back.
         arguments = json.loads(json.dumps(arguments))
         path = self.folder / "arguments.json"
-        self.news = ""
+        news = ""
         if path.is_file():
             try:
                 old = json.loads(path.read_text())
@@ -46,17 +76,20 @@ class Store:
                 old = {}
             if old == arguments:
                 count = len([*self.folder.glob("attack-*.npz")])
-                if count:
-                    self.news = f"{count} finished attacks are taken from {folder}."
-                return
+                taken = f"{count} finished attacks are taken from {self.folder}."
+                return taken if count else ""
             changed = [k for k in arguments if old.get(k) != arguments[k]]
-            self.news = (
+            news = (
                 f"Starting anew: {' and '.join(changed) or 'the format'} changed since "
-                f"the evaluation in {folder}."
+                f"the evaluation in {self.folder}."
             )
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+            for part in self.folder.iterdir():
+                if part.is_dir() and not part.is_symlink():
+                    shutil.rmtree(part)
+                elif part.name != LOCK:
+                    part.unlink()
         write_json(path, arguments)
+        return news
 
     def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
         """What an attack found: read, if need be after it was made and written."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,6 +22,7 @@ from jnode.attacks.base import (
     check_budget,
 )
 from jnode.evaluation.ascent import ascend
+from jnode.fields.piecewise import jumps
 from jnode.models.encoders import AbstractEncoder
 from jnode.solvers import Solver
 
@@ -154,7 +156,7 @@ def twins(
     own = dataclasses.replace(model.solver, adjoint="direct")
     if model.solver.adjoint == "backsolve":
         found[f"{own}, direct adjoint"] = Batched(model.with_solver(own))
-    pieces = getattr(model.field, "count", 1)
+    pieces = len(jumps(model.field)) + 1
     makers = {
         "fixed": lambda: Solver("rk4", steps=pieces * -(-FIXED_STEPS // pieces)),
         "finer": lambda: rescaled(own, 10),
@@ -186,8 +188,10 @@ def rescaled(solver: Solver, factor: float) -> Solver:
     """
     if solver.adaptive:
         rtol, atol = (tolerance / factor for tolerance in solver.tolerances)
-        # Smaller tolerances take more steps, of which there must be enough.
-        longer = round(solver.max_steps * max(1.0, factor))
+        # Smaller tolerances take more steps, of which there must be enough: a method of
+        # order p takes factor^(1/p) times as many, and the lowest order is 2. Memory
+        # may be set aside for all of them.
+        longer = math.ceil(solver.max_steps * max(1.0, factor) ** 0.5)
         return dataclasses.replace(solver, rtol=rtol, atol=atol, max_steps=longer)
     shares = solver.shares.tolist()
     if factor > 1:

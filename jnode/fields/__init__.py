@@ -6,6 +6,7 @@ from jnode.fields.algebra import Decay as Decay
 from jnode.fields.algebra import Scaled as Scaled
 from jnode.fields.algebra import Sum as Sum
 from jnode.fields.base import AbstractVectorField as AbstractVectorField
+from jnode.fields.certified import Certified as Certified
 from jnode.fields.free import FreeField as FreeField
 from jnode.fields.gradient_flow import GradientFlowField as GradientFlowField
 from jnode.fields.low_precision import LowPrecisionField as LowPrecisionField

@@ -4,15 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.fields.base import (
-    AbstractVectorField,
-    check_rate,
-    contraction_cocoercivity,
-    round_up,
-)
+from jnode.bounds import Bounds
+from jnode.fields.base import AbstractVectorField, check_rate
 from jnode.linear import AbstractLinear
 
 
@@ -31,28 +26,23 @@ class Decay(AbstractVectorField):
         return -self.rate * y
 
     @property
+    def time_invariant(self) -> bool:
+        return True
+
+    @property
     def takes_batches(self) -> bool:
         return True
 
-    def lipschitz(self) -> Float[Array, ""]:
-        return round_up(jnp.asarray(self.rate))
-
-    def log_norm(self) -> Float[Array, ""]:
-        return jnp.asarray(-self.rate)
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return 1 / round_up(self.lipschitz())
-
-    def bake(self) -> "Decay":
-        return self
+    def bounds(self) -> Bounds:
+        if self.rate == 0:
+            return Bounds(0.0)
+        return Bounds(self.rate, (-self.rate, -self.rate), 1 / self.rate * (1 - 1e-6))
 
 
 class Sum(AbstractVectorField):
     r"""$\sum_i f_i(t, y)$; `f + g` makes one.
 
-    Lipschitz constants and logarithmic norms add up. Of cocoercive fields the sum is
-    cocoercive with the harmonic sum of the constants, as $|u|^2/a + |v|^2/b
-    \ge |u + v|^2/(a + b)$.
+    Its bounds are the sum of theirs (see `Bounds`).
     """
 
     fields: tuple[AbstractVectorField, ...]
@@ -77,27 +67,16 @@ class Sum(AbstractVectorField):
     def takes_batches(self) -> bool:
         return all(field.takes_batches for field in self.fields)
 
-    def lipschitz(self) -> Float[Array, ""]:
-        return round_up(_total(field.lipschitz() for field in self.fields))
-
-    def log_norm(self) -> Float[Array, ""]:
-        bounds = [field.log_norm() for field in self.fields]
-        size = _total(jnp.abs(bound) for bound in bounds)
-        # Terms of both signs: the allowance is relative to their sizes.
-        return _total(bounds) + 1e-6 * jnp.where(jnp.isfinite(size), size, 0)
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        constants = [field.cocoercivity() for field in self.fields]
-        inverse = round_up(_total(1 / c for c in constants))
-        contraction = contraction_cocoercivity(self.log_norm(), self.lipschitz())
-        return jnp.maximum(1 / inverse, contraction.astype(inverse.dtype))
-
-    def bake(self) -> "Sum":
-        return Sum([field.bake() for field in self.fields])
+    def bounds(self) -> Bounds:
+        first, *rest = (field.bounds() for field in self.fields)
+        return sum(rest, start=first)
 
 
 class Scaled(AbstractVectorField):
-    """$a f(t, y)$ for a number $a > 0$; `a * f` makes one."""
+    """$a f(t, y)$ for a finite number $a$; `a * f` makes one.
+
+    With $a < 0$ it is the field of reversed time, which expands where $f$ contracts.
+    """
 
     field: AbstractVectorField
     factor: float = eqx.field(static=True)
@@ -105,11 +84,10 @@ class Scaled(AbstractVectorField):
     def __init__(self, field: AbstractVectorField, factor: float):
         """**Arguments:** the field and the factor.
 
-        **Raises:** `ValueError` for a factor that is not positive and finite: the other
-        sign turns time around, which makes a contraction an expansion.
+        **Raises:** `ValueError` for a factor that is not finite.
         """
-        if not 0 < factor < float("inf"):
-            raise ValueError(f"factor must be positive and finite, not {factor!r}.")
+        if not -float("inf") < factor < float("inf"):
+            raise ValueError(f"factor must be finite, not {factor!r}.")
         self.field = field
         self.factor = float(factor)
 
@@ -126,18 +104,8 @@ class Scaled(AbstractVectorField):
     def takes_batches(self) -> bool:
         return self.field.takes_batches
 
-    def lipschitz(self) -> Float[Array, ""]:
-        return round_up(self.factor * self.field.lipschitz())
-
-    def log_norm(self) -> Float[Array, ""]:
-        bound = self.factor * self.field.log_norm()
-        return bound + 1e-6 * jnp.where(jnp.isfinite(bound), jnp.abs(bound), 0)
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return self.field.cocoercivity() / self.factor * (1 - 1e-6)
-
-    def bake(self) -> "Scaled":
-        return Scaled(self.field.bake(), self.factor)
+    def bounds(self) -> Bounds:
+        return self.factor * self.field.bounds()
 
 
 class Composed(AbstractVectorField):
@@ -155,25 +123,12 @@ class Composed(AbstractVectorField):
     def time_invariant(self) -> bool:
         return self.outer.time_invariant and self.inner.time_invariant
 
-    def lipschitz(self) -> Float[Array, ""]:
-        return round_up(self.outer.lipschitz() * self.inner.lipschitz())
-
-    def log_norm(self) -> Float[Array, ""]:
-        return self.lipschitz()
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return jnp.asarray(0.0)
-
-    def bake(self) -> "Composed":
-        return Composed(self.outer.bake(), self.inner.bake())
+    def bounds(self) -> Bounds:
+        return self.outer.bounds() @ self.inner.bounds()
 
 
 class Congruent(AbstractVectorField):
-    r"""$W^\top f(t, Wy)$ for a linear map $W$: a field seen through a map.
-
-    Its Jacobian is $W^\top J W$, so a logarithmic norm of at most 0 stays one, and
-    $c$-cocoercivity becomes $c/\|W\|^2$-cocoercivity.
-    """
+    r"""$W^\top f(t, Wy)$ for a linear map $W$: a field seen through a map."""
 
     field: AbstractVectorField
     map: AbstractLinear
@@ -181,25 +136,12 @@ class Congruent(AbstractVectorField):
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        return self.map.transpose(self.field(t, self.map(y), args))
+        map_ = self.map.bake()
+        return map_.transpose(self.field(t, map_(y), args))
 
     @property
     def time_invariant(self) -> bool:
         return self.field.time_invariant
 
-    def lipschitz(self) -> Float[Array, ""]:
-        return round_up(self.map.norm() ** 2 * self.field.lipschitz())
-
-    def log_norm(self) -> Float[Array, ""]:
-        return round_up(self.map.norm() ** 2 * jnp.maximum(self.field.log_norm(), 0))
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return self.field.cocoercivity() / round_up(self.map.norm() ** 2) * (1 - 1e-6)
-
-    def bake(self) -> "Congruent":
-        return Congruent(self.field.bake(), self.map.bake())
-
-
-def _total(terms):
-    first, *rest = terms
-    return sum(rest, start=first)
+    def bounds(self) -> Bounds:
+        return self.field.bounds().congruence(self.map.norm())

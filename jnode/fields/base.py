@@ -1,23 +1,25 @@
 """What every vector field of the package can do."""
 
 import abc
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jnode.bounds import Bounds, up
 from jnode.fields.inner_form import InnerForm
-from jnode.linear._rounding import unit_roundoff
+from jnode.linear import plain
 from jnode.linear.base import check_positive
 
 Shape = tuple[int, ...]
 
 
 class AbstractVectorField(eqx.Module):
-    """The right-hand side of $dy/dt = f(t, y)$, with certified bounds on its stretch.
+    """The right-hand side of $dy/dt = f(t, y)$, with certified bounds of its Jacobian.
 
-    Called as `field(t, y, args)`, so it serves as it is in `diffrax.ODETerm`.
+    Called as `field(t, y, args)`, so it serves as it is in `diffrax.ODETerm`. A field
+    implements `__call__` and `bounds`.
     """
 
     @abc.abstractmethod
@@ -27,33 +29,38 @@ class AbstractVectorField(eqx.Module):
         """$f(t, y)$; `args` is there for Diffrax and not used."""
 
     @abc.abstractmethod
+    def bounds(self) -> Bounds:
+        """What is certified of the field, from the arrays that it holds now.
+
+        To get the bounds and the weights of one pass, see `jnode.resolve`.
+        """
+
+    @final
     def lipschitz(self) -> Float[Array, ""]:
         r"""A certified upper bound on the L2 Lipschitz constant of $f(t, \cdot)$.
 
         It holds at every $t$; `inf` where none is known.
         """
+        return self.bounds().lipschitz
 
-    @abc.abstractmethod
+    @final
     def log_norm(self) -> Float[Array, ""]:
         r"""A certified upper bound on the L2 logarithmic norm of $f(t, \cdot)$.
 
         $\mu_2(J) = \lambda_{\max}((J + J^\top)/2)$ for every Jacobian $J$; it may be
-        zero or negative (Söderlind, BIT 2006).
+        zero or negative (Söderlind, BIT 2006). `bounds()` has a lower bound too.
         """
+        return self.bounds().log_norm[1]
 
-    @abc.abstractmethod
+    @final
     def cocoercivity(self) -> Float[Array, ""]:
-        r"""A certified $c \ge 0$: the field is circle contractive with it.
-
-        $\langle f(y) - f(z), y - z\rangle \le -c\,\|f(y) - f(z)\|^2$ at every $t$. It
-        is what explicit Runge-Kutta steps need to be nonexpansive (Sherry et al., 2024,
-        arXiv 2306.17332). 0 where none is known.
-        """
+        r"""A certified $c \ge 0$ with which the field is cocoercive; see `Bounds`."""
+        return self.bounds().cocoercivity
 
     @property
     def time_invariant(self) -> bool:
-        """Whether $f(t, y)$ is the same at every $t$."""
-        return True
+        """Whether $f(t, y)$ is known to be the same at every $t$."""
+        return False
 
     @property
     def takes_batches(self) -> bool:
@@ -86,11 +93,12 @@ class AbstractVectorField(eqx.Module):
         known up to `rounding`. By default twice what the Lipschitz constant allows.
         """
         del t, y, distance, rounding
-        return round_up(2 * self.lipschitz() * jnp.sqrt(jnp.sum(cotangent**2)))
+        return up(2 * self.lipschitz() * safe_norm(cotangent))
 
-    @abc.abstractmethod
+    @final
     def bake(self) -> "AbstractVectorField":
         """An equal field with every reparametrisation computed."""
+        return plain(self)
 
     def __add__(self, other: "AbstractVectorField") -> "AbstractVectorField":
         """$f + g$, with the bounds that follow from theirs."""
@@ -101,7 +109,7 @@ class AbstractVectorField(eqx.Module):
         return Sum((self, other))
 
     def __mul__(self, factor: float) -> "AbstractVectorField":
-        """$a f$ for a number $a > 0$, with the bounds that follow."""
+        """$a f$ for a finite number $a$, with the bounds that follow."""
         from jnode.fields.algebra import Scaled
 
         if not isinstance(factor, (int, float)):
@@ -110,18 +118,16 @@ class AbstractVectorField(eqx.Module):
 
     __rmul__ = __mul__
 
+    def __neg__(self) -> "AbstractVectorField":
+        """$-f$, the field of reversed time, with the bounds that follow."""
+        return -1.0 * self
+
 
 class AbstractUncertifiedField(AbstractVectorField):
-    """A field of whose stretch nothing is known."""
+    """A field of which nothing is certified."""
 
-    def lipschitz(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf)
-
-    def log_norm(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf)
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return jnp.asarray(0.0)
+    def bounds(self) -> Bounds:
+        return Bounds(jnp.inf)
 
 
 def check_shape(shape: Shape) -> Shape:
@@ -165,17 +171,10 @@ class Scale(eqx.Module):
         return (self.value / (1 + jnp.exp(-self.raw))).astype(dtype)
 
 
-def round_up(bound: Float[Array, ""]) -> Float[Array, ""]:
-    """A bound that a few products and sums of non-negative numbers gave, made safe."""
-    return bound * (1 + 32 * unit_roundoff(bound.dtype))
-
-
-def contraction_cocoercivity(
-    log_norm: Float[Array, ""], lipschitz: Float[Array, ""]
-) -> Float[Array, ""]:
-    r"""$c = -\mu / L^2$ where $\mu < 0$: then $\langle\Delta f, \Delta y\rangle \le
-    \mu\|\Delta y\|^2 \le -c\|\Delta f\|^2$; 0 elsewhere."""
-    return jnp.maximum(-log_norm, 0) / round_up(lipschitz**2)
+def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """The L2 norm, with a derivative of 0 rather than NaN at zero."""
+    tiny = jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype)
+    return jnp.sqrt(jnp.sum(x**2) + tiny)
 
 
 def add_bias(

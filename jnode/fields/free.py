@@ -24,7 +24,7 @@ class FreeField(AbstractUncertifiedField):
     r"""Two free maps around an activation (ODENet: Chen et al., NeurIPS 2018).
 
     $f(t, y) = W_2\,\sigma(W_1 [y, t] + b_1) + b_2$, where time and the normalisation
-    of groups of channels are optional. Nothing bounds its stretch.
+    of groups of channels are optional. Nothing constrains it, and nothing is certified.
     """
 
     first: AbstractLinear
@@ -122,10 +122,6 @@ class FreeField(AbstractUncertifiedField):
             self.first_bias,
             self.second_bias,
         )
-
-    def bake(self) -> "FreeField":
-        maps = (self.first.bake(), self.second.bake())
-        return eqx.tree_at(lambda f: (f.first, f.second), self, maps)
 
 
 def _norm(channels: int) -> eqx.nn.GroupNorm:

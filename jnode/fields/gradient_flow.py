@@ -8,6 +8,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.activations import AbstractActivation, make_monotone
+from jnode.bounds import Bounds, up
 from jnode.fields.base import (
     AbstractVectorField,
     Scale,
@@ -15,7 +16,6 @@ from jnode.fields.base import (
     add_bias,
     check_rate,
     check_shape,
-    round_up,
 )
 from jnode.fields.inner_form import InnerForm, inner_form
 from jnode.linear import AbstractLinear, constrained
@@ -119,7 +119,11 @@ class GradientFlowField(AbstractVectorField):
                 norm * distance,
                 rounding,
             )
-        return round_up(total)
+        return up(total)
+
+    @property
+    def time_invariant(self) -> bool:
+        return True
 
     @property
     def takes_batches(self) -> bool:
@@ -133,19 +137,10 @@ class GradientFlowField(AbstractVectorField):
             weight, transposed(weight), self.activation, -self.scale(bias.dtype), bias
         )
 
-    def lipschitz(self) -> Float[Array, ""]:
+    def bounds(self) -> Bounds:
         squares = [weight.norm() ** 2 for weight in self.weights]
         mean = sum(squares[1:], start=squares[0]) / len(squares)
-        return round_up(self.scale(mean.dtype) * mean + self.decay)
-
-    def log_norm(self) -> Float[Array, ""]:
-        return jnp.asarray(-self.decay)
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        # Where the field is minus the gradient of a convex function with L-Lipschitz
-        # gradient, it is 1/L-cocoercive (Baillon & Haddad 1977).
-        return 1 / round_up(self.lipschitz())
-
-    def bake(self) -> "GradientFlowField":
-        baked = tuple(weight.bake() for weight in self.weights)
-        return eqx.tree_at(lambda f: f.weights, self, baked)
+        lipschitz = up(self.scale(mean.dtype) * mean + self.decay)
+        # Minus the gradient of a convex function whose gradient is L-Lipschitz is
+        # 1/L-cocoercive (Baillon & Haddad 1977).
+        return Bounds(lipschitz, (-lipschitz, -self.decay), 1 / up(lipschitz))

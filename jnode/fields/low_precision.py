@@ -8,7 +8,6 @@ from jaxtyping import Array, Float
 
 from jnode.fields.base import AbstractUncertifiedField, AbstractVectorField
 from jnode.fields.inner_form import InnerForm
-from jnode.fields.piecewise import PiecewiseField
 from jnode.linear import AbstractLinear
 from jnode.linear.base import check_choice
 from jnode.linear.low_precision import LowPrecision
@@ -35,21 +34,19 @@ class LowPrecisionField(AbstractUncertifiedField):
     def __init__(self, field: AbstractVectorField, dtype: str = "bfloat16"):
         """**Arguments:** the field and the type, "bfloat16" or "float16".
 
-        **Raises:** `ValueError` for another type, or a field of pieces in time: give
-        each piece one of its own.
+        **Raises:** `ValueError` for another type.
         """
         check_choice("dtype", dtype, DTYPES)
-        if isinstance(field, PiecewiseField):
-            raise ValueError(
-                "field must not be a PiecewiseField: make each piece a "
-                "LowPrecisionField, and a PiecewiseField of those."
-            )
-        self.field, self.dtype = field, dtype
+        is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
+        self.field = jax.tree.map(
+            lambda x: LowPrecision(x, dtype) if is_map(x) else x, field, is_leaf=is_map
+        )
+        self.dtype = dtype
 
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        return self.bake().field(t, y, args)
+        return self.field(t, y, args)
 
     @property
     def time_invariant(self) -> bool:
@@ -61,12 +58,3 @@ class LowPrecisionField(AbstractUncertifiedField):
 
     def inner_form(self) -> InnerForm | None:
         return self.field.inner_form()
-
-    def bake(self) -> "LowPrecisionField":
-        def rounded(x):
-            baked = isinstance(x, AbstractLinear) and not isinstance(x, LowPrecision)
-            return LowPrecision(x, self.dtype) if baked else x
-
-        is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
-        baked = jax.tree.map(rounded, self.field.bake(), is_leaf=is_map)
-        return LowPrecisionField(baked, self.dtype)

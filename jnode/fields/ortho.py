@@ -2,19 +2,18 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.activations import AbstractActivation, make_activation
+from jnode.bounds import Bounds, up
 from jnode.fields.base import (
     AbstractVectorField,
     Scale,
     Shape,
     add_bias,
     check_shape,
-    round_up,
 )
 from jnode.fields.inner_form import InnerForm, inner_form
 from jnode.linear import AbstractLinear, constrained
@@ -112,7 +111,7 @@ class OrthoField(AbstractVectorField):
         change = self.activation.vjp_change(
             self.inner(t, y), weights, norm * distance, rounding
         )
-        return round_up(norm * change)
+        return up(norm * change)
 
     @property
     def time_invariant(self) -> bool:
@@ -133,16 +132,6 @@ class OrthoField(AbstractVectorField):
             self.clocks,
         )
 
-    def lipschitz(self) -> Float[Array, ""]:
+    def bounds(self) -> Bounds:
         norm = self.first.norm() * self.second.norm() * self.activation.lipschitz
-        return round_up(self.scale(norm.dtype) * norm)
-
-    def log_norm(self) -> Float[Array, ""]:
-        return self.lipschitz()
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return jnp.asarray(0.0)
-
-    def bake(self) -> "OrthoField":
-        maps = (self.first.bake(), self.second.bake())
-        return eqx.tree_at(lambda f: (f.first, f.second), self, maps)
+        return Bounds(up(self.scale(norm.dtype) * norm))

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jnode.bounds import Bounds
 from jnode.fields.base import AbstractVectorField
+from jnode.linear.resolve import AbstractStack
 
 
-class PiecewiseField(AbstractVectorField):
+class PiecewiseField(AbstractVectorField, AbstractStack):
     r"""One field on each of $K$ equally long intervals of $[t_0, t_1]$.
 
     Depth for a neural ODE: each piece has weights of its own. `jnode.solve` integrates
@@ -76,31 +78,21 @@ class PiecewiseField(AbstractVectorField):
         """One of the fields; `index` may be traced."""
         return jax.tree.map(lambda leaf: leaf[index], self.pieces)
 
-    def each(self, bound: str) -> Float[Array, " pieces"]:
-        """A bound (by its method's name) of every piece."""
-        values = eqx.filter_vmap(lambda piece: getattr(piece, bound)())(self.pieces)
-        return jnp.broadcast_to(values, (self.count,))
+    def each(self) -> Bounds:
+        """The bounds of every piece, stacked."""
+        bounds = eqx.filter_vmap(lambda piece: piece.bounds())(self.pieces)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.count,)), bounds)
 
     @property
     def time_invariant(self) -> bool:
-        return self.count == 1
+        return self.count == 1 and self.pieces.time_invariant
 
     @property
     def takes_batches(self) -> bool:
         return self.pieces.takes_batches
 
-    def lipschitz(self) -> Float[Array, ""]:
-        return jnp.max(self.each("lipschitz"))
-
-    def log_norm(self) -> Float[Array, ""]:
-        return jnp.max(self.each("log_norm"))
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return jnp.min(self.each("cocoercivity"))
-
-    def bake(self) -> "PiecewiseField":
-        baked = eqx.filter_vmap(lambda piece: piece.bake())(self.pieces)
-        return eqx.tree_at(lambda f: f.pieces, self, baked)
+    def bounds(self) -> Bounds:
+        return self.each().over_time()
 
 
 def _is_piecewise(x: Any) -> bool:

@@ -1,15 +1,15 @@
-r"""Fields around a skew-symmetric matrix: little stretch in either direction of time.
+r"""Fields around a skew-symmetric matrix: small logarithmic norms in both directions.
 
 Both use one lemma. For skew-symmetric $K$ with $\|K\| \le k$, a symmetric $S$ with
-eigenvalues in $[\alpha, \beta]$ and a damping $\gamma \ge 0$,
+eigenvalues in $[\alpha, \beta]$ and a damping $\gamma \ge 0$, all eigenvalues of the
+symmetric part of $(K - \gamma I)S$, and of $S(K - \gamma I)$, lie between
 
-$\mu_2((K - \gamma I)S) = \mu_2(S(K - \gamma I))
-\le -\gamma\alpha + \frac{\beta - \alpha}{2}(\sqrt{k^2 + \gamma^2} - \gamma)$.
+$-\gamma\alpha + \frac{\beta - \alpha}{2}(\pm\sqrt{k^2 + \gamma^2} - \gamma)$.
 
-For $x^\top(K - \gamma I)Sx$ is linear in $S$, so largest where $S = \alpha I + (\beta -
-\alpha)P$ with a projection $P$; there $x^\top K P x \le k\,\|Px\|\,\|x - Px\|$, and the
-maximum of $k \sin\theta\cos\theta - \gamma\cos^2\theta$ is
-$(\sqrt{k^2 + \gamma^2} - \gamma)/2$.
+For $x^\top(K - \gamma I)Sx$ is linear in $S$, so extreme where $S = \alpha I + (\beta -
+\alpha)P$ with a projection $P$; there $|x^\top K P x| \le k\,\|Px\|\,\|x - Px\|$, and
+the extrema of $\pm k \sin\theta\cos\theta - \gamma\cos^2\theta$ are
+$(\pm\sqrt{k^2 + \gamma^2} - \gamma)/2$.
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.activations import AbstractActivation, make_monotone
+from jnode.bounds import Bounds, down, up
 from jnode.fields.base import (
     AbstractVectorField,
     Scale,
@@ -26,8 +27,6 @@ from jnode.fields.base import (
     add_bias,
     check_rate,
     check_shape,
-    contraction_cocoercivity,
-    round_up,
 )
 from jnode.linear import AbstractLinear, constrained
 from jnode.linear.compose import skew_part
@@ -35,16 +34,18 @@ from jnode.linear.compose import skew_part
 
 def damped_log_norm(
     skew: Float[Array, ""], damping: float, low: float, high: Float[Array, ""] | float
-) -> Float[Array, ""]:
-    r"""The lemma's bound for $\|K\| \le$ `skew` and $S \in [$`low`, `high`$]$.
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    r"""The lemma's two bounds for $\|K\| \le$ `skew` and $S \in [$`low`, `high`$]$.
 
     $\sqrt{k^2 + \gamma^2} - \gamma$ is computed as $k^2 / (\sqrt{k^2 + \gamma^2} +
-    \gamma)$, which loses no digits, and rounded up.
+    \gamma)$, which loses no digits. Both are rounded outwards.
     """
+    half = (high - low) / 2
     root = jnp.sqrt(skew**2 + damping**2)
-    gain = round_up((high - low) / 2 * skew**2 / (root + damping))
-    # What is subtracted is rounded down.
-    return gain - damping * low * (1 - 1e-6)
+    gain = up(half * skew**2 / (root + damping))
+    loss = up(half * (root + damping) + damping * low)
+    # What is subtracted from the gain is rounded down.
+    return -loss, gain - damping * low * (1 - 1e-6)
 
 
 class SkewField(AbstractVectorField):
@@ -125,32 +126,28 @@ class SkewField(AbstractVectorField):
         rounding: Float[Array, ""],
     ) -> Float[Array, ""]:
         # |K - gamma I|^2 = |K|^2 + gamma^2, as K is normal.
-        norm = round_up(jnp.sqrt(self.half.norm() ** 2 + self.damping**2))
+        norm = up(jnp.sqrt(self.half.norm() ** 2 + self.damping**2))
         norm = norm.astype(y.dtype)
         change = self.activation.vjp_change(
             self.inner(y), self.scale(y.dtype) * cotangent, norm * distance, rounding
         )
-        return round_up(norm * change)
+        return up(norm * change)
+
+    @property
+    def time_invariant(self) -> bool:
+        return True
 
     @property
     def takes_batches(self) -> bool:
         return True
 
-    def lipschitz(self) -> Float[Array, ""]:
-        norm = jnp.sqrt(self.half.norm() ** 2 + self.damping**2)
-        return round_up(self.scale(norm.dtype) * norm)
-
-    def log_norm(self) -> Float[Array, ""]:
-        slopes = self.activation.slopes
+    def bounds(self) -> Bounds:
+        norm, slopes = self.half.norm(), self.activation.slopes
         assert slopes is not None
-        bound = damped_log_norm(self.half.norm(), self.damping, *slopes)
-        return _times(bound, self.scale(bound.dtype))
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return contraction_cocoercivity(self.log_norm(), self.lipschitz())
-
-    def bake(self) -> "SkewField":
-        return eqx.tree_at(lambda f: f.half, self, self.half.bake())
+        scale = self.scale(norm.dtype)
+        low, high = damped_log_norm(norm, self.damping, *slopes)
+        lipschitz = up(scale * jnp.sqrt(norm**2 + self.damping**2))
+        return Bounds(lipschitz, (down(scale * low), up(scale * high)))
 
 
 class HamiltonianField(AbstractVectorField):
@@ -250,29 +247,19 @@ class HamiltonianField(AbstractVectorField):
             norm * distance,
             rounding,
         )
-        return round_up(norm * change)
+        return up(norm * change)
+
+    @property
+    def time_invariant(self) -> bool:
+        return True
 
     @property
     def takes_batches(self) -> bool:
         return True
 
-    def lipschitz(self) -> Float[Array, ""]:
-        norm = self.convexity + self.weight.norm() ** 2
-        norm = norm * (1 + self.damping**2) ** 0.5
-        return round_up(self.scale(norm.dtype) * norm)
-
-    def log_norm(self) -> Float[Array, ""]:
-        high = round_up(self.convexity + self.weight.norm() ** 2)
-        bound = damped_log_norm(jnp.ones_like(high), self.damping, self.convexity, high)
-        return _times(bound, self.scale(bound.dtype))
-
-    def cocoercivity(self) -> Float[Array, ""]:
-        return contraction_cocoercivity(self.log_norm(), self.lipschitz())
-
-    def bake(self) -> "HamiltonianField":
-        return eqx.tree_at(lambda f: f.weight, self, self.weight.bake())
-
-
-def _times(bound, scale):
-    # Away from zero where the bound is positive, towards it where negative.
-    return bound * scale * jnp.where(bound > 0, 1 + 1e-6, 1 - 1e-6)
+    def bounds(self) -> Bounds:
+        largest = up(self.convexity + self.weight.norm() ** 2)
+        one, scale = jnp.ones_like(largest), self.scale(largest.dtype)
+        low, high = damped_log_norm(one, self.damping, self.convexity, largest)
+        lipschitz = up(scale * largest * (1 + self.damping**2) ** 0.5)
+        return Bounds(lipschitz, (down(scale * low), up(scale * high)))

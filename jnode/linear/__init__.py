@@ -6,12 +6,15 @@ from jnode.linear.conv import Conv as Conv
 from jnode.linear.dense import CayleyDense as CayleyDense
 from jnode.linear.dense import Dense as Dense
 from jnode.linear.gram import gram_iteration as gram_iteration
+from jnode.linear.gram import spectral_norm as spectral_norm
 from jnode.linear.newton_schulz import NewtonSchulzConv as NewtonSchulzConv
 from jnode.linear.newton_schulz import NewtonSchulzDense as NewtonSchulzDense
 from jnode.linear.registry import CONSTRAINTS as CONSTRAINTS
 from jnode.linear.registry import constrained as constrained
 from jnode.linear.rescaled import RescaledConv as RescaledConv
 from jnode.linear.rescaled import RescaledDense as RescaledDense
+from jnode.linear.resolve import measured as measured
+from jnode.linear.resolve import plain as plain
 from jnode.linear.row_sum import AOLConv as AOLConv
 from jnode.linear.row_sum import AOLDense as AOLDense
 from jnode.linear.row_sum import SLLConv as SLLConv

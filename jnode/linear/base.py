@@ -8,13 +8,15 @@ from jaxtyping import Array, Float
 
 
 class AbstractLinear(eqx.Module):
-    r"""A linear map $x \mapsto Wx$ whose largest singular value is known.
+    r"""A linear map $x \mapsto Wx$ whose largest singular value can be bounded.
 
     A baked map takes a batch as well, its axes before the last one: `[*batch, size]`,
     or `[height, width, *batch, channels]`.
 
     A map may hold $W$ through a reparametrisation (a Cayley transform, say);
-    `bake` computes that once and gives an equal map that holds plain matrices.
+    `resolve` computes that once, and gives an equal map that holds plain matrices
+    together with a bound on its norm. No map keeps a bound beside its weights: what is
+    done to the weights afterwards could make it false.
     """
 
     @abc.abstractmethod
@@ -29,12 +31,25 @@ class AbstractLinear(eqx.Module):
     def norm(self) -> Float[Array, ""]:
         r"""A certified upper bound on $\|W\|_2$, its rounding allowance included.
 
-        `inf` where none is known.
+        Computed from the arrays that the map holds now; `inf` where none is known.
+
+        **Raises:** `TypeError` for weights in half precision.
         """
 
     @abc.abstractmethod
     def bake(self) -> "AbstractLinear":
         """An equal map with every reparametrisation computed."""
+
+    @abc.abstractmethod
+    def resolve(self) -> tuple["AbstractLinear", Float[Array, ""]]:
+        """`bake()` and `norm()` in one pass."""
+
+
+class AbstractPlain(AbstractLinear):
+    """A map that holds its matrix, and measures its norm when asked."""
+
+    def resolve(self) -> tuple[AbstractLinear, Float[Array, ""]]:
+        return self.bake(), self.norm()
 
 
 class AbstractReparametrized(AbstractLinear):
@@ -46,8 +61,11 @@ class AbstractReparametrized(AbstractLinear):
     def transpose(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.bake().transpose(x)
 
+    def bake(self) -> AbstractLinear:
+        return self.resolve()[0]
+
     def norm(self) -> Float[Array, ""]:
-        return self.bake().norm()
+        return self.resolve()[1]
 
 
 def check_positive(**sizes: Any) -> None:
@@ -68,3 +86,12 @@ def check_choice(name: str, value: Any, known: Any) -> None:
     """Raises `ValueError` for a value that is none of those known."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+
+
+def check_grid(shape: tuple[int, ...], grid: tuple[int, int] | None) -> None:
+    """Raises `ValueError` for a state of another grid than the map was built for."""
+    if grid is not None and tuple(shape[:2]) != tuple(grid):
+        raise ValueError(
+            f"x must have the grid that the map was built for, height and width "
+            f"{grid}, not {tuple(shape[:2])}: build the field for the states' shape."
+        )

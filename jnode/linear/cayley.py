@@ -77,7 +77,7 @@ def _cap(a):
     return jax.lax.cond(above, scale, lambda _: ones, a)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _inverse(m: Float[Array, "batch twice_n n"]) -> Float[Array, "batch twice_n n"]:
     """$M^{-1}$ in column form, for $M$ whose Hermitian part is at least $I$."""
     return _eliminate(m)
@@ -120,20 +120,15 @@ def _newton(m):
     return jax.lax.fori_loop(0, jnp.maximum(iterations, 1).astype(int), body, x)
 
 
-def _inverse_fwd(m):
-    x = _inverse(m)
-    return x, x
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    # dX = -X dM X, two products either way: transposed, the cotangent of M is
+    # -X^H G X^H. As a rule of forward mode it serves both modes, and Hessians.
+    x = _inverse(*primals)
+    return x, -_product(_product(x, *tangents), x)
 
 
-def _inverse_bwd(x, g):
-    # dX = -X dM X, so the cotangent of M is -X^H G X^H: two products, no unrolling.
-    xh = adjoint(x)
-    return (-_product(_product(xh, g), xh),)
-
-
-_inverse.defvjp(_inverse_fwd, _inverse_bwd)
-
-
+@jax.jit
 def cayley(
     v: Float[Array, "batch twice_rows columns"],
 ) -> Float[Array, "batch twice_rows columns"]:

@@ -6,8 +6,19 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.linear.base import AbstractLinear, check_kernel_size, check_positive
-from jnode.linear.spectral_conv import SpectralConv, kernel_spectrum
+from jnode.linear.base import (
+    AbstractPlain,
+    check_grid,
+    check_kernel_size,
+    check_positive,
+)
+from jnode.linear.gram import gram_iteration
+from jnode.linear.spectral_conv import (
+    SpectralConv,
+    kernel_spectrum,
+    spectrum_slack,
+    transform_slack,
+)
 
 
 # XLA's CPU backend computes the weight gradient of a convolution inside a loop with a
@@ -52,14 +63,13 @@ def _spectral_pays(kernel_shape, grid) -> bool:
     return spectral < size * size * positions * channels * out
 
 
-class Conv(AbstractLinear):
+class Conv(AbstractPlain):
     """A zero-padded convolution of stride 1 that keeps the grid.
 
     Unconstrained, or one that another map was baked to.
     """
 
     kernel: Float[Array, "size size in out"]
-    bound: Float[Array, ""] | None
     spectral: SpectralConv | None
     grid: tuple[int, int] | None = eqx.field(static=True)
 
@@ -77,7 +87,8 @@ class Conv(AbstractLinear):
         - `in_channels`, `out_channels`: the numbers of channels.
         - `kernel_size`: odd.
         - `grid`: height and width of the images it works on, where they are known:
-            baked for a small grid it is quicker on CPU.
+            its norm can then be bounded, and baked for a small grid it is quicker on
+            CPU. Images of another grid are refused.
         - `key`: of the initial weights (He 2015).
 
         **Raises:** `ValueError` for an even kernel.
@@ -86,7 +97,7 @@ class Conv(AbstractLinear):
         check_kernel_size(kernel_size)
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.kernel = jr.normal(key, shape) / (kernel_size * in_channels**0.5)
-        self.bound = self.spectral = None
+        self.spectral = None
         self.grid = grid
 
     def __call__(
@@ -102,6 +113,8 @@ class Conv(AbstractLinear):
         return self._apply(x, flipped, transposed=True)
 
     def _apply(self, x, kernel, *, transposed):
+        check_grid(x.shape, self.grid)
+
         def on_cpu(x, kernel, spectral):
             if spectral is None:
                 return _by_patches(x, kernel)
@@ -115,31 +128,39 @@ class Conv(AbstractLinear):
         )
 
     def norm(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf) if self.bound is None else self.bound
+        if self.grid is None:
+            return jnp.asarray(jnp.inf)
+        kernel = self.kernel.swapaxes(-1, -2)
+        bound = jnp.max(gram_iteration(self._spectrum(), 10)) + spectrum_slack(kernel)
+        if self.spectral is not None:
+            # On CPU its weights on each frequency act, elsewhere the kernel does.
+            bound = jnp.maximum(bound, self.spectral.norm())
+        return bound * transform_slack(self._period(), kernel.dtype)
+
+    def _period(self):
+        """The grid enlarged by the kernel's radius: the zero-padded convolution is a
+        part of the circular one there, so no norm exceeds that one's."""
+        assert self.grid is not None
+        margin = self.kernel.shape[0] // 2
+        return (self.grid[0] + margin, self.grid[1] + margin)
+
+    def _spectrum(self):
+        return kernel_spectrum(self.kernel.swapaxes(-1, -2), self._period())
 
     def bake(self) -> "Conv":
         if self.grid is None or not _spectral_pays(self.kernel.shape, self.grid):
             return self
         margin = self.kernel.shape[0] // 2
-        height, width = self.grid
-        spectrum = kernel_spectrum(
-            self.kernel.swapaxes(-1, -2), (height + margin, width + margin)
-        )
-        spectral = SpectralConv(spectrum, self.norm(), self.grid, margin)
+        spectral = SpectralConv(self._spectrum(), self.grid, margin)
         return eqx.tree_at(
             lambda c: c.spectral, self, spectral, is_leaf=lambda x: x is None
         )
 
 
-def baked_conv(
-    kernel: Float[Array, "size size out in"],
-    bound: Float[Array, ""],
-    grid: tuple[int, int],
-) -> Conv:
-    """A `Conv` of this kernel, whose norm is known to be at most `bound`."""
+def conv_of(kernel: Float[Array, "size size out in"], grid: tuple[int, int]) -> Conv:
+    """A `Conv` of this kernel, baked."""
     conv = object.__new__(Conv)
     object.__setattr__(conv, "kernel", kernel.swapaxes(-1, -2))
-    object.__setattr__(conv, "bound", bound)
     object.__setattr__(conv, "spectral", None)
     object.__setattr__(conv, "grid", grid)
     return conv.bake()

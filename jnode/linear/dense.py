@@ -5,16 +5,15 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.linear.base import AbstractLinear, AbstractReparametrized, check_positive
+from jnode.linear.base import AbstractPlain, AbstractReparametrized, check_positive
 from jnode.linear.cayley import cayley
-from jnode.linear.gram import isometry_norm, real_column
+from jnode.linear.gram import isometry_norm, real_column, spectral_norm
 
 
-class Dense(AbstractLinear):
+class Dense(AbstractPlain):
     """An unconstrained matrix, or one that another map was baked to."""
 
     matrix: Float[Array, "out in"]
-    bound: Float[Array, ""] | None
 
     def __init__(
         self,
@@ -26,7 +25,6 @@ class Dense(AbstractLinear):
         """**Arguments:** the sizes, and the key of the initial weights (He 2015)."""
         check_positive(in_size=in_size, out_size=out_size)
         self.matrix = jr.normal(key, (out_size, in_size)) / in_size**0.5
-        self.bound = None
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         return jnp.matmul(x, self.matrix.T, precision="highest")
@@ -35,7 +33,7 @@ class Dense(AbstractLinear):
         return jnp.matmul(x, self.matrix, precision="highest")
 
     def norm(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf) if self.bound is None else self.bound
+        return spectral_norm(self.matrix)
 
     def bake(self) -> "Dense":
         return self
@@ -61,16 +59,15 @@ class CayleyDense(AbstractReparametrized):
         self.in_size = in_size
         self.out_size = out_size
 
-    def bake(self) -> Dense:
+    def resolve(self) -> tuple[Dense, Float[Array, ""]]:
         q = cayley(real_column(self.weight))
         matrix = q[0, : self.weight.shape[0]]
         matrix = matrix.T if self.out_size < self.in_size else matrix
-        return baked_dense(matrix, isometry_norm(q))
+        return dense_of(matrix), isometry_norm(q)
 
 
-def baked_dense(matrix: Float[Array, "out in"], bound: Float[Array, ""]) -> Dense:
-    """A `Dense` of this matrix, whose norm is known to be at most `bound`."""
+def dense_of(matrix: Float[Array, "out in"]) -> Dense:
+    """A `Dense` of this matrix."""
     dense = object.__new__(Dense)
     object.__setattr__(dense, "matrix", matrix)
-    object.__setattr__(dense, "bound", bound)
     return dense

@@ -1,11 +1,10 @@
 """What maps that rescale a free matrix or kernel have in common."""
 
 import equinox as eqx
-import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.linear._rounding import gamma, unit_roundoff
+from jnode.linear._rounding import unit_roundoff
 from jnode.linear.base import (
     AbstractLinear,
     AbstractReparametrized,
@@ -13,8 +12,13 @@ from jnode.linear.base import (
     check_kernel_size,
     check_positive,
 )
-from jnode.linear.conv import baked_conv
-from jnode.linear.spectral_conv import SpectralConv, kernel_spectrum, transform_slack
+from jnode.linear.conv import conv_of
+from jnode.linear.spectral_conv import (
+    SpectralConv,
+    kernel_spectrum,
+    spectrum_slack,
+    transform_slack,
+)
 
 PADDINGS = ("circular", "zero")
 
@@ -83,31 +87,20 @@ class AbstractKernelConv(AbstractReparametrized):
         return kernel_spectrum(self.kernel, (height + extra, width + extra))
 
 
-def spectrum_slack(kernel: Float[Array, "size size out in"]) -> Float[Array, ""]:
-    r"""How far rounding may move a frequency's matrix from the kernel's true one.
-
-    An entry errs by $\gamma_{s^2}\sum_u |k_u|$, hence the matrix by
-    $\gamma_{s^2}\,s\,\|k\|_F$ in norm.
-    """
-    size = kernel.shape[0]
-    frobenius = jnp.sqrt(jnp.sum(kernel**2))
-    return 2 * gamma(size**2 + 8, kernel.dtype) * size * frobenius
-
-
-def bake_kernel(
+def resolve_kernel(
     kernel: Float[Array, "size size out in"],
     bound: Float[Array, ""],
     grid: tuple[int, int],
     padding: str,
-) -> AbstractLinear:
-    """The plain map of a kernel whose exact norm is at most `bound`."""
+) -> tuple[AbstractLinear, Float[Array, ""]]:
+    """The plain map of a kernel whose exact norm is at most `bound`, and its bound."""
     margin = kernel.shape[0] // 2 if padding == "zero" else 0
     period = (grid[0] + margin, grid[1] + margin)
     # The spectrum is rounded once more while it is computed.
     bound = (bound + spectrum_slack(kernel)) * transform_slack(period, kernel.dtype)
     if padding == "zero":
-        return baked_conv(kernel, bound, grid)
-    return SpectralConv(kernel_spectrum(kernel, grid), bound, grid)
+        return conv_of(kernel, grid), bound
+    return SpectralConv(kernel_spectrum(kernel, grid), grid), bound
 
 
 def scaled_slack(size: int, dtype) -> float:

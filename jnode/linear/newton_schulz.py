@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 
 from jnode.linear.base import AbstractLinear
 from jnode.linear.cayley import adjoint, embed
-from jnode.linear.dense import Dense, baked_dense
+from jnode.linear.dense import Dense, dense_of
 from jnode.linear.gram import (
     gram_iteration,
-    isometry_norm,
     isometry_residual,
+    norm_bound,
     real_column,
 )
 from jnode.linear.kernel import AbstractKernelConv, AbstractWeightDense
@@ -24,13 +24,15 @@ from jnode.linear.spectral_conv import SpectralConv, transform_slack
 STEPS = 14
 
 
+@jax.jit
 def orthogonalize(
     column: Float[Array, "batch twice_rows columns"],
 ) -> Float[Array, "batch twice_rows columns"]:
     """Nearly the polar factor of each matrix; column form in, column form out."""
     rows, columns = column.shape[-2] // 2, column.shape[-1]
     x = adjoint(column) if rows < columns else column
-    x = x / gram_iteration(x)[:, None, None]
+    # The least divisor keeps derivatives finite at a matrix of zeros.
+    x = x / jnp.maximum(gram_iteration(x), 1e-12)[:, None, None]
 
     def body(x, _):
         gram = jnp.matmul(embed(adjoint(x)), x, precision="highest")
@@ -40,13 +42,6 @@ def orthogonalize(
     return adjoint(x) if rows < columns else x
 
 
-def norm_bound(column: Float[Array, "batch twice_rows columns"]) -> Float[Array, ""]:
-    """A certified bound on the largest norm: by the residual or by Gram iteration."""
-    # All singular values are alike, which Gram iteration needs more squarings for.
-    other = jax.lax.stop_gradient(jnp.max(gram_iteration(column, 10)))
-    return jnp.minimum(isometry_norm(column), other)
-
-
 class NewtonSchulzDense(AbstractWeightDense):
     """The nearest isometry of a free matrix, up to a certified residual.
 
@@ -54,10 +49,11 @@ class NewtonSchulzDense(AbstractWeightDense):
     that start below 1 % of the largest one do not get to 1: `residual` tells.
     """
 
-    def bake(self) -> Dense:
+    def resolve(self) -> tuple[Dense, Float[Array, ""]]:
         column = orthogonalize(real_column(self.weight))
-        bound = norm_bound(column)
-        return baked_dense(column[0, : self.weight.shape[0]], bound)
+        # All singular values are all but 1: a gradient of the bound would be noise.
+        bound = jax.lax.stop_gradient(norm_bound(column))
+        return dense_of(column[0, : self.weight.shape[0]]), bound
 
     def residual(self) -> Float[Array, ""]:
         r"""A certified upper bound on $\|W^\top W - I\|_2$."""
@@ -77,11 +73,11 @@ class NewtonSchulzConv(AbstractKernelConv):
                 f"padding of NewtonSchulzConv must be 'circular', not {self.padding!r}."
             )
 
-    def bake(self) -> AbstractLinear:
+    def resolve(self) -> tuple[AbstractLinear, Float[Array, ""]]:
         column = orthogonalize(self.spectrum())
-        bound = norm_bound(column)
+        bound = jax.lax.stop_gradient(norm_bound(column))
         slack = transform_slack(self.grid, column.dtype)
-        return SpectralConv(column, bound * slack, self.grid)
+        return SpectralConv(column, self.grid), bound * slack
 
     def residual(self) -> Float[Array, ""]:
         r"""A certified upper bound on $\|W^\top W - I\|_2$, worst over frequencies."""

@@ -2,17 +2,18 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jnode.linear.base import AbstractLinear
-from jnode.linear.dense import Dense, baked_dense
+from jnode.linear.dense import Dense, dense_of
 from jnode.linear.gram import gram_iteration, real_column
 from jnode.linear.kernel import (
     AbstractKernelConv,
     AbstractWeightDense,
-    bake_kernel,
+    resolve_kernel,
     scaled_slack,
-    spectrum_slack,
 )
+from jnode.linear.spectral_conv import spectrum_slack
 
 
 class RescaledDense(AbstractWeightDense):
@@ -22,10 +23,10 @@ class RescaledDense(AbstractWeightDense):
     Costs 6 products of matrices of the smaller size when baked.
     """
 
-    def bake(self) -> Dense:
+    def resolve(self) -> tuple[Dense, Float[Array, ""]]:
         bound = gram_iteration(real_column(self.weight))[0]
         slack = scaled_slack(min(self.weight.shape), self.weight.dtype)
-        return baked_dense(self.weight / bound, jnp.asarray(slack, bound.dtype))
+        return dense_of(self.weight / bound), jnp.asarray(slack, bound.dtype)
 
 
 class RescaledConv(AbstractKernelConv):
@@ -38,10 +39,11 @@ class RescaledConv(AbstractKernelConv):
     matrices for each frequency when baked.
     """
 
-    def bake(self) -> AbstractLinear:
+    def resolve(self) -> tuple[AbstractLinear, Float[Array, ""]]:
         bound = jnp.max(gram_iteration(self.spectrum())) + spectrum_slack(self.kernel)
         kernel = self.kernel / bound
         # Entries of the kernel err, each of which acts on every frequency alike.
         size = self.kernel.shape[0] * min(self.kernel.shape[2:]) ** 0.5
         one = jnp.asarray(scaled_slack(int(size**2) + 1, kernel.dtype), kernel.dtype)
-        return bake_kernel(kernel, jax.lax.stop_gradient(one), self.grid, self.padding)
+        one = jax.lax.stop_gradient(one)
+        return resolve_kernel(kernel, one, self.grid, self.padding)

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.linear._rounding import gamma
 from jnode.linear.base import AbstractLinear
-from jnode.linear.dense import Dense, baked_dense
+from jnode.linear.dense import Dense, dense_of
 from jnode.linear.kernel import (
     AbstractKernelConv,
     AbstractWeightDense,
-    bake_kernel,
+    resolve_kernel,
     scaled_slack,
 )
 
@@ -37,7 +37,7 @@ class AOLDense(AbstractWeightDense):
     def _q(self) -> Float[Array, " out"]:
         return jnp.ones(len(self.weight), self.weight.dtype)
 
-    def bake(self) -> Dense:
+    def resolve(self) -> tuple[Dense, Float[Array, ""]]:
         v, q = self.weight, self._q()
         out, size = v.shape
         gram = jnp.abs(jnp.matmul(v, v.T, precision="highest"))
@@ -46,7 +46,7 @@ class AOLDense(AbstractWeightDense):
         rounding = jnp.matmul(jnp.abs(v), reach, precision="highest") / q
         scale = _scale(sums, rounding, size + out + 16, v.dtype)
         one = jnp.asarray(scaled_slack(min(v.shape), v.dtype), v.dtype)
-        return baked_dense(scale[:, None] * v, one)
+        return dense_of(scale[:, None] * v), one
 
 
 class SLLDense(AOLDense):
@@ -89,7 +89,7 @@ class AOLConv(AbstractKernelConv):
     def _q(self) -> Float[Array, " out"]:
         return jnp.ones(self.kernel.shape[2], self.kernel.dtype)
 
-    def bake(self) -> AbstractLinear:
+    def resolve(self) -> tuple[AbstractLinear, Float[Array, ""]]:
         size, _, out, inputs = self.kernel.shape
         dtype, q = self.kernel.dtype, self._q()
         taps = self.kernel.reshape(size * size * out, inputs)
@@ -107,7 +107,7 @@ class AOLConv(AbstractKernelConv):
         length = inputs + size**4 + (2 * size - 1) ** 2 + out + 16
         scale = _scale(sums, rounding, length, dtype)
         one = scaled_slack(size * size * min(out, inputs), dtype)
-        return bake_kernel(
+        return resolve_kernel(
             self.kernel * scale[None, None, :, None],
             jnp.asarray(one, dtype),
             self.grid,

@@ -4,10 +4,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.linear.base import AbstractLinear, check_positive
+from jnode.linear.base import AbstractLinear, AbstractPlain, check_positive
 
 
-class SpaceToDepth(AbstractLinear):
+class SpaceToDepth(AbstractPlain):
     """A block of `size` by `size` positions becomes one, its entries the channels.
 
     A permutation, so of norm 1; followed by a map of stride 1 it makes a strided one.
@@ -77,11 +77,14 @@ class Chain(AbstractLinear):
         return x
 
     def norm(self) -> Float[Array, ""]:
-        norms = [map_.norm() for map_ in self.maps]
-        bound = norms[0]
-        for norm in norms[1:]:
-            bound = bound * norm * (1 + 2 * jnp.finfo(bound.dtype).eps)
-        return bound
+        return self.resolve()[1]
 
     def bake(self) -> "Chain":
         return Chain(*(map_.bake() for map_ in self.maps))
+
+    def resolve(self) -> tuple["Chain", Float[Array, ""]]:
+        maps, norms = zip(*(map_.resolve() for map_ in self.maps), strict=True)
+        bound = norms[0]
+        for norm in norms[1:]:
+            bound = bound * norm * (1 + 2 * jnp.finfo(bound.dtype).eps)
+        return Chain(*maps), bound

@@ -7,15 +7,16 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.linear import fourier
-from jnode.linear._rounding import unit_roundoff
+from jnode.linear._rounding import gamma, unit_roundoff
 from jnode.linear.base import (
-    AbstractLinear,
+    AbstractPlain,
     AbstractReparametrized,
+    check_grid,
     check_kernel_size,
     check_positive,
 )
 from jnode.linear.cayley import adjoint, cayley
-from jnode.linear.gram import isometry_norm
+from jnode.linear.gram import gram_iteration, isometry_norm, norm_bound
 
 
 def _by_parts(f, real, imaginary, x):
@@ -76,7 +77,7 @@ def _matmul(a, b):
     return jnp.matmul(a, b, precision="highest")
 
 
-class SpectralConv(AbstractLinear):
+class SpectralConv(AbstractPlain):
     r"""A convolution, given by one complex matrix a frequency.
 
     $x \mapsto F^\top B F x$ with the isometric transform $F$ of `fourier.transform`
@@ -88,21 +89,19 @@ class SpectralConv(AbstractLinear):
     # summed as they are kept.
     real: Float[Array, "frequencies in out"]
     imaginary: Float[Array, "frequencies in out"]
-    bound: Float[Array, ""]
     grid: tuple[int, int] = eqx.field(static=True)
     margin: int = eqx.field(static=True)
 
     def __init__(
         self,
         column: Float[Array, "frequencies twice_out in"],
-        bound: Float[Array, ""],
         grid: tuple[int, int],
         margin: int = 0,
     ):
-        """**Arguments:** the blocks of $B$ in column form (see `cayley`), an upper
-        bound on the norm, the grid, and the margin."""
+        """**Arguments:** the blocks of $B$ in column form (see `cayley`), the grid, and
+        the margin."""
         self.real, self.imaginary = (p.mT for p in jnp.split(column, 2, axis=-2))
-        self.bound, self.grid, self.margin = bound, grid, margin
+        self.grid, self.margin = grid, margin
 
     @property
     def column(self) -> Float[Array, "frequencies twice_out in"]:
@@ -110,6 +109,7 @@ class SpectralConv(AbstractLinear):
         return jnp.concatenate([self.real.mT, self.imaginary.mT], axis=-2)
 
     def _apply(self, real, imaginary, x):
+        check_grid(x.shape, self.grid)
         # The batch, if there is one, lies between grid and channels, so that no axis
         # has to move.
         f = jnp.asarray(fourier.transform(*self.grid, self.margin), x.dtype)
@@ -131,7 +131,8 @@ class SpectralConv(AbstractLinear):
         return self._apply(self.real.mT, -self.imaginary.mT, x)
 
     def norm(self) -> Float[Array, ""]:
-        return self.bound
+        period = (self.grid[0] + self.margin, self.grid[1] + self.margin)
+        return norm_bound(self.column) * transform_slack(period, self.real.dtype)
 
     def bake(self) -> "SpectralConv":
         return self
@@ -160,6 +161,19 @@ def transform_slack(grid: tuple[int, int], dtype) -> float:
     return (1 + u * (grid[0] * grid[1]) ** 0.5) ** 2
 
 
+def spectrum_slack(kernel: Float[Array, "size size out in"]) -> Float[Array, ""]:
+    r"""How far rounding may move a frequency's matrix from the kernel's true one.
+
+    An entry errs by $\gamma_{s^2}\sum_u |k_u|$, hence the matrix by
+    $\gamma_{s^2}\,s\,\|k\|_F$ in norm.
+    """
+    size = kernel.shape[0]
+    # The smallest addend keeps the derivative finite at a kernel of zeros.
+    tiny = jnp.asarray(jnp.finfo(kernel.dtype).tiny * 1e6, kernel.dtype)
+    frobenius = jnp.sqrt(jnp.sum(kernel**2) + tiny)
+    return 2 * gamma(size**2 + 8, kernel.dtype) * size * frobenius
+
+
 class CircularConv(AbstractReparametrized):
     """An unconstrained circular convolution, baked to its form on each frequency."""
 
@@ -182,12 +196,11 @@ class CircularConv(AbstractReparametrized):
         self.kernel = jr.normal(key, shape) / (kernel_size * in_channels**0.5)
         self.grid = (grid[0], grid[1])
 
-    def norm(self) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf)
-
-    def bake(self) -> SpectralConv:
+    def resolve(self) -> tuple[SpectralConv, Float[Array, ""]]:
         column = kernel_spectrum(self.kernel, self.grid)
-        return SpectralConv(column, self.norm(), self.grid)
+        bound = jnp.max(gram_iteration(column)) + spectrum_slack(self.kernel)
+        bound = bound * transform_slack(self.grid, column.dtype)
+        return SpectralConv(column, self.grid), bound
 
 
 class CayleyConv(AbstractReparametrized):
@@ -239,8 +252,8 @@ class CayleyConv(AbstractReparametrized):
         self.in_channels = in_channels
         self.out_channels = out_channels
 
-    def bake(self) -> SpectralConv:
+    def resolve(self) -> tuple[SpectralConv, Float[Array, ""]]:
         q = cayley(kernel_spectrum(self.kernel, self.grid))
         bound = isometry_norm(q) * transform_slack(self.grid, q.dtype)
         column = adjoint(q) if self.out_channels < self.in_channels else q
-        return SpectralConv(column, bound, self.grid)
+        return SpectralConv(column, self.grid), bound

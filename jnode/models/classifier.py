@@ -7,11 +7,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jnode.bounds import Bounds
 from jnode.certify.amplification import amplification
 from jnode.fields import AbstractVectorField
+from jnode.linear import measured, plain
 from jnode.models.encoders import AbstractEncoder
 from jnode.models.head import Head
 from jnode.solvers import Solution, Solver, freeze, solve, solve_batch
+
+
+class ModelBounds(eqx.Module):
+    """What is certified of a classifier.
+
+    - `lipschitz`: an upper bound on the L2 Lipschitz constant from image to features,
+      of the numerical map; `inf` for adaptive solvers and unconstrained parts.
+    - `encoder`: the encoder's share of it.
+    - `field`: the bounds of the vector field, holding at all times.
+    """
+
+    lipschitz: Float[Array, ""]
+    encoder: Float[Array, ""]
+    field: Bounds
 
 
 class ODEClassifier(eqx.Module):
@@ -80,9 +96,16 @@ class ODEClassifier(eqx.Module):
         for adaptive solvers and unconstrained parts.
         """
         solver = self.solver if solver is None else solver
-        stretch = amplification(self.field, solver)
-        encoder = self.encoder.lipschitz().astype(stretch.dtype)
-        return encoder * stretch * (1 + 4 * jnp.finfo(stretch.dtype).eps)
+        growth = amplification(self.field, solver)
+        encoder = self.encoder.lipschitz().astype(growth.dtype)
+        return encoder * growth * (1 + 4 * jnp.finfo(growth.dtype).eps)
+
+    def bounds(self) -> ModelBounds:
+        """What is certified of the model, from the arrays that it holds now."""
+        model = measured(self)
+        return ModelBounds(
+            model.lipschitz(), model.encoder.lipschitz(), model.field.bounds()
+        )
 
     def with_solver(self, solver: Solver) -> "ODEClassifier":
         """The same weights, solved by another solver."""
@@ -101,8 +124,8 @@ class ODEClassifier(eqx.Module):
         return self.with_solver(freeze(self.field, self.encoder(image), self.solver))
 
     def bake(self) -> "ODEClassifier":
-        """An equal model whose field holds plain matrices: for inference, attacks."""
-        return eqx.tree_at(lambda m: m.field, self, self.field.bake())
+        """An equal model that holds plain matrices: for inference, attacks."""
+        return plain(self)
 
 
 def _check_image(model: ODEClassifier, shape: tuple[int, ...]) -> None:

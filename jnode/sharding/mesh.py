@@ -4,6 +4,9 @@ Under plain `jit` a batch that is spread over devices is still one program, so t
 adaptive solve asks all devices before each step whether any of them is still at work.
 Here each device runs its own program on its own share (`jax.shard_map`): a loop ends
 where its samples are done, and nothing is exchanged inside it.
+
+A mesh may have any number of axes, of any names and types: the batch is spread over all
+of its devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +16,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 AXIS = "batch"
-"""The name of the mesh's axis."""
+"""The name of the axis of `data_mesh`."""
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -33,6 +37,23 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def all_devices() -> Mesh | None:
     """The mesh of all devices, or `None` where there is but one."""
     return data_mesh() if jax.device_count() > 1 else None
+
+
+def _auto(mesh: Mesh) -> Mesh:
+    """The same devices under the same names, the compiler placing what is between.
+
+    The axes of `jax.make_mesh` are Explicit by default: then every reshape would have
+    to say how its result is spread.
+    """
+    if all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return mesh
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
+def _rows(mesh: Mesh) -> PartitionSpec:
+    """The first axis of an array, spread over all devices of a mesh."""
+    return PartitionSpec(mesh.axis_names)
 
 
 def shareable(rows: int, mesh: Mesh | None) -> int:
@@ -65,16 +86,17 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """
     if mesh is None:
         return tree
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = NamedSharding(_auto(mesh), PartitionSpec())
     return jax.tree.map(
         lambda x: jax.device_put(x, whole) if eqx.is_array(x) else x, tree
     )
 
 
-def shard_batch(tree: PyTree[np.ndarray], mesh: Mesh | None) -> PyTree[Array]:
+def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[Array]:
     """Arrays whose first axis is the batch, spread over the devices.
 
-    Without a mesh they go to JAX's first device.
+    Without a mesh they go to JAX's first device. Arrays that are spread already, over
+    Explicit axes say, are taken too, and spread over the same devices in Auto mode.
 
     With several processes each gives its own rows (`local_rows`), and gets arrays of
     the whole batch of which it holds those rows.
@@ -83,9 +105,12 @@ def shard_batch(tree: PyTree[np.ndarray], mesh: Mesh | None) -> PyTree[Array]:
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    spread = NamedSharding(mesh, PartitionSpec(AXIS))
+    spread = NamedSharding(_auto(mesh), _rows(mesh))
 
     def one(x):
+        if isinstance(x, jax.Array) and jax.process_count() == 1:
+            check_divides(len(x), mesh)
+            return jax.device_put(x, spread)
         x = np.asarray(x)
         check_divides(len(x) * jax.process_count(), mesh)
         return jax.make_array_from_process_local_data(spread, x)
@@ -97,7 +122,7 @@ def local_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " rows"]:
     """Which rows of each batch belong to the devices of this process, in order."""
     if mesh is None:
         return np.arange(batch_size)
-    spread = NamedSharding(mesh, PartitionSpec(AXIS))
+    spread = NamedSharding(mesh, _rows(mesh))
     shares = spread.addressable_devices_indices_map((batch_size,)).values()
     rows = np.arange(batch_size)
     return np.sort(np.concatenate([rows[share] for share in shares]))
@@ -109,7 +134,7 @@ def sharded(f: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     For functions of one sample at a time, mapped: a row of the result must depend on
     no other row of the batches. `shared` is whole on every device (a model, say).
     """
-    return f if mesh is None else _on_each_device(f, mesh, PartitionSpec(AXIS))
+    return f if mesh is None else _on_each_device(f, mesh, _rows(mesh))
 
 
 def averaged(f: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
@@ -121,7 +146,7 @@ def averaged(f: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     def mean(tree):
         # In one piece: an all-reduce of each leaf would wait for the slowest each time.
         flat, unravel = ravel_pytree(tree)
-        return unravel(jax.lax.pmean(flat, AXIS))
+        return unravel(jax.lax.pmean(flat, mesh.axis_names))
 
     return f if mesh is None else _on_each_device(f, mesh, PartitionSpec(), mean)
 
@@ -139,15 +164,13 @@ def _on_each_device(f, mesh, out, finish=lambda tree: tree):
         closed, result = jax.make_jaxpr(whole, return_shape=True)(*shapes)
 
         def local(*args):
-            leaves = jax.core.eval_jaxpr(
-                closed.jaxpr, closed.consts, *jax.tree.leaves(args)
-            )
+            leaves = jaxpr_as_fun(closed)(*jax.tree.leaves(args))
             return finish(jax.tree.unflatten(jax.tree.structure(result), leaves))
 
-        split = (PartitionSpec(AXIS),) * len(batches)
+        split = (_rows(mesh),) * len(batches)
         return jax.shard_map(
             local,
-            mesh=mesh,
+            mesh=_auto(mesh),
             in_specs=(PartitionSpec(), *split),
             out_specs=out,
             check_vma=False,
@@ -177,7 +200,16 @@ class Sharded(eqx.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
-        """Logits of each image; as many images as the devices divide."""
+        """Logits of each image; as many images as the devices divide.
+
+        **Raises:** `ValueError` for images that are spread over Explicit axes.
+        """
+        if AxisType.Explicit in jax.typeof(images).sharding.mesh.axis_types:
+            raise ValueError(
+                "images must not be spread over Explicit axes, which are those of "
+                "jax.make_mesh by default: pass them through "
+                "jnode.sharding.shard_batch(images, mesh) first."
+            )
         return _classify(images, self.model, self.mesh)
 
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jnode.linear import plain
 from jnode.solvers.schedule import cut, is_known
 from jnode.solvers.solver import Solver
-from jnode.solvers.state import plain, promoted, real_dtype
+from jnode.solvers.state import promoted, real_dtype
 from jnode.solvers.through import solve_adaptively
 
 
@@ -63,7 +64,6 @@ def freeze(
 @eqx.filter_jit
 def _steps(tree, y0, solver, a, b, sign):
     """The state at the end of a segment, and where its steps end."""
-    field, args = tree
     saveat = diffrax.SaveAt(
         subs=(
             diffrax.SubSaveAt(t1=True),
@@ -71,7 +71,7 @@ def _steps(tree, y0, solver, a, b, sign):
         )
     )
     sol = solve_adaptively(
-        (plain(field), args),
+        plain(tree),
         y0,
         a,
         b,

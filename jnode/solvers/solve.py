@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jnode.fields import AbstractVectorField, PiecewiseField
+from jnode.fields import AbstractVectorField
+from jnode.linear import plain
 from jnode.solvers.adaptive import controller, first_step, solve_adaptive
 from jnode.solvers.fixed import solve_fixed
 from jnode.solvers.schedule import Schedule, Segments, cut, is_known, plan
 from jnode.solvers.solution import Solution, statistics
 from jnode.solvers.solver import Solver
-from jnode.solvers.state import RightHandSide, is_fast, plain, promoted, real_dtype
+from jnode.solvers.state import RightHandSide, is_fast, promoted, real_dtype
 from jnode.solvers.tableaus import rows, tableau
 from jnode.solvers.through import (
     counts,
@@ -265,18 +266,15 @@ def _is_backsolve(adjoint):
 
 @_compiled
 def _fixed(tree, y0, schedule, method, label, throw):
-    field, args = tree
-    y, stats = solve_fixed((plain(field), args), y0, schedule, method)
+    y, stats = solve_fixed(plain(tree), y0, schedule, method)
     return _finished(y, stats, schedule.segments, label, None, throw)
 
 
 @_compiled
 def _chain(tree, y0, steps, solver, tolerances, adjoint, throw):
-    field, args = tree
     if tolerances is not None:
         tolerances = tolerances.astype(real_dtype(y0))
-    inputs = (steps, solver, tolerances, adjoint)
-    y, stats = solve_chain((plain(field), args), y0, *inputs)
+    y, stats = solve_chain(plain(tree), y0, steps, solver, tolerances, adjoint)
     return _finished(y, stats, _segments(steps), str(solver), solver.max_steps, throw)
 
 
@@ -286,8 +284,7 @@ def _segments(steps):
 
 @_compiled
 def _batch(tree, y0, steps, solver, tolerances, throw):
-    field, args = tree
-    tree, parts = (plain(field), args), _segments(steps)
+    tree, parts = plain(tree), _segments(steps)
     if tolerances is not None:
         tolerances = tolerances.astype(real_dtype(y0))
 
@@ -330,8 +327,7 @@ def _together(field, y0, solver):
 
 @_compiled
 def _whole(tree, y0, parts, method, control, dt0, options, first):
-    field, args = tree
-    tree, extra = (plain(field), args), 0
+    tree, extra = plain(tree), 0
     if first is not None:
         name, tolerances = first
         tolerances = tolerances.astype(real_dtype(y0))
@@ -473,12 +469,3 @@ def _ts_shares(ts, t0, t1):
 
 def _name(x):
     return x.__name__ if isinstance(x, type) else type(x).__name__
-
-
-def check_span(field: PiecewiseField, t0: float, t1: float) -> None:
-    """Raises `ValueError` where a field's pieces are not those of the interval."""
-    if (t0, t1) != (field.t0, field.t1):
-        raise ValueError(
-            f"t0 and t1 must be the field's own, {field.t0:g} and {field.t1:g}, with "
-            f"its pieces between them, not {t0} and {t1}."
-        )

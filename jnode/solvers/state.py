@@ -38,11 +38,6 @@ class RightHandSide(eqx.Module):
         return jnp.broadcast_to(value, y.shape)
 
 
-def plain(tree: PyTree) -> PyTree:
-    """A field with every reparametrisation computed."""
-    return tree.bake() if isinstance(tree, AbstractVectorField) else tree
-
-
 def promoted(field: Any, y0: PyTree, t0: Any, t1: Any, args: PyTree) -> PyTree:
     """A state as Diffrax would have it: arrays, of at least the times' type.
 

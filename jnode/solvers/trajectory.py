@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jnode.linear import plain
 from jnode.solvers.fixed import walk_fixed
 from jnode.solvers.schedule import is_known, plan
 from jnode.solvers.solve import solve
 from jnode.solvers.solver import Solver
-from jnode.solvers.state import is_fast, plain, promoted, real_dtype
+from jnode.solvers.state import is_fast, promoted, real_dtype
 from jnode.solvers.tableaus import rows, tableau
 
 
@@ -59,8 +60,7 @@ def trajectory(
 
 @functools.partial(eqx.filter_jit, inline=True)
 def _walk(tree, y0, schedule, method):
-    field, args = tree
-    states = walk_fixed((plain(field), args), y0, schedule, method)
+    states = walk_fixed(plain(tree), y0, schedule, method)
     return jnp.concatenate([y0[None], *states])
 
 

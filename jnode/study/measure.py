@@ -23,7 +23,7 @@ from jnode.experiment import count_evaluations, evaluate_run
 from jnode.models import ODEClassifier
 from jnode.study.cell import Cell
 from jnode.train import load
-from jnode.train.state import init_state
+from jnode.train.state import dtype_of, init_state
 
 BATCH = 250
 TRANSFERRED = 20
@@ -48,11 +48,12 @@ def measure(
     **Raises:** what `jnode.load`, `jnode.data.load` and `evaluate_run` raise.
     """
     wanted = cell.measures
-    model = load(run_dir)  # baked
+    trained = load(run_dir)
+    model = trained.bake()
     where = data_dir or cell.train.data.dir
     test = data.load(cell.train.data.name, split="test", data_dir=where)
-    images = np.asarray(data.to_float(jnp.asarray(test.images)))
-    found = _accuracy(model, test, images, wanted.radii)
+    images = np.asarray(data.to_float(jnp.asarray(test.images), dtype_of(model)))
+    found = _accuracy(trained, test, images, wanted.radii)
     found["parameters"] = _parameters(cell, test)
     some = jnp.asarray(images[:BATCH])
     found |= _evaluations(model, some)
@@ -62,7 +63,7 @@ def measure(
         mean = _evaluations(model.with_solver(wanted.adaptive), some)["nfe"]
         found["adaptive"] = {"solver": name, "nfe": mean}
     if wanted.stretch:
-        found["stretch"] = stretch(model, images, seed=cell.train.seed)
+        found["stretch"] = stretch(trained, images, seed=cell.train.seed)
     common = {"pictures": False, "data_dir": data_dir, "progress": progress}
     if wanted.alone:
         # Kept, since the run folder holds one evaluation at a time: a cell that was

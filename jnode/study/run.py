@@ -6,13 +6,13 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from jnode._lock import claimed
 from jnode._memory import drop_programs_if_many
 from jnode._versions import versions
 from jnode.study.cell import Cell
@@ -45,8 +45,8 @@ def run_study(
 
     **Returns:** the rows of all cells that are done, in the order of `cells`.
 
-    **Raises:** `ValueError` for two cells of one name, or a cell whose row is of
-    another configuration.
+    **Raises:** `ValueError` for two cells of one name, a cell whose row is of another
+    configuration, or a damaged `results.jsonl`.
     """
     folder = Path(folder)
     names = [cell.name for cell in cells]
@@ -54,7 +54,7 @@ def run_study(
     if twice:
         raise ValueError(f"cells must have names of their own; twice: {twice[0]}.")
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows = gather(cells, folder)
     with tqdm(total=len(cells), disable=not progress, unit="cell") as bar:
         waiting = list(cells)
         # First those that nobody is at, then whatever is left.
@@ -62,7 +62,7 @@ def run_study(
             later = []
             for cell in waiting:
                 bar.set_description(cell.name)
-                with _claimed(folder / f".{cell.name}.lock", wait=wait) as mine:
+                with claimed(folder / f".{cell.name}.lock", wait=wait) as mine:
                     if not mine:
                         later.append(cell)
                         continue
@@ -76,14 +76,38 @@ def run_study(
 
 
 def gather(cells: Sequence[Cell], folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of all cells that are done, written to `results.jsonl` too."""
+    """The rows of all cells that are done, written to `results.jsonl` too.
+
+    Rows that are there of other cells, those of another study in the same folder, stay
+    there, after these.
+
+    **Returns:** the rows of `cells`, in their order.
+
+    **Raises:** `ValueError` where `results.jsonl` is damaged.
+    """
     folder = Path(folder)
-    with _claimed(folder / ".results.lock", wait=True):
+    ours = {cell.name for cell in cells}
+    with claimed(folder / ".results.lock", wait=True):
         paths = [folder / cell.name / ROW for cell in cells]
         rows = [json.loads(path.read_text()) for path in paths if path.is_file()]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        others = _rows_of_others(folder, ours)
+        text = "".join(json.dumps(row) + "\n" for row in (*rows, *others))
         write_atomic(folder / RESULTS, lambda file: file.write(text.encode()))
     return rows
+
+
+def _rows_of_others(folder: Path, ours: set[str]) -> list[dict[str, Any]]:
+    path = folder / RESULTS
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [row for row in rows if row["cell"] not in ours]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): move it away. The rows of this study's "
+            "finished cells are in their folders too, and come back."
+        ) from error
 
 
 def _is_done(run_dir: Path, cell: Cell, retry_failed: bool) -> bool:
@@ -143,7 +167,7 @@ def _run(cell: Cell, folder: Path, data_dir, progress: bool) -> None:
 def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, Any]:
     """Trains the run that the cell shares with others, unless it is there."""
     run = RunDir(folder / cell.trained)
-    with _claimed(folder / f".{cell.trained}.training.lock", wait=True):
+    with claimed(folder / f".{cell.trained}.training.lock", wait=True):
         if not (run.path / "model.eqx").is_file():
             data = dataclasses.replace(cell.train.data, dir=data_dir)
             config = dataclasses.replace(cell.train, data=data)
@@ -170,17 +194,3 @@ def _derive(cell: Cell, folder: Path) -> None:
     derived.write_config(config, **{**facts, "trained_in": trained.path.name})
     shutil.copyfile(trained.path / "model.eqx", derived.path / "model.eqx")
     shutil.copyfile(trained.metrics, derived.metrics)
-
-
-@contextmanager
-def _claimed(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process alone holds the lock, which ends with it at the latest."""
-    import fcntl  # not on Windows, where the rest of the package works
-
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True

@@ -4,6 +4,7 @@ Orbax writes each into a folder under another name and renames it at the end; no
 in it is pickled, and reading it runs no code.
 """
 
+import gc
 import logging
 import shutil
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,12 @@ class Checkpoints:
         self.folder = run_dir / "checkpoints"
         self._writing = writing
         self._open: Any = None
-        self._hook = threading.excepthook
+        self._hushed = ExitStack()
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, in order."""
-        return sorted(self._manager().all_steps()) if self._there() else []
+        with self._manager() as manager:
+            return sorted(manager.all_steps()) if manager is not None else []
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""
@@ -56,7 +58,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step of the checkpoint with the lowest loss, if there is one."""
-        return self._manager().best_step() if self._there() else None
+        with self._manager() as manager:
+            return manager.best_step() if manager is not None else None
 
     def save(
         self, step: int, tree: PyTree, facts: dict[str, Any], loss: float | None = None
@@ -75,8 +78,8 @@ class Checkpoints:
         # Copied, since the next step writes into the buffers that it is given.
         arrays = {k: jnp.copy(x) for k, x in _arrays(tree).items()}
         facts = facts | {"arrays": {k: _describe(x) for k, x in arrays.items()}}
-        with explained(self.run_dir, writing=True):
-            self._manager().save(
+        with self._manager() as manager, explained(self.run_dir, writing=True):
+            manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
@@ -96,12 +99,9 @@ class Checkpoints:
         """Waits until everything is written; raises `StorageError` if it was not."""
         if self._open is not None:
             manager, self._open = self._open, None
-            with explained(self.run_dir, writing=True):
-                try:
-                    manager.wait_until_finished()
-                    manager.close()
-                finally:
-                    threading.excepthook = self._hook
+            with self._hushed.pop_all(), explained(self.run_dir, writing=self._writing):
+                manager.wait_until_finished()
+                manager.close()
 
     def restore(
         self, like: PyTree, facts: dict[str, Any], step: int | None = None
@@ -109,6 +109,9 @@ class Checkpoints:
         """The newest checkpoint that is sound, placed as the arrays of `like` are.
 
         Damaged ones are named, and moved to `damaged/` in the run's folder.
+
+        Floating arrays come in the type that the checkpoint holds them in, if JAX has
+        it: one written under `jax_enable_x64` is rounded without.
 
         **Arguments:** a tree of the same structure, on the devices that the result
         shall be on; the facts that must be the same; a step if not the newest.
@@ -121,18 +124,21 @@ class Checkpoints:
         if not steps:
             return None
         for number in reversed(steps):
-            try:
-                return self._read(number, like, facts), number
-            except CheckpointMismatch:
-                raise
-            except Exception as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                if len(reason) > 80:  # TensorStore's tale, which begins with a code
-                    reason = reason.split(":")[0]
-                print(f"{self.path(number)} is damaged ({reason}).")
-                bad = number
+            with _strays() as strays:
+                try:
+                    return self._read(number, like, facts), number
+                except CheckpointMismatch:
+                    raise
+                except Exception as error:
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                strays.wait()
+            if len(reason) > 80:  # TensorStore's tale, which begins with a code
+                reason = reason.split(":")[0]
+            print(f"{self.path(number)} is damaged ({reason}).")
+            # What failed inside it is unknown: the next read is by another manager.
+            self.close()
             if step is None:
-                self._set_aside(bad)
+                self._set_aside(number)
                 print("Falling back to the checkpoint before.")
         raise ValueError(
             f"{self.run_dir} has no checkpoint that can be read: all of them are "
@@ -142,24 +148,29 @@ class Checkpoints:
     def _read(self, step, like, facts):
         import orbax.checkpoint as ocp
 
-        manager = self._manager()
         names = _arrays(like)
-        told = manager.restore(
-            step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
-        )["facts"]
-        self._compare(step, names, told, facts)
-        abstract = {
-            k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            for k, x in names.items()
-        }
-        with _quiet():
+        with self._manager() as manager:
+            told = manager.restore(
+                step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+            )["facts"]
+            self._compare(step, names, told, facts)
+            abstract = {
+                k: jax.ShapeDtypeStruct(
+                    x.shape,
+                    jax.dtypes.canonicalize_dtype(told["arrays"][k]["dtype"]),
+                    sharding=x.sharding,
+                )
+                for k, x in names.items()
+            }
             arrays = manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
         for name, x in arrays.items():
-            here, there = _describe(x)["crc32"], told["arrays"][name]["crc32"]
-            # None: spread over devices, here or there.
-            if None not in (here, there) and here != there:
+            here, there = _describe(x), told["arrays"][name]
+            sums = {here["crc32"], there["crc32"]}
+            # None: spread over devices, here or there. Rounded ones have no sum.
+            known = None not in sums and here["dtype"] == there["dtype"]
+            if known and len(sums) > 1:
                 raise ValueError(f"{name} is not what was written")
         dynamic, static = eqx.partition(like, eqx.is_array)
         leaves = [arrays[k] for k in names]
@@ -170,7 +181,7 @@ class Checkpoints:
         there = {k: (v["shape"], v["dtype"]) for k, v in told["arrays"].items()}
         here = {k: (list(x.shape), str(x.dtype)) for k, x in names.items()}
         for name in sorted(there.keys() | here.keys()):
-            if there.get(name) != here.get(name):
+            if _kind(there.get(name)) != _kind(here.get(name)):
                 a, b = (_say(x.get(name)) for x in (there, here))
                 raise CheckpointMismatch(
                     f"{self.path(step)} is of another architecture: {name} is {a} "
@@ -189,25 +200,15 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
         shutil.move(self.path(step), target)
-        self._open.reload()
 
-    def _told_elsewhere(self, args):
-        if not type(args.thread).__module__.startswith("orbax"):
-            self._hook(args)
-
-    def _there(self):
-        return self._writing or self.folder.is_dir()
-
-    def _manager(self):
-        if self._open is None:
+    @contextmanager
+    def _manager(self) -> Iterator[Any]:
+        """Orbax's manager, or `None` where there is nothing to read. While writing it
+        stays open until `close`."""
+        if self._open is None and (self._writing or self.folder.is_dir()):
             import orbax.checkpoint as ocp
             from orbax.checkpoint import checkpoint_managers as managers
 
-            # Its notes, and the pages that each of its threads writes of an error
-            # that is raised here anyway, in one sentence.
-            logging.getLogger("absl").setLevel(logging.CRITICAL)
-            if self._writing:
-                threading.excepthook = self._told_elsewhere
             keep = managers.AnyPreservationPolicy(
                 [
                     managers.LatestN(KEEP),
@@ -228,26 +229,107 @@ class Checkpoints:
                 create=self._writing,
                 cleanup_tmp_directories=self._writing,
             )
-            with explained(self.run_dir, writing=self._writing):
-                self._open = ocp.CheckpointManager(
-                    self.folder.resolve(), options=options
-                )
-        return self._open
+            with ExitStack() as hushed:
+                hushed.enter_context(_hush())
+                with explained(self.run_dir, writing=self._writing):
+                    self._open = ocp.CheckpointManager(
+                        self.folder.resolve(), options=options
+                    )
+                self._hushed = hushed.pop_all()
+        try:
+            yield self._open
+        finally:
+            if not self._writing:
+                self.close()
+
+
+_hushing = threading.Lock()
+_hushed: list[tuple[Any, int]] = []
+"""The hook and the level to come back to, once for each open manager."""
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Where one array cannot be read, the readers of the others complain for a while
-    that nobody waits for them."""
-    hook = sys.unraisablehook
+def _hush() -> Iterator[None]:
+    """Keeps back Orbax's notes, and the pages that each of its threads writes of an
+    error that is raised here anyway, in one sentence; all else is told as before."""
+    absl = logging.getLogger("absl")
+    with _hushing:
+        if not _hushed:
+            _hushed.append((threading.excepthook, absl.level))
+            threading.excepthook = _told_elsewhere
+            absl.setLevel(logging.CRITICAL)
+        else:
+            _hushed.append(_hushed[0])
     try:
         yield
-    except Exception:
-        sys.unraisablehook = lambda unraisable: None
-        time.sleep(0.5)
-        raise
     finally:
-        sys.unraisablehook = hook
+        with _hushing:
+            hook, level = _hushed.pop()
+            if not _hushed:
+                # Unless somebody has put something else there since.
+                if threading.excepthook is _told_elsewhere:
+                    threading.excepthook = hook
+                if absl.level == logging.CRITICAL:
+                    absl.setLevel(level)
+
+
+def _told_elsewhere(args):
+    if type(args.thread).__module__.startswith("orbax"):
+        return
+    hook = _hushed[0][0] if _hushed else threading.__excepthook__
+    hook(args)
+
+
+class _Strays:
+    """Complaints of readers whose event loop is gone.
+
+    Orbax reads all arrays at once, in an event loop that it closes when the first of
+    them fails. The others end on TensorStore's own threads some time later, find the
+    loop closed, and complain to `sys.unraisablehook`, from before the error arrives
+    here until the last of them has ended.
+    """
+
+    def __init__(self, hook):
+        self._hook, self._last = hook, time.monotonic()
+
+    def __call__(self, unraisable):
+        error, text = unraisable.exc_value, str(unraisable.exc_value)
+        closed = isinstance(error, RuntimeError) and text == "Event loop is closed"
+        # A reader that had not begun, where warnings are errors.
+        unbegun = isinstance(error, RuntimeWarning) and "never awaited" in text
+        if closed or unbegun:
+            self._last = time.monotonic()
+        else:
+            self._hook(unraisable)
+
+    def wait(self, calm: float = 1.0, most: float = 10.0) -> None:
+        """Until none has come for so many seconds; at most so many in all.
+
+        The error must be let go of before, since what it holds complains too, to
+        asyncio's log, when it is freed.
+        """
+        gc.collect()
+        end = time.monotonic() + most
+        self._last = time.monotonic()
+        while time.monotonic() < min(self._last + calm, end):
+            time.sleep(0.05)
+        gc.collect()
+
+
+@contextmanager
+def _strays() -> Iterator[_Strays]:
+    """Keeps back the complaints of readers whose event loop is gone."""
+    asyncio = logging.getLogger("asyncio")
+    hook, level = sys.unraisablehook, asyncio.level
+    strays = _Strays(hook)
+    sys.unraisablehook = strays
+    asyncio.setLevel(logging.CRITICAL)
+    try:
+        yield strays
+    finally:
+        if sys.unraisablehook is strays:
+            sys.unraisablehook = hook
+        asyncio.setLevel(level)
 
 
 def _loss(metrics):
@@ -264,6 +346,15 @@ def _describe(x: jax.Array) -> dict[str, Any]:
     whole = x.addressable_data(0) if x.is_fully_replicated else None
     crc = None if whole is None else zlib.crc32(np.asarray(whole).tobytes())
     return {"shape": list(x.shape), "dtype": str(x.dtype), "crc32": crc}
+
+
+def _kind(description):
+    """All that must agree: floating arrays may be of another precision."""
+    if description is None:
+        return None
+    shape, dtype = description
+    floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    return tuple(shape), "floating" if floating else dtype
 
 
 def _say(description) -> str:

@@ -48,7 +48,7 @@ class TrainConfig:
     - `accumulate`: in how many parts each device takes its share of a batch, one after
         another; more need less memory.
     - `learning_rate`: the peak of a cosine schedule with linear warm-up (AdamW).
-    - `weight_decay`: of AdamW.
+    - `weight_decay`: of AdamW, on weights alone (`jnode.train.state.decays`).
     - `seed`: of the weights, the order of the images and the noise.
     - `skip_nonfinite`: leave out a step whose loss or gradient is not finite, or whose
         loss is above `max_loss`, and go on; by default training stops there.

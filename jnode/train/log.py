@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,15 @@ def tensorboard_writer() -> Any:
 
 def peak_memory() -> dict[str, int]:
     """The most bytes in use so far: of the first device where it counts them
-    (`peak_device_bytes`), else of this process (`peak_process_bytes`)."""
+    (`peak_device_bytes`), else of this process (`peak_process_bytes`); empty where
+    the operating system does not count them either (Windows)."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return {"peak_device_bytes": int(stats["peak_bytes_in_use"])}
+    try:
+        import resource
+    except ImportError:  # not on Unix
+        return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # In bytes on macOS, in KiB elsewhere.
     return {"peak_process_bytes": peak if sys.platform == "darwin" else 1024 * peak}

@@ -5,7 +5,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode import data
+from jnode._lock import locked
 from jnode.data import Dataset
 from jnode.models import ODEClassifier
 from jnode.sharding import (
@@ -31,7 +32,7 @@ from jnode.train.errors import Interrupted, explained
 from jnode.train.files import write_tree
 from jnode.train.log import Log, Trace, peak_memory, tensorboard_writer
 from jnode.train.provenance import provenance
-from jnode.train.run_dir import RunDir, without_paths
+from jnode.train.run_dir import FORMAT, RunDir, without_paths
 from jnode.train.signals import caught_signals
 from jnode.train.state import TrainState, init_state, learning_rate
 from jnode.train.step import make_step
@@ -55,7 +56,8 @@ def train(
     """Trains a model and writes its run folder.
 
     A checkpoint is written after every epoch, and before stopping on Ctrl-C or SIGTERM.
-    A resumed run equals an uninterrupted one, on CPU bit for bit.
+    A resumed run equals an uninterrupted one, on CPU bit for bit. The folder is locked
+    meanwhile: one training at a time writes into it.
 
     **Arguments:**
 
@@ -71,9 +73,10 @@ def train(
 
     **Returns:** the trained model.
 
-    **Raises:** `FileExistsError` for a folder in use; `ValueError` for bad
-    configurations, a resumed run of another one, or checkpoints none of which can be
-    read; a `TrainingError` (`NonFiniteLossError`, `SolverFailedError`,
+    **Raises:** `FileExistsError` for a folder that holds something; `RuntimeError` for
+    one that another training writes into; `ValueError` for bad configurations, a
+    resumed run of another one, of another format or precision, or checkpoints none of
+    which can be read; a `TrainingError` (`NonFiniteLossError`, `SolverFailedError`,
     `OutOfMemoryError`); `StorageError`; `Interrupted`; what `jnode.data.load` raises.
     """
     run = RunDir(run_dir)
@@ -85,11 +88,8 @@ def train(
         )
     if profile < 0:
         raise ValueError(f"profile must be at least 0, not {profile}.")
-    if resume and run.read_config()[0] != without_paths(config):
-        raise ValueError(
-            f"{run.path} was started with another configuration: repeat its options, "
-            "or start anew with --overwrite."
-        )
+    if resume:
+        _check_resumable(run, config)
     if tensorboard:
         tensorboard_writer()
     share = check_divides(config.batch_size, mesh, accumulate=config.accumulate)
@@ -107,30 +107,62 @@ def train(
     state = init_state(
         config, image_shape=shape, classes=dataset.num_classes, total_steps=total
     )
-    if not resume and is_first():
-        run.create(overwrite=overwrite)
-        run.write_config(
-            config,
-            image_shape=shape,
-            classes=dataset.num_classes,
-            num_train=len(dataset),
-            **provenance(),
-        )
-    meet("the run folder is there")
-    progress = progress and is_first()
-    if progress:
-        print(_sizes(config, mesh, share))
-    with explained(run.path), closing(Checkpoints(run.path, writing=True)) as kept:
-        loop = _Loop(config, run, kept, total, mesh, checkpoint_every)
-        loop.start(state, resume=resume)
-        trace = Trace(run.path / "profile", begin=3, steps=profile)
-        log = Log(run.path, loop.done, tensorboard=tensorboard) if is_first() else None
-        bar = tqdm(total=total, initial=loop.done, disable=not progress, unit="step")
-        with bar, closing(log) if log else nullcontext(), closing(trace):
-            loop.run(dataset, log, trace, bar)
-        if is_first():
-            write_tree(run.path / "model.eqx", loop.state.model)
+    with _owned(run, resume=resume, overwrite=overwrite):
+        if not resume and is_first():
+            run.create(overwrite=overwrite)
+            run.write_config(
+                config,
+                image_shape=shape,
+                classes=dataset.num_classes,
+                num_train=len(dataset),
+                **provenance(),
+            )
+        meet("the run folder is there")
+        progress = progress and is_first()
+        if progress:
+            print(_sizes(config, mesh, share))
+        with closing(Checkpoints(run.path, writing=True)) as kept:
+            loop = _Loop(config, run, kept, total, mesh, checkpoint_every)
+            loop.start(state, resume=resume)
+            trace = Trace(run.path / "profile", begin=3, steps=profile)
+            log = None
+            if is_first():
+                log = Log(run.path, loop.done, tensorboard=tensorboard)
+            bar = tqdm(
+                total=total, initial=loop.done, disable=not progress, unit="step"
+            )
+            with bar, closing(log) if log else nullcontext(), closing(trace):
+                loop.run(dataset, log, trace, bar)
+            if is_first():
+                write_tree(run.path / "model.eqx", loop.state.model)
     return loop.state.model
+
+
+@contextmanager
+def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Keeps the folder for this training: of several processes, the first locks it."""
+    if is_first():
+        if not resume:
+            run.check_free(overwrite=overwrite)  # before a lock file is made there
+        run.check_links()
+    lock = locked(run.path, "training") if is_first() else nullcontext()
+    with explained(run.path), lock:
+        yield
+
+
+def _check_resumable(run: RunDir, config: TrainConfig) -> None:
+    there, facts = run.read_config()
+    if there != without_paths(config):
+        raise ValueError(
+            f"{run.path} was started with another configuration: repeat its options, "
+            "or start anew with --overwrite."
+        )
+    if facts["format"] != FORMAT:
+        raise ValueError(
+            f"{run.path} was started by an earlier jnode, in format {facts['format']}, "
+            "and would go on differently: finish it with that version, or start anew "
+            "with --overwrite."
+        )
 
 
 class _Loop:
@@ -145,7 +177,11 @@ class _Loop:
         self.step = make_step(config, total, mesh)
         key = jax.random.key_data(jax.random.key(config.seed + 1))
         # What, with the step, the order of the images and all noise follow from.
-        self.origin = {"seed": config.seed, "random_key": key.tolist()}
+        self.origin = {
+            "seed": config.seed,
+            "random_key": key.tolist(),
+            "jax_enable_x64": bool(jax.config.jax_enable_x64),
+        }
 
     def start(self, state: TrainState, *, resume: bool) -> None:
         self.state, self.tally = replicate((state, self._empty()), self.mesh)

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jnode.models import ODEClassifier
+from jnode.resolve import resolve
 from jnode.solvers import trajectory
 
 LOSSES = ("natural", "margin", "steady_state", "lyapunov")
@@ -86,7 +87,8 @@ def make_loss(config: LossConfig) -> Loss:
     """
 
     def loss(model, images, labels, keys):
-        model = model.bake()
+        # One pass: the bounds that the margin asks for come with the weights.
+        model, bounds = resolve(model)
         if config.inputs == "noise":
             images = _noisy(images, keys, config)
         elif config.inputs == "adversarial":
@@ -98,7 +100,7 @@ def make_loss(config: LossConfig) -> Loss:
             # Tsuzuku et al., NeurIPS 2018: the true class must win by what an image
             # within rho could take from it: sqrt(2) L rho for orthonormal rows.
             onehot = jax.nn.one_hot(labels, logits.shape[1])
-            logits = logits - 2**0.5 * model.lipschitz() * config.rho * onehot
+            logits = logits - 2**0.5 * bounds.lipschitz * config.rho * onehot
         entropy = optax.softmax_cross_entropy_with_integer_labels(
             config.temperature * logits, labels
         )

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import operator
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from jnode._lock import lock_name
+from jnode._versions import own_version
 from jnode.models import ODEClassifier
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig, from_dict
@@ -15,26 +18,49 @@ from jnode.train.files import read_tree, write_json
 from jnode.train.state import init_state
 from jnode.train.tally import empty
 
-FOLDERS = ("checkpoints", "damaged", "evaluation", "tensorboard", "profile")
+FORMAT = 2
+"""The number of the run folder's format. Folders without a number are of format 1,
+whose weight decay acted on all arrays; they are read as they are, and not resumed."""
+
 CONTENTS = (
+    # Training.
     "config.json",
     "metrics.jsonl",
     "model.eqx",
+    "checkpoints",
+    "damaged",
+    "tensorboard",
+    "profile",
+    # Evaluation and certificates.
+    "evaluation",
     "evaluation.json",
-    "report.html",
     "pictures.npz",
     "certificate.json",
     "certificate.png",
     "certificate-smoothed.json",
+    # Reports and studies.
+    "report.html",
+    "report.md",
+    "measured",
+    "row.json",
+    # Locks.
+    lock_name("training"),
+    lock_name("evaluation"),
 )
+"""Everything that the package writes into a run folder, files and folders."""
+
+_LOCKS = tuple(name for name in CONTENTS if name.endswith(".lock"))
+# What may lie in a folder before a run is there: a study writes the row of a cell that
+# failed too early to leave anything else.
+_NO_RUN = (*_LOCKS, "row.json")
 
 
 class RunDir:
     """The folder of a run.
 
-    It holds `config.json`, `metrics.jsonl`, `model.eqx` once training has ended, and
-    `checkpoints/`. Nothing in it can lead a reader or writer out of it: it names no
-    other folder, and links that leave it are refused.
+    It holds `config.json`, `metrics.jsonl`, `model.eqx` once training has ended,
+    `checkpoints/`, and what else `CONTENTS` names. Nothing in it can lead a reader or
+    writer out of it: it names no other folder, and links that leave it are refused.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -45,37 +71,67 @@ class RunDir:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def create(self, *, overwrite: bool) -> None:
-        """Makes the folder, or empties what a run left there.
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raises `FileExistsError` where `create` would."""
+        if not self.path.is_dir():
+            taken = self.path.exists()
+        else:
+            taken = any(self.unknown()) or any(
+                (self.path / name).exists() for name in CONTENTS if name not in _NO_RUN
+            )
+        if not taken:
+            return
+        if not overwrite:
+            raise FileExistsError(
+                f"{self.path} exists already: continue it with --resume, replace "
+                "it with --overwrite, or choose another folder."
+            )
+        if not (self.path / "config.json").is_file():
+            raise FileExistsError(
+                f"{self.path} is not a run folder, so --overwrite leaves it alone: "
+                "choose another folder."
+            )
 
-        **Raises:** `FileExistsError` where it holds anything and `overwrite` is off, or
-        where it holds something that no run wrote.
+    def create(self, *, overwrite: bool) -> None:
+        """Makes the folder, or with `overwrite` empties what a run left there.
+
+        What nothing of the package wrote stays there. The row that a study wrote of a
+        cell that failed before it began is no run, and no hindrance.
+
+        **Raises:** `FileExistsError` where it holds anything else and `overwrite` is
+        off, or where it holds something that no run wrote.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not overwrite:
-                raise FileExistsError(
-                    f"{self.path} exists already: continue it with --resume, replace "
-                    "it with --overwrite, or choose another folder."
-                )
-            if not (self.path / "config.json").is_file():
-                raise FileExistsError(
-                    f"{self.path} is not a run folder, so --overwrite leaves it alone: "
-                    "choose another folder."
-                )
-            self.check_links()
-            with explained(self.path):
-                for name in FOLDERS:
-                    if (self.path / name).exists():
-                        shutil.rmtree(self.path / name)
-                for name in CONTENTS:
-                    (self.path / name).unlink(missing_ok=True)
+        self.check_free(overwrite=overwrite)
+        self.check_links()
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            if not overwrite:
+                return
+            # Whoever overwrites holds the lock.
+            names = [name for name in CONTENTS if name not in _LOCKS]
+            for path in [self.path / name for name in names] + self._half_written():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def unknown(self) -> list[Path]:
+        """What lies in the folder and was not written by the package."""
+        known = {self.path / name for name in CONTENTS} | {*self._half_written()}
+        return sorted(path for path in self.path.iterdir() if path not in known)
+
+    def _half_written(self) -> list[Path]:
+        """Files that a killed process was writing, beside where they should be."""
+        return [
+            path
+            for path in self.path.glob(".*.tmp")
+            if path.name[1:].rsplit(".", 2)[0] in CONTENTS
+        ]
 
     def check_links(self) -> None:
         """Raises `ValueError` where a link would lead out of the folder."""
         root = self.path.resolve()
-        for name in (*CONTENTS, *FOLDERS):
+        for name in CONTENTS:
             target = (self.path / name).resolve()
             if not target.is_relative_to(root):
                 raise ValueError(
@@ -87,18 +143,22 @@ class RunDir:
         """Writes `config.json`: the configuration, and facts about data and machine.
 
         Without `data.dir`: where the data lie belongs to the machine, not to the run.
+        Among the facts may be the `format` of another run that this is made of; by
+        default it is `FORMAT`.
         """
-        content = {"train": dataclasses.asdict(without_paths(config)), **facts}
+        train = dataclasses.asdict(without_paths(config))
+        content = {"format": FORMAT, "train": train, **facts}
         with explained(self.path):
             write_json(self.path / "config.json", content)
 
     def read_config(self) -> tuple[TrainConfig, dict[str, Any]]:
-        """The configuration, and the facts written with it.
+        """The configuration, and the facts written with it, `format` among them.
 
         A `data.dir` in it is not followed: it is read as `None`.
 
         **Raises:** `FileNotFoundError` for a folder that is not a run, `ValueError` for
-        a damaged `config.json`, or links that lead out of the folder.
+        a damaged `config.json`, a format newer than `FORMAT`, or links that lead out of
+        the folder.
         """
         self.check_links()
         path = self.path / "config.json"
@@ -108,7 +168,17 @@ class RunDir:
                 "Train one with scripts/train.py."
             )
         try:
-            facts = json.loads(path.read_text())
+            facts = {"format": 1, **json.loads(path.read_text())}
+            number = operator.index(facts["format"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        if number > FORMAT:
+            raise ValueError(
+                f"{self.path} was written by a newer jnode, in format {number}, and "
+                f"this version, {own_version()}, reads formats up to {FORMAT}: upgrade "
+                "jnode."
+            )
+        try:
             config = without_paths(from_dict(TrainConfig, facts.pop("train")))
             facts["image_shape"] = tuple(facts["image_shape"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -122,7 +192,11 @@ def without_paths(config: TrainConfig) -> TrainConfig:
 
 
 def load(run_dir: str | os.PathLike, *, best: bool = False) -> ODEClassifier:
-    """The trained model of a run, baked: ready for `jax.jit(jax.vmap(model))`.
+    """The trained model of a run, as it was trained: constrained.
+
+    It is ready for `jax.jit(jax.vmap(model))`, `jax.grad` and further training, and
+    what is certified of it stays true whatever becomes of its weights. `jnode.resolve`
+    gives an equal model that is quicker to call many times.
 
     **Arguments:** a folder that `scripts/train.py` or `jnode.train.train` wrote;
     whether to take the checkpoint with the lowest training loss in place of the last
@@ -149,11 +223,11 @@ def load(run_dir: str | os.PathLike, *, best: bool = False) -> ODEClassifier:
         like = (state, empty(config.loss))
         found = run.checkpoints.restore(like, {}, step)
         assert found is not None
-        return found[0][0].model.bake()
+        return found[0][0].model
     path = run.path / "model.eqx"
     if not path.is_file():
         raise FileNotFoundError(
             f"{run.path} has no model.eqx: its training has not ended; continue it "
             "with scripts/train.py --resume."
         )
-    return read_tree(path, state.model).bake()
+    return read_tree(path, state.model)

@@ -5,9 +5,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
-from jnode.models import ODEClassifier, build
+from jnode.linear import (
+    AbstractLinear,
+    AOLConv,
+    AOLDense,
+    NewtonSchulzConv,
+    NewtonSchulzDense,
+    RescaledConv,
+    RescaledDense,
+)
+from jnode.models import Head, ODEClassifier, build
 from jnode.train.config import TrainConfig
 
 
@@ -38,9 +47,67 @@ def learning_rate(config: TrainConfig, total_steps: int, step: int) -> float:
 def make_optimizer(
     config: TrainConfig, total_steps: int
 ) -> optax.GradientTransformation:
-    """AdamW on `make_schedule`."""
+    """AdamW on `make_schedule`, whose decay acts on the weights that `decays` names."""
     schedule = make_schedule(config, total_steps)
-    return optax.adamw(schedule, weight_decay=config.weight_decay)
+    return optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
+
+
+# Maps that divide their weight by its own size, so that it has no effect.
+_NORMALISED = (
+    RescaledDense,
+    RescaledConv,
+    AOLDense,
+    AOLConv,  # and SLL's maps, which are AOL's with weights of the rows
+    NewtonSchulzDense,
+    NewtonSchulzConv,
+)
+_WEIGHTS = ("weight", "kernel", "matrix")
+
+
+def decays(model: PyTree) -> PyTree[bool]:
+    """Which of a model's arrays weight decay acts on: the weights of its linear maps.
+
+    That is, an array called `weight`, `kernel` or `matrix` that belongs to a linear
+    map of `jnode.linear`, a layer `eqx.nn.Linear` or `eqx.nn.Conv`, or a head; unless
+    its owner divides it by its own size (a head whose rows have norm 1, the constraints
+    rescaled, aol, sll and newton_schulz), where decay would only raise the learning
+    rate. All other arrays are left alone: biases, scales of group norm, learned
+    Lipschitz constants, `log_q`, angles, time coefficients, and whatever a new kind of
+    module brings. Ranks do not count, since a `PiecewiseField` stacks its pieces.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _decays(*_owner(model, path)), model
+    )
+
+
+def _owner(model: PyTree, path: tuple) -> tuple[object, str]:
+    """The innermost module on a path to a leaf, and the name of its field there."""
+    owner, name, node = None, "", model
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            owner, name = node, key.name
+            node = getattr(node, key.name)
+        elif isinstance(key, jax.tree_util.SequenceKey):
+            node = node[key.idx]
+        else:
+            node = node[key.key]
+    return owner, name
+
+
+def _decays(owner: object, name: str) -> bool:
+    if name not in _WEIGHTS:
+        return False
+    if isinstance(owner, Head):
+        return not owner.unit_norm
+    if isinstance(owner, AbstractLinear):
+        return not isinstance(owner, _NORMALISED)
+    return isinstance(owner, (eqx.nn.Linear, eqx.nn.Conv))
+
+
+def dtype_of(model: PyTree) -> jnp.dtype:
+    """The type of a model's numbers: the longest of its floating arrays'."""
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return jnp.result_type(*leaves)
 
 
 def init_state(

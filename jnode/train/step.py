@@ -11,7 +11,7 @@ from jnode import data
 from jnode.sharding import averaged
 from jnode.train.config import TrainConfig
 from jnode.train.losses import Loss, make_loss
-from jnode.train.state import TrainState, make_optimizer
+from jnode.train.state import TrainState, dtype_of, make_optimizer
 
 
 def make_step(
@@ -37,7 +37,7 @@ def make_step(
     def step(batch, state: TrainState):
         images, labels = batch
         augment_key, loss_key = jax.random.split(jax.random.fold_in(root, state.step))
-        images = data.to_float(images)
+        images = data.to_float(images, dtype_of(state.model))
         if config.data.flip or config.data.pad:
             images = data.augment(
                 images, augment_key, flip=config.data.flip, pad=config.data.pad

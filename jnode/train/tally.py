@@ -45,6 +45,8 @@ def add(tally: Tally, metrics: dict[str, Array], step: Int[Array, ""]) -> Tally:
     """With one step more: what `make_step` told of it, and its number from 1."""
     metrics = dict(metrics)
     bad = metrics.pop("bad")
+    # Under jax_enable_x64 some are longer: the sums keep their type, step after step.
+    metrics = {k: v.astype(tally.sums[k].dtype) for k, v in metrics.items()}
     first = bad & (tally.bad_step == 0)
     return Tally(
         {k: v + jnp.where(bad, 0, metrics[k]) for k, v in tally.sums.items()},

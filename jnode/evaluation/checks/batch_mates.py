@@ -34,13 +34,13 @@ def batch_mates(
     **Returns:** per company, the share of predictions that change and the largest
     relative change of the logits; words and flags.
     """
-    x = jnp.asarray(images, jnp.float32)[:samples]
+    x = jnp.asarray(images)[:samples]
     n = len(x)
     here = np.asarray(_logits(model, x))
     scale = max(1.0, float(np.nanmax(np.abs(here))))
     key = jr.key(seed)
     # Strangers that are hard to solve for: noise of full contrast.
-    noise = jr.bernoulli(key, 0.5, x.shape).astype(jnp.float32)
+    noise = jr.bernoulli(key, 0.5, x.shape).astype(x.dtype)
     half = -(-n // 2)
     first = jnp.concatenate([x[:half], noise[half:]])
     second = jnp.concatenate([noise[:half], x[half:]])

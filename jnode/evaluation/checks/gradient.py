@@ -56,7 +56,7 @@ def gradient(
     each step, the precision, the noise level of the differences (relative, of rounding,
     at the second step), words and flags.
     """
-    x = jnp.asarray(images, jnp.float32)[:samples]
+    x = jnp.asarray(images)[:samples]
     y = jnp.asarray(labels)[:samples]
     g = np.asarray(_gradient(model, x, y), np.float64)
     size = np.sqrt(np.sum(g**2, axis=(1, 2, 3), keepdims=True))
@@ -118,7 +118,7 @@ def held_steps(
     **Returns:** the largest relative difference to the gradient of the fixed-step model
     that takes the same steps (`ODEClassifier.freeze`).
     """
-    x = jnp.asarray(images, jnp.float32)[:samples]
+    x = jnp.asarray(images)[:samples]
     y = jnp.asarray(labels)[:samples]
     ours = np.asarray(_gradient(Batched(model), x, y), np.float64)
     found = []
@@ -155,7 +155,7 @@ def _quotients(model, x, y, directions):
                 return _differences(np.asarray(values), STEPS64, "float64")
     except TypeError:
         pass  # an operation that takes float32 alone
-    moves = jnp.asarray(_moves(directions, STEPS32), jnp.float32)
+    moves = jnp.asarray(_moves(directions, STEPS32), x.dtype)
     values = np.asarray(_values(model, x, y, moves), np.float64)
     return _differences(values, STEPS32, "float32")
 

@@ -43,7 +43,7 @@ def longer(
     **Returns:** a row for each; words, and a flag where they disagree: many steps that
     break far more say that few had not converged, and fewer that gradients mislead.
     """
-    x, y = jnp.asarray(images, jnp.float32), jnp.asarray(labels)
+    x, y = jnp.asarray(images), jnp.asarray(labels)
     rows = []
     for count in steps:
         attack = Transfer(model, "itself", epsilon, norm=norm, steps=count)

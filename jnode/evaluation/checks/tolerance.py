@@ -38,7 +38,7 @@ def tolerance(
 
     **Returns:** a row for each other solver; words and flags.
     """
-    clean, attacked = (jnp.asarray(x, jnp.float32) for x in (images, attacked))
+    clean, attacked = (jnp.asarray(x) for x in (images, attacked))
     here = [np.asarray(classes(model, x)) for x in (clean, attacked)]
     rows, flags, said = {}, [], []
     for name, factor in (("finer", 10.0), ("coarser", 0.1)):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jnode.attacks import AbstractAttack
 from jnode.attacks.one_batch import check_budget
 from jnode.evaluation.ascent import ascend
+from jnode.fields.piecewise import jumps
 from jnode.solvers import Solver, solve
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Hardness(eqx.Module):
 
     def one(self, image: Float[Array, "height width channels"]) -> Float[Array, " two"]:
         y0 = self.model.encoder(image)
-        n = getattr(self.model.field, "count", 1)
+        n = len(jumps(self.model.field)) + 1
         one, two = (
             solve(self.model.field, y0, Solver("rk4", steps=k * n)).y for k in (1, 2)
         )
@@ -82,7 +83,7 @@ def work(
 
     **Returns:** mean and largest number of steps and NFE of each; words and flags.
     """
-    clean, attacked = (jnp.asarray(x, jnp.float32) for x in (images, attacked))
+    clean, attacked = (jnp.asarray(x) for x in (images, attacked))
     kinds = {"clean": clean, "attacked": attacked}
     if model.solver.adaptive:
         kinds["attacked_for_cost"] = _costly(model, clean, attack, key)

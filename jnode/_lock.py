@@ -1,0 +1,99 @@
+"""Folders and files that one process at a time may write.
+
+The operating system holds these locks and drops them when the process ends, however
+it ends, so that nothing has to be cleared away after a crash.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PAUSE = 0.2
+"""Seconds between two attempts to get a lock, where the system cannot wait for it."""
+
+# File systems without locks (some network mounts): the work goes on unguarded.
+_WITHOUT_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}
+
+
+class FolderInUse(RuntimeError):
+    """Another process, or another thread of this one, writes into the folder."""
+
+    exit_code = 2
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Keeps a folder for one `what` at a time, for the length of the block.
+
+    **Arguments:** the folder, which is made if it is not there; what writes into it
+    ("training", "evaluation"): each has a lock of its own, `lock_name(what)` in the
+    folder, which stays there when the block ends.
+
+    **Raises:** `FolderInUse`, a `RuntimeError`, at once where another holds the lock;
+    `OSError` where the folder cannot be written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with claimed(path / lock_name(what), wait=False) as mine:
+        if not mine:
+            raise FolderInUse(
+                f"{path} is in use: another {what} writes into it. Wait until it has "
+                "ended, or choose another folder."
+            )
+        yield
+
+
+def lock_name(what: str) -> str:
+    """The name of the lock file of `locked`."""
+    return f".{what}.lock"
+
+
+@contextmanager
+def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether the block alone holds the lock on a file, which is made if need be.
+
+    **Arguments:** the file, of which nothing is read or written; whether to wait until
+    nobody else holds it, in which case the answer is always yes.
+
+    Where the file system knows no locks the answer is yes too.
+    """
+    # A link there is not followed, since a run folder may be somebody else's.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    file = os.open(path, flags, 0o666)
+    try:
+        mine = _take(file)
+        while wait and not mine:
+            time.sleep(PAUSE)
+            mine = _take(file)
+        yield mine
+    finally:
+        os.close(file)  # and with it the lock
+
+
+def _take(file: int) -> bool:
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            return True
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise
+    return True

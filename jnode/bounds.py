@@ -1,0 +1,237 @@
+r"""What is known of a vector field: its constants as one value, with its algebra.
+
+Every operation rounds outwards, so a bound computed in float32 or float64 holds in
+exact arithmetic.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jnode.linear._rounding import unit_roundoff
+
+# How far a claim may exceed what its Lipschitz constant allows before it is called
+# false: more than rounding can explain, in float32.
+_TOLERANCE = 1e-4
+
+
+class Bounds(eqx.Module):
+    r"""Certified bounds of a vector field $f(t, \cdot)$, holding at every $t$.
+
+    All are of the L2 norm of the ravelled state, and hold for every Jacobian $J$ of the
+    field (or, where it has none, for every difference quotient).
+
+    - `lipschitz`: $L \ge \|J\|_2$; `inf` where none is known.
+    - `log_norm`: two numbers $(\mu_-, \mu_+)$ between which all eigenvalues of
+      $(J + J^\top)/2$ lie. $\mu_+$ bounds the logarithmic norm of $f$ from above, and
+      $-\mu_-$ that of $-f$, the field of reversed time (Söderlind, BIT 2006).
+    - `cocoercivity`: $c \ge 0$ with $\langle f(y) - f(z), y - z\rangle \le
+      -c\,\|f(y) - f(z)\|^2$, which is what explicit Runge-Kutta steps need to be
+      nonexpansive (Sherry et al., 2024, arXiv 2306.17332); 0 where none is known.
+
+    Bounds add up (`+`), take factors of either sign (`*`), compose (`@`), and follow a
+    field through a linear map (`congruence`).
+    """
+
+    lipschitz: Float[Array, "*stack"]
+    log_norm: tuple[Float[Array, "*stack"], Float[Array, "*stack"]]
+    cocoercivity: Float[Array, "*stack"]
+
+    def __init__(
+        self,
+        lipschitz: ArrayLike,
+        log_norm: tuple[ArrayLike, ArrayLike] | None = None,
+        cocoercivity: ArrayLike = 0.0,
+    ):
+        r"""**Arguments:**
+
+        - `lipschitz`: at least 0, or `inf`.
+        - `log_norm`: $(\mu_-, \mu_+)$, each within $[-L, L]$ or infinite; by default
+          $(-L, L)$, which is what the Lipschitz constant alone tells.
+        - `cocoercivity`: at least 0 and at most $1/L$. Where $\mu_+ < 0$ a cocoercivity
+          of $-\mu_+/L^2$ follows, which is taken if it is larger.
+
+        **Raises:** `ValueError` for numbers that contradict each other, `TypeError`
+        for another type than float32 or float64.
+        """
+        low, high = (-np.inf, np.inf) if log_norm is None else log_norm
+        dtype = _dtype(lipschitz, low, high, cocoercivity)
+        lipschitz, high = _up(lipschitz, dtype), _up(high, dtype)
+        low, c = -_up(_negated(low), dtype), -_up(_negated(cocoercivity), dtype)
+        _check(lipschitz, low, high, c)
+        self.lipschitz = lipschitz
+        low = jnp.maximum(low, -lipschitz)
+        high = jnp.minimum(high, lipschitz)
+        self.log_norm = (low, high)
+        self.cocoercivity = jnp.maximum(c, _contraction(high, lipschitz))
+
+    def __add__(self, other: "Bounds") -> "Bounds":
+        """Of $f + g$.
+
+        Constants and logarithmic norms add up. The cocoercivity is the harmonic sum,
+        as $|u|^2/a + |v|^2/b \\ge |u + v|^2/(a + b)$.
+        """
+        (a, b), (c, d) = self.log_norm, other.log_norm
+        inverse = _sum(_inverse(self.cocoercivity), _inverse(other.cocoercivity))
+        return Bounds(
+            up(_sum(self.lipschitz, other.lipschitz)),
+            (-_outward(-a, -c), _outward(b, d)),
+            down(1 / up(inverse)),
+        )
+
+    def __mul__(self, factor: float) -> "Bounds":
+        """Of $a f$ for a finite number $a$ of either sign."""
+        if not np.isfinite(factor):
+            raise ValueError(f"factor must be finite, not {factor!r}.")
+        if factor == 0:
+            zero = jnp.zeros_like(self.lipschitz)
+            return Bounds(zero, (zero, zero), zero)
+        size, (low, high) = abs(float(factor)), self.log_norm
+        c = self.cocoercivity
+        if factor < 0:
+            # The field of reversed time: what contracts forward expands backward.
+            low, high, c = -high, -low, jnp.zeros_like(c)
+        return Bounds(
+            up(size * self.lipschitz),
+            (down(size * low), up(size * high)),
+            down(c / size),
+        )
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Bounds":
+        """Of $-f$: the field in reversed time."""
+        return -1.0 * self
+
+    def __matmul__(self, inner: "Bounds") -> "Bounds":
+        """Of $f(t, g(t, y))$: the constants multiply, and nothing else is known."""
+        return Bounds(up(_times(self.lipschitz, inner.lipschitz)))
+
+    def congruence(self, norm: Float[Array, "*stack"]) -> "Bounds":
+        r"""Of $W^\top f(t, Wy)$ with $\|W\|_2 \le$ `norm`.
+
+        Its Jacobian is $W^\top J W$, so a logarithmic norm of at most 0 stays one, and
+        $c$-cocoercivity becomes $c/\|W\|^2$-cocoercivity.
+        """
+        square = up(norm**2)
+        low, high = self.log_norm
+        return Bounds(
+            up(_times(square, self.lipschitz)),
+            (
+                down(-_times(square, jnp.maximum(-low, 0))),
+                up(_times(square, jnp.maximum(high, 0))),
+            ),
+            jnp.where(self.cocoercivity > 0, down(self.cocoercivity / square), 0),
+        )
+
+    def over_time(self) -> "Bounds":
+        """What holds at all times, of bounds that are stacked along a first axis."""
+        low, high = self.log_norm
+        return Bounds(
+            jnp.max(self.lipschitz, axis=0),
+            (jnp.min(low, axis=0), jnp.max(high, axis=0)),
+            jnp.min(self.cocoercivity, axis=0),
+        )
+
+
+def up(bound: Float[Array, "*stack"]) -> Float[Array, "*stack"]:
+    """Not below what a few products and sums of like sign gave, rounding included."""
+    size = jnp.where(jnp.isfinite(bound), jnp.abs(bound), 0)
+    return bound + 32 * unit_roundoff(bound.dtype) * size
+
+
+def down(bound: Float[Array, "*stack"]) -> Float[Array, "*stack"]:
+    """Not above what a few products and sums of like sign gave, rounding included."""
+    return -up(-bound)
+
+
+def _sum(x, y):
+    dtype = _dtype(x, y)
+    return x.astype(dtype) + y.astype(dtype)
+
+
+def _outward(x, y):
+    # Terms of both signs: the allowance is relative to their sizes.
+    size = _sum(jnp.abs(x), jnp.abs(y))
+    size = jnp.where(jnp.isfinite(size), size, 0)
+    return _sum(x, y) + 32 * unit_roundoff(size.dtype) * size
+
+
+def _times(x, y):
+    """A product of non-negative bounds in which 0 times unknown is 0."""
+    dtype = _dtype(x, y)
+    x, y = x.astype(dtype), y.astype(dtype)
+    zero = (x == 0) | (y == 0)
+    return jnp.where(zero, 0, x * jnp.where(zero, 0, y))
+
+
+def _inverse(c):
+    return jnp.where(c > 0, 1 / jnp.where(c > 0, c, 1), jnp.inf)
+
+
+def _contraction(high, lipschitz):
+    r"""$c = -\mu / L^2$ where $\mu < 0$: then $\langle\Delta f, \Delta y\rangle \le
+    \mu\|\Delta y\|^2 \le -c\|\Delta f\|^2$; 0 elsewhere."""
+    contracts = high < 0
+    square = jnp.where(contracts, up(lipschitz**2), 1)
+    return jnp.where(contracts, down(-high / square), 0)
+
+
+def _negated(x):
+    return -x if isinstance(x, jax.Array) else -np.asarray(x)
+
+
+def _dtype(*values: ArrayLike) -> np.dtype:
+    """The type of the arrays among these; numbers take on the type of what they meet.
+
+    **Raises:** `TypeError` for half precision.
+    """
+    found = [np.dtype(x.dtype) for x in values if isinstance(x, jax.Array)]
+    found = [x for x in found if jnp.issubdtype(x, jnp.floating)]
+    for dtype in found:
+        unit_roundoff(dtype)
+    return np.result_type(*found) if found else jnp.zeros(()).dtype
+
+
+def _up(x: ArrayLike, dtype: np.dtype) -> Array:
+    """As an array, rounded up where its type is shorter than what was given."""
+    if isinstance(x, jax.Array):
+        return x.astype(dtype)
+    exact = np.asarray(x)
+    short = np.asarray(exact, dtype)
+    below = short.astype(np.float64) < exact.astype(np.float64)
+    above = np.nextafter(short, np.asarray(np.inf, dtype))
+    return jnp.asarray(np.where(below, above, short))
+
+
+def _check(lipschitz, low, high, c):
+    if any(isinstance(x, jax.core.Tracer) for x in (lipschitz, low, high, c)):
+        return
+    values = [np.asarray(x, np.float64) for x in (lipschitz, low, high, c)]
+    lip, low, high, c = values
+    if not np.all(lip >= 0):
+        raise ValueError(f"lipschitz must be at least 0, not {lip}.")
+    if not np.all(low <= high):
+        raise ValueError(
+            f"log_norm must be a lower and an upper bound, in this order, not ({low}, "
+            f"{high})."
+        )
+    largest = lip * (1 + _TOLERANCE)
+    for value in (low, high):
+        if np.any(np.isfinite(value) & (np.abs(value) > largest)):
+            raise ValueError(
+                f"log_norm must lie within -lipschitz and lipschitz, which is {lip}; "
+                f"{value} does not: one of the two claims is wrong."
+            )
+    if not np.all(c >= 0):
+        raise ValueError(f"cocoercivity must be at least 0, not {c}.")
+    with np.errstate(divide="ignore"):
+        most = 1 / lip * (1 + _TOLERANCE)
+    if np.any(c > most):
+        raise ValueError(
+            f"cocoercivity must be at most 1 / lipschitz = {1 / lip}, not {c}: a field "
+            "that is c-cocoercive has a Lipschitz constant of 1 / c."
+        )

@@ -1,0 +1,96 @@
+"""In what arithmetic a certificate is computed, and what it takes for granted."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from jnode.fields.certified import Certified
+from jnode.linear._rounding import unit_roundoff
+
+
+def check_certifiable(*trees: PyTree) -> None:
+    """Raises `TypeError` where a type is none in which something can be certified."""
+    for leaf in jax.tree.leaves(eqx.filter(trees, eqx.is_array)):
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            unit_roundoff(leaf.dtype)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products in full, a user's own included.
+
+    Unless they are told otherwise, float32 arrays multiply in TF32 on GPUs from Ampere
+    on, and in bfloat16 on TPUs.
+    """
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def certifying(function: Callable) -> Callable:
+    """The function in full precision; on a TPU, whose float32 products are made of
+    bfloat16 ones, it is computed on the host's CPU from the same weights.
+
+    Inside a traced function the device is the caller's to choose.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        with full_precision():
+            leaves = jax.tree.leaves((args, kwargs))
+            traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+            if traced or jax.default_backend() != "tpu":
+                return function(*args, **kwargs)
+            host = jax.devices("cpu")[0]
+            move = lambda x: jax.device_put(x, host) if eqx.is_array(x) else x  # noqa: E731
+            args, kwargs = jax.tree.map(move, (args, kwargs))
+            with jax.default_device(host):
+                return function(*args, **kwargs)
+
+    return wrapped
+
+
+def arithmetic() -> dict[str, str]:
+    """What a certificate records of the arithmetic that it was computed in."""
+    backend = jax.default_backend()
+    return {
+        "backend": "cpu" if backend == "tpu" else backend,
+        "matmul_precision": "highest",
+    }
+
+
+def assumptions(model: PyTree) -> list[str]:
+    """What a certificate of the model takes for granted, a sentence each.
+
+    Bounds of `jnode.Certified` fields, and of fields, maps and activations that are not
+    this package's own, are claims that nothing here verifies.
+    """
+    found = []
+
+    def visit(x):
+        kind = type(x)
+        if isinstance(x, Certified):
+            name = getattr(x.fn, "__name__", type(x.fn).__name__)
+            found.append(f"the bounds of the field {name} are as its author claims")
+        elif _foreign(kind) and any(
+            hasattr(x, name) for name in ("bounds", "lipschitz", "norm")
+        ):
+            found.append(f"the bounds of {kind.__name__} are as its author claims")
+        children = jax.tree.leaves(x, is_leaf=lambda y: y is not x)
+        if len(children) != 1 or children[0] is not x:
+            for child in children:
+                visit(child)
+
+    visit(model)
+    return list(dict.fromkeys(found))
+
+
+def _foreign(kind: Any) -> bool:
+    return issubclass(kind, eqx.Module) and kind.__module__.split(".")[0] not in (
+        "jnode",
+        "equinox",
+    )

@@ -1,0 +1,87 @@
+"""Anybody's callable as a field, with bounds that its author vouches for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from jnode.bounds import Bounds
+from jnode.fields.base import AbstractVectorField
+
+
+class Certified(AbstractVectorField):
+    r"""A field $f(t, y, \mathrm{args})$ of your own, with bounds derived from it.
+
+    ```python
+    field = jnode.Certified(mlp, bounds=lambda mlp: jnode.Bounds(lipschitz_of(mlp)))
+    ```
+
+    The bounds are computed from `fn` whenever they are asked for, so that they stay
+    true when its weights change. That the formula is right is an assumption, which
+    certificates and reports list as such.
+    """
+
+    fn: Callable
+    claim: Callable[[Any], Bounds]
+
+    def __init__(self, fn: Callable, bounds: Callable[[Any], Bounds] | Bounds):
+        """**Arguments:**
+
+        - `fn`: any callable `fn(t, y, args)`: a function, or an Equinox module whose
+          arrays are then trained. The maps of `jnode.linear` in it are computed once a
+          solve.
+        - `bounds`: a function of `fn` that gives its `Bounds`, of the L2 norm of the
+          ravelled state. Plain `Bounds` are taken only where `fn` holds no array that
+          could change.
+
+        **Raises:** `TypeError` for an `fn` or `bounds` that is neither; `ValueError`
+        for plain bounds of an `fn` that holds inexact arrays.
+        """
+        if not callable(fn):
+            raise TypeError(
+                f"fn must be callable as fn(t, y, args), not {type(fn).__name__}."
+            )
+        if isinstance(bounds, Bounds):
+            if jax.tree.leaves(eqx.filter(fn, eqx.is_inexact_array)):
+                raise ValueError(
+                    "bounds must be a function of fn, as lambda fn: jnode.Bounds(...), "
+                    "since fn holds arrays: plain numbers would stay as they are when "
+                    "the arrays change."
+                )
+            bounds = _Constant.of(bounds)
+        elif not callable(bounds):
+            raise TypeError(
+                "bounds must be a function of fn that gives jnode.Bounds, or such "
+                f"bounds, not {type(bounds).__name__}."
+            )
+        self.fn, self.claim = fn, bounds
+
+    def __call__(self, t: Any, y: PyTree, args: Any = None) -> PyTree:
+        return self.fn(t, y, args)
+
+    def bounds(self) -> Bounds:
+        """**Raises:** `TypeError` where the function gave something else."""
+        found = self.claim(self.fn)
+        if not isinstance(found, Bounds):
+            raise TypeError(
+                f"bounds must give jnode.Bounds, not {type(found).__name__}."
+            )
+        return found
+
+
+class _Constant(eqx.Module):
+    """Bounds as numbers that no transformation of arrays reaches."""
+
+    numbers: tuple[float, float, float, float] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, bounds: Bounds) -> "_Constant":
+        values = (bounds.lipschitz, *bounds.log_norm, bounds.cocoercivity)
+        lipschitz, low, high, c = (float(x) for x in values)
+        return cls((lipschitz, low, high, c))
+
+    def __call__(self, fn: Any) -> Bounds:
+        lipschitz, low, high, c = self.numbers
+        return Bounds(lipschitz, (low, high), c)

@@ -1,0 +1,351 @@
+"""What every attack takes: shapes, types and ranges; and what it compiles."""
+
+import contextlib
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from jnode import attacks
+from jnode.attacks.base import NORMS, loss_and_gradient, misclassified
+from jnode.attacks.minimum import AbstractMinimumNorm
+from jnode.attacks.norms import size
+from jnode.attacks.registry import ATTACKS, make
+from jnode.evaluation import Transfer, evaluate
+
+SHAPE, CLASSES = (4, 4, 3), 4
+FEW = {"steps": 3, "restarts": 2}
+OPTIONS = dict.fromkeys(
+    ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "cw", "square"), FEW
+) | {"mi-fgsm": {"steps": 3}, "deepfool": {"steps": 3}}
+CASES = [
+    (name, norm)
+    for name in ATTACKS
+    for norm in (NORMS if name in OPTIONS or name == "fgsm" else ("linf",))
+    if norm == "l2" or name != "cw"
+]
+
+
+def build(name, norm="linf"):
+    epsilon = 1 if name in {c.name for c in attacks.CORRUPTIONS} else 0.05
+    return make(name, epsilon=epsilon, norm=norm, **OPTIONS.get(name, {}))
+
+
+class Network(eqx.Module):
+    """One hidden layer; it computes in the dtype of its weights."""
+
+    first: jax.Array
+    second: jax.Array
+
+    def __init__(self, dtype=jnp.float32):
+        one, two = jr.split(jr.key(0))
+        n = math.prod(SHAPE)
+        self.first = jr.normal(one, (n, 8), jnp.float32).astype(dtype)
+        self.second = 3 * jr.normal(two, (8, CLASSES), jnp.float32).astype(dtype)
+
+    def __call__(self, images):
+        x = images.astype(self.first.dtype).reshape(len(images), -1) - 0.5
+        return jnp.tanh(x @ self.first) @ self.second
+
+
+def problem(dtype=jnp.float32, n=6):
+    images = jr.uniform(jr.key(1), (n, *SHAPE), jnp.float32).astype(dtype)
+    labels = jnp.argmax(Network()(images.astype(jnp.float32)), axis=1)
+    return images, labels.at[:1].add(1) % CLASSES
+
+
+# Types.
+
+
+@pytest.mark.parametrize(
+    ("dtype", "model_dtype"),
+    [("float32", "float32"), ("float64", "float64"), ("float64", "float32")],
+)
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_double_precision(x64, name, norm, dtype, model_dtype):
+    model, attack = Network(model_dtype), build(name, norm)
+    images, labels = problem(dtype)
+    found = attack(model, images, labels, key=jr.key(0))
+    assert found.dtype == images.dtype and found.shape == images.shape
+    assert found.min() >= 0 and found.max() <= 1
+    if attack.norm in NORMS:
+        assert size(found - images, attack.norm).max() <= 0.05 + 1e-6
+    assert (found[0] == images[0]).all()  # misclassified before
+    if isinstance(attack, AbstractMinimumNorm):
+        near, distance = attack.nearest(model, images, labels, key=jr.key(0))
+        assert near.dtype == distance.dtype == images.dtype and distance[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_double_precision_of_run_and_evaluate(x64, dtype):
+    model = Network(dtype)
+    images, labels = problem(dtype)
+    every = [build(name, "l2") for name in ATTACKS]
+    found = attacks.run(
+        model, images, labels, every, key=jr.key(0), batch_size=4, progress=False
+    )
+    assert found.adversarial.dtype == images.dtype
+    transfer = Transfer(model, "itself", 0.05, steps=3)
+    result = evaluate(
+        model, images, labels, [*every, transfer], batch_size=4, progress=False
+    )
+    assert result.attacked[0].shown.dtype == images.dtype
+    assert len(result.summary["attacks"]) == len(every) + 1
+    assert result.summary["clean_accuracy"] == 5 / 6
+
+
+def test_double_precision_of_a_neural_ode(x64):
+    from tests.helpers import small_model
+
+    model = attacks.Batched(small_model(jr.key(0)).bake())
+    images = np.asarray(jr.uniform(jr.key(1), (4, 8, 8, 1)))
+    assert images.dtype == np.float64
+    labels = np.asarray(jnp.argmax(model(jnp.asarray(images)), axis=1))
+    few = [attacks.PGD(0.05, steps=2), attacks.Square(0.05, norm="l2", steps=2)]
+    result = evaluate(model, images, labels, few, batch_size=4, progress=False)
+    assert result.summary["clean_accuracy"] == 1
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_logits_of_half_precision(name, norm):
+    images, labels = problem()
+    found = build(name, norm)(Network("bfloat16"), images, labels, key=jr.key(0))
+    assert found.dtype == jnp.float32
+    assert found.min() >= 0 and found.max() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_inside_losses_run_and_evaluate(dtype):
+    model = Network(dtype)
+    images, labels = problem()
+    losses, logits, gradient = loss_and_gradient(model, images, labels)
+    assert losses.dtype == logits.dtype == gradient.dtype == jnp.float32
+    few = [attacks.PGD(0.1, steps=3), attacks.APGDT(0.1, steps=3)]
+    found = attacks.run(model, images, labels, few, key=jr.key(0), progress=False)
+    result = evaluate(model, images, labels, few, progress=False)
+    assert found.adversarial.dtype == np.float32 and len(result.attacked) == 2
+
+
+ways = pytest.mark.parametrize(
+    "way", ["call", "jit", "nearest", "from_keys", "noise", "corruption", "run", "eval"]
+)
+
+
+def ask(way, images, labels):
+    """One of the ways to attack, on a model that takes anything."""
+    model = lambda x: jnp.broadcast_to(jnp.arange(4.0), (len(x), CLASSES))
+    key, attack = jr.key(0), attacks.PGD(0.05, steps=2)
+    if way == "call":
+        return attack(model, images, labels, key=key)
+    if way == "jit":
+        return jax.jit(lambda x: attack(model, x, labels, key=key))(images)
+    if way == "nearest":
+        return attacks.FABT(0.05, steps=2).nearest(model, images, labels)[0]
+    if way == "from_keys":
+        return attack.from_keys(model, images, labels, jr.split(key, len(images)))
+    if way == "noise":
+        return attacks.UniformNoise(0.05)(model, images, labels, key=key)
+    if way == "corruption":
+        return build("contrast")(model, images, labels, key=key)
+    options = {"progress": False}
+    if way == "run":
+        return attacks.run(model, images, labels, [attack], key=key, **options)
+    return evaluate(model, images, labels, [attack], **options)
+
+
+@ways
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: x.astype(jnp.bfloat16), TypeError, "bfloat16: cast them"),
+        (lambda x: x.astype(jnp.float16), TypeError, "float16: cast them"),
+        (lambda x: (255 * x).astype(jnp.uint8), TypeError, "uint8.*to_float"),
+        (lambda x: x[:, 0, 0], ValueError, r"shape.*height, width.*\(6, 3\)"),
+        (lambda x: x[..., 0], ValueError, r"shape.*height, width.*\(6, 4, 4\)"),
+        (lambda x: x[0], ValueError, r"shape.*height, width.*\(4, 4, 3\)"),
+        (lambda x: 2 * x - 1, ValueError, r"\[0, 1\]|0, 1"),
+        (lambda x: x.at[0, 0, 0, 0].set(jnp.nan), ValueError, "NaN"),
+    ],
+    ids=["bfloat16", "float16", "uint8", "vectors", "grey", "single", "range", "nan"],
+)
+def test_images_are_refused_in_one_sentence(way, change, error, message):
+    images, labels = problem()
+    images = change(images)
+    labels = labels[: len(images)]
+    if way == "jit" and images.dtype == jnp.float32 and images.ndim == 4:
+        ask(way, images, labels)  # the range of what is traced is not known
+        return
+    with pytest.raises(error, match=message):
+        ask(way, images, labels)
+
+
+@ways
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda y: y.astype(jnp.float32), TypeError, "integers, not float32"),
+        (lambda y: jax.nn.one_hot(y, 4).astype(int), ValueError, "shape"),
+        (lambda y: y[:3], ValueError, "one class index for each|as many"),
+    ],
+    ids=["float", "one-hot", "few"],
+)
+def test_labels_are_refused_in_one_sentence(way, change, error, message):
+    images, labels = problem()
+    with pytest.raises(error, match=message):
+        ask(way, images, change(labels))
+
+
+def test_integers_of_any_kind_are_labels():
+    images, labels = problem()
+    model, attack, key = Network(), attacks.APGDCE(0.05, steps=2), jr.key(0)
+    expected = attack(model, images, labels, key=key)
+    kinds = [np.asarray(labels), np.asarray(labels, np.uint8), labels.tolist()]
+    for kind in kinds:
+        assert (attack(model, images, kind, key=key) == expected).all()
+        ours = attacks.run(model, images, kind, [attack], key=key, progress=False)
+        theirs = attacks.run(model, images, labels, [attack], key=key, progress=False)
+        assert (ours.broken_by == theirs.broken_by).all()
+    # NumPy's float64 images, too: without the 64-bit mode they become float32.
+    wide = np.asarray(images, np.float64)
+    assert (attack(model, wide, labels, key=key) == expected).all()
+
+
+def test_logits_that_are_not_finite_are_misclassified():
+    logits = jnp.asarray([[2.0, 1.0], [jnp.inf, 1.0], [2.0, jnp.nan], [1.0, 2.0]])
+    assert misclassified(logits, jnp.zeros(4, int)).tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_empty_batch_comes_back_empty(name):
+    images, attack = np.zeros((0, *SHAPE), np.float32), build(name, "l2")
+    for labels in ([], np.zeros(0, int)):
+        found = attack(Network(), images, labels, key=jr.key(0))
+        assert found.shape == images.shape and found.dtype == jnp.float32
+    if isinstance(attack, AbstractMinimumNorm):
+        found, distance = attack.nearest(Network(), images, [])
+        assert found.shape == images.shape and distance.shape == (0,)
+
+
+def test_an_empty_set_has_no_accuracy():
+    images = np.zeros((0, *SHAPE), np.float32)
+    few = [attacks.PGD(0.1), attacks.FGSM(0.1)]
+    found = attacks.run(Network(), images, [], few, key=jr.key(0))
+    assert found.adversarial.shape == images.shape and len(found.broken_by) == 0
+    assert math.isnan(found.robust_accuracy) and len(found.seconds) == 2
+    assert all(map(math.isnan, found.robust_accuracies()))
+    keys = jr.split(jr.key(0), 0)
+    assert attacks.PGD(0.1).from_keys(Network(), images, [], keys).shape[0] == 0
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("name", [*OPTIONS, "fgsm", "uniform", "gaussian"])
+def test_budgets_that_make_no_sense(name, epsilon):
+    with pytest.raises(ValueError, match="epsilon must be at least 0 and finite"):
+        make(name, epsilon=epsilon, norm="l2")
+
+
+def test_explicit_axes_are_refused_and_auto_axes_work():
+    images, labels = problem()
+    attack, key = attacks.PGD(0.05, norm="l2", steps=2), jr.key(0)
+    expected = attack(Network(), images, labels, key=key)
+    for kind in ("Explicit", "Auto"):
+        axis_type = getattr(jax.sharding.AxisType, kind)
+        mesh = jax.make_mesh((2,), ("batch",), axis_types=(axis_type,))
+        spec = jax.sharding.PartitionSpec("batch")
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        spread = jax.device_put((images, labels), sharding)
+        if kind == "Auto":
+            found = attack(Network(), *spread, key=key)
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+            continue
+        for call in (attack, eqx.filter_jit(attack)):
+            with pytest.raises(ValueError, match="mesh with Auto axes"):
+                call(Network(), *spread, key=key)
+
+
+# Compilation.
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that grows by one with each program that XLA compiles."""
+    seen = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+class Counting(Network):
+    """Counts how often it is traced."""
+
+    traces: list = eqx.field(static=True)
+
+    def __init__(self, traces):
+        super().__init__()
+        self.traces = traces
+
+    def __call__(self, images):
+        self.traces.append(images.shape)
+        return super().__call__(images)
+
+
+class Traces(list):
+    """A list that is a static part of a module."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_eager_calls_compile_once(name):
+    model = Counting(Traces())
+    images, labels = problem()
+    attack = build(name, "l2")
+    calls = [lambda x, key: attack(model, x, labels, key=key)]
+    if isinstance(attack, AbstractMinimumNorm):
+        calls.append(lambda x, key: attack.nearest(model, x, labels, key=key)[0])
+    if name == "pgd":
+        calls.append(lambda x, key: attack.from_keys(model, x, labels, key))
+    for i, call in enumerate(calls):
+        keys = [
+            jr.split(jr.key(k), 6) if name == "pgd" and i else jr.key(k) for k in (0, 1)
+        ]
+        other = jnp.flip(images, axis=1)
+        call(images, keys[0])
+        traced = len(model.traces)
+        assert traced > 0
+        with compilations() as seen:
+            call(other, keys[1]).block_until_ready()
+        assert len(model.traces) == traced and seen == []
+
+
+def test_the_count_of_compilations_counts():
+    with compilations() as seen:
+        jax.jit(lambda x: x * 3 + len(seen))(jnp.arange(7.0)).block_until_ready()
+    assert len(seen) >= 1
+
+
+def test_attacks_become_part_of_a_program_that_is_traced():
+    """As in training: the model's weights are traced, and a function holds them."""
+    images, labels = problem()
+
+    @eqx.filter_jit
+    def attacked(model):
+        plain = lambda x: model(x)
+        return attacks.PGD(0.05, steps=2)(plain, images, labels, key=jr.key(0))
+
+    model = Network()
+    expected = attacks.PGD(0.05, steps=2)(model, images, labels, key=jr.key(0))
+    with jax.checking_leaks():
+        np.testing.assert_allclose(attacked(model), expected, atol=1e-6)
