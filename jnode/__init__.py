@@ -31,6 +31,7 @@ from jnode.fields import SkewField as SkewField
 from jnode.models import ModelConfig as ModelConfig
 from jnode.models import ODEClassifier as ODEClassifier
 from jnode.models import build as build
+from jnode.models.batched import batched as batched
 from jnode.resolve import resolve as resolve
 from jnode.solvers import Solution as Solution
 from jnode.solvers import Solver as Solver

@@ -137,3 +137,113 @@ def test_a_skew_part_is_one_map(getkey, padding):
     expected = 0.5 * (half(y) - half.transpose(y))
     np.testing.assert_allclose(skew(y), expected, atol=1e-6)
     assert abs(jnp.vdot(y, skew(y))) < 1e-5
+
+
+def test_adaptive_batches_run_backwards(getkey):
+    field = jnode.OrthoField((5,), lipschitz=2.0, activation="tanh", key=getkey())
+    solver = jnode.Solver("dopri5", rtol=1e-6, atol=1e-6)
+    y0 = jax.random.normal(getkey(), (3, 5)) * jnp.asarray([0.1, 1.0, 4.0])[:, None]
+    run = lambda y, t0, t1: solve_batch(field, y, solver, t0=t0, t1=t1)
+    for traced in (run, jax.jit(run)):
+        there = traced(y0, 0.0, 1.0)
+        back = traced(there.y, 1.0, 0.0)
+        np.testing.assert_allclose(back.y, y0, atol=2e-5)
+        assert (back.stats["num_accepted_steps"] > 1).all()
+        still = traced(y0, 1.0, 1.0)
+        np.testing.assert_array_equal(still.y, y0)
+        assert (still.stats["num_steps"] == 0).all()
+
+
+@pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.0)])
+def test_adaptive_batches_and_their_times(getkey, times):
+    field = jnode.OrthoField((3,), activation="tanh", key=getkey()).bake()
+    solver = jnode.Solver("dopri5", rtol=1e-6, atol=1e-6)
+    y0 = jax.random.normal(getkey(), (2, 3))
+    run = lambda t0, t1: solve_batch(field, y0, solver, t0=t0, t1=t1).y
+    _, pull = jax.vjp(run, *times)
+    end, v = run(*times), jax.random.normal(getkey(), (2, 3))
+    rate = field(0.0, end)
+    begin, stop = pull(v)
+    # The field does not move with time: a later start is an earlier end.
+    np.testing.assert_allclose(stop, jnp.sum(rate * v), atol=1e-4)
+    np.testing.assert_allclose(begin, -stop, rtol=1e-6)
+    assert abs(stop) > 1e-2
+    # And the other gradients are as they were.
+    both = jax.grad(lambda y, t: jnp.sum(v * solve_batch(field, y, solver, t1=t).y), 0)
+    one = jax.grad(lambda y: jnp.sum(v * solve_batch(field, y, solver).y))(y0)
+    np.testing.assert_allclose(both(y0, 1.0), one, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [None, jnode.Solver("tsit5")], ids=str)
+def test_gradients_of_each_sample(solver, getkey):
+    model = small_model(getkey(), solver=solver)
+    images = jax.random.uniform(getkey(), (3, 8, 8, 1))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def loss(params, image):
+        return jnp.sum(eqx.combine(params, static)(image) ** 2)
+
+    def whole(params):
+        return jnp.sum(jnode.batched(eqx.combine(params, static))(images) ** 2)
+
+    grad = jax.jit(jax.grad(loss))
+    loop = [grad(params, image) for image in images]
+    each = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(params, images)
+    total = jax.jit(jax.grad(whole))(params)
+    for k, one in enumerate(loop):
+        for a, b in zip(jax.tree.leaves(each), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(a[k], b, atol=1e-4 * (1e-2 + jnp.abs(b).max()))
+    sums = jax.tree.map(lambda *leaves: sum(leaves), *loop)
+    for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(sums), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3 * (1e-2 + float(jnp.abs(b).max())))
+
+
+@pytest.mark.parametrize("solver", [None, jnode.Solver("tsit5", rtol=1e-2)], ids=str)
+def test_batched_models(solver, getkey):
+    model = small_model(getkey(), pieces=2, solver=solver)
+    images = jax.random.uniform(getkey(), (3, 8, 8, 1))
+    whole = jnode.batched(model)
+    logits = whole(images)
+    np.testing.assert_allclose(logits, jax.jit(jax.vmap(model))(images), atol=1e-5)
+    solution = whole.solution(images)
+    assert solution.y.shape[0] == 3 and solution.stats["nfe"].shape == (3,)
+    np.testing.assert_allclose(model.logits(solution.y), logits, atol=1e-5)
+    with pytest.raises(ValueError, match="images must have shape"):
+        whole(images[:, 1:])
+    # Under jit, the model as data; any other function of one image.
+    np.testing.assert_allclose(jax.jit(lambda m, x: m(x))(whole, images), logits)
+    other = jnode.batched(lambda image: jnp.sum(image, axis=(0, 1)))
+    np.testing.assert_allclose(other(images), jnp.sum(images, axis=(1, 2)), rtol=1e-6)
+    with pytest.raises(TypeError, match="must be an ODEClassifier"):
+        other.solution(images)
+
+
+def test_other_tolerances_compile_nothing(getkey):
+    images = jax.random.uniform(getkey(), (2, 8, 8, 1))
+    traces = []
+
+    class Counted(jnode.OrthoField):
+        def __call__(self, t, y, args=None):
+            traces.append(1)
+            return super().__call__(t, y, args)
+
+    model = small_model(getkey(), "ortho", solver=jnode.Solver("bosh3", rtol=1e-1))
+    shape = model.encoder(images[0]).shape
+    model = eqx.tree_at(lambda m: m.field, model, Counted(shape, key=getkey()))
+    coarse = jnode.batched(model).solution(images)
+    before = len(traces)
+    finer = model.with_solver(jnode.Solver("bosh3", rtol=1e-4, atol=1e-5))
+    fine = jnode.batched(finer).solution(images)
+    assert len(traces) == before > 0
+    assert (fine.stats["num_steps"] > coarse.stats["num_steps"]).all()
+
+
+def test_batches_of_other_states():
+    spring = lambda t, y, k: (y[1], -k * y[0])
+    y0 = (jnp.ones(2), jnp.zeros(2))
+    for solver in (jnode.Solver("rk4", steps=16), jnode.Solver("tsit5", rtol=1e-5)):
+        found = solve_batch(spring, y0, solver, args=1.0)
+        np.testing.assert_allclose(found.y[0], np.full(2, np.cos(1.0)), atol=1e-4)
+    rates = lambda t, y, args: -y
+    scalars = solve_batch(rates, np.arange(3), jnode.Solver("rk4", steps=16))
+    np.testing.assert_allclose(scalars.y, np.arange(3) * np.exp(-1.0), rtol=1e-5)

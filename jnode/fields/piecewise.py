@@ -57,7 +57,8 @@ class PiecewiseField(AbstractVectorField, AbstractStack):
     def index(self, t: Any) -> Int[Array, ""]:
         """Which piece rules at time $t$; the first and last rule beyond the ends."""
         t = jnp.asarray(t)
-        dtype = jnp.promote_types(t.dtype, jnp.asarray(0.0).dtype)
+        moves = jnp.issubdtype(t.dtype, jnp.floating)
+        dtype = t.dtype if moves else jnp.asarray(0.0).dtype
         # Compared with the jumps themselves, as rounded: a share of the interval may
         # round up to the next piece just before a jump, where Diffrax's steps end.
         jumps = jnp.asarray(self.times()[1:-1], dtype)

@@ -64,7 +64,6 @@ def freeze(
 @eqx.filter_jit
 def _steps(tree, y0, solver, a, b, sign):
     """The state at the end of a segment, and where its steps end."""
-    field, args = tree
     saveat = diffrax.SaveAt(
         subs=(
             diffrax.SubSaveAt(t1=True),
@@ -72,7 +71,7 @@ def _steps(tree, y0, solver, a, b, sign):
         )
     )
     sol = solve_adaptively(
-        (plain(field), args),
+        plain(tree),
         y0,
         a,
         b,

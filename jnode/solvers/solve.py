@@ -266,18 +266,15 @@ def _is_backsolve(adjoint):
 
 @_compiled
 def _fixed(tree, y0, schedule, method, label, throw):
-    field, args = tree
-    y, stats = solve_fixed((plain(field), args), y0, schedule, method)
+    y, stats = solve_fixed(plain(tree), y0, schedule, method)
     return _finished(y, stats, schedule.segments, label, None, throw)
 
 
 @_compiled
 def _chain(tree, y0, steps, solver, tolerances, adjoint, throw):
-    field, args = tree
     if tolerances is not None:
         tolerances = tolerances.astype(real_dtype(y0))
-    inputs = (steps, solver, tolerances, adjoint)
-    y, stats = solve_chain((plain(field), args), y0, *inputs)
+    y, stats = solve_chain(plain(tree), y0, steps, solver, tolerances, adjoint)
     return _finished(y, stats, _segments(steps), str(solver), solver.max_steps, throw)
 
 
@@ -287,8 +284,7 @@ def _segments(steps):
 
 @_compiled
 def _batch(tree, y0, steps, solver, tolerances, throw):
-    field, args = tree
-    tree, parts = (plain(field), args), _segments(steps)
+    tree, parts = plain(tree), _segments(steps)
     if tolerances is not None:
         tolerances = tolerances.astype(real_dtype(y0))
 
@@ -331,8 +327,7 @@ def _together(field, y0, solver):
 
 @_compiled
 def _whole(tree, y0, parts, method, control, dt0, options, first):
-    field, args = tree
-    tree, extra = (plain(field), args), 0
+    tree, extra = plain(tree), 0
     if first is not None:
         name, tolerances = first
         tolerances = tolerances.astype(real_dtype(y0))

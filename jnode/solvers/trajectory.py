@@ -60,8 +60,7 @@ def trajectory(
 
 @functools.partial(eqx.filter_jit, inline=True)
 def _walk(tree, y0, schedule, method):
-    field, args = tree
-    states = walk_fixed((plain(field), args), y0, schedule, method)
+    states = walk_fixed(plain(tree), y0, schedule, method)
     return jnp.concatenate([y0[None], *states])
 
 

@@ -1,0 +1,44 @@
+"""The page on other libraries: each of its examples runs, and prints what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jnode
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "interop.md").read_text()
+BLOCK = re.compile(r"## ([^\n]+)\n((?:(?!\n## ).)*?)```python\n(.*?)```", re.DOTALL)
+BLOCKS = [(title, before, code) for title, before, code in BLOCK.findall(TEXT)]
+
+
+def test_every_block_is_found():
+    assert len(BLOCKS) == TEXT.count("```python") >= 10
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [(before, code) for _, before, code in BLOCKS],
+    ids=[title for title, _, _ in BLOCKS],
+)
+def test_examples_run(before, code, tmp_path):
+    for name in re.findall(r"<!-- needs: jnode\.(\w+) -->", before):
+        if not hasattr(jnode, name):
+            pytest.skip(f"jnode has no {name} yet")
+    if "flax" in code:
+        pytest.importorskip("flax")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in re.findall(r"# prints (.*)", code):
+        assert expected in done.stdout
