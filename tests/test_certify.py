@@ -1,5 +1,6 @@
 """Certificates: no search ever exceeds them."""
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jnode.certify import (
     strongest_stretch,
 )
 from jnode.certify.radius import ROUNDING
+from jnode.fields import Decay
 from jnode.solvers import SOLVERS
 from tests.helpers import small_model
 
@@ -39,8 +41,7 @@ def test_circle_contractivity_radius(name):
 
 def test_rk4_step_is_below_the_exponential():
     for hl in (0.1, 0.5, 2.0):
-        zero, hl_ = jnp.asarray(0.0), jnp.asarray(hl)
-        bound = float(step_amplification("rk4", 1.0, hl_, zero, hl_))
+        bound = float(step_amplification("rk4", 1.0, jnode.Bounds(hl)))
         series = sum(hl**k / np.prod(range(1, k + 1)) for k in range(5))
         assert series <= bound <= series * (1 + 1e-4)
         assert bound <= np.exp(hl) * (1 + 1e-4)
@@ -49,8 +50,8 @@ def test_rk4_step_is_below_the_exponential():
 @pytest.mark.parametrize("name", ["euler", "heun", "rk4", "bosh3"])
 def test_contractive_up_to_the_radius_and_not_beyond(name):
     r = circle_contractivity_radius(name)
-    one, zero = jnp.asarray(1.0), jnp.asarray(0.0)
-    bound = lambda h: float(step_amplification(name, h, one, one, zero))
+    flow = jnode.Bounds(1.0, (-1.0, 0.0), 1.0)
+    bound = lambda h: float(step_amplification(name, h, flow))
     assert bound(2 * r * 0.999) <= 1 + 1e-5
     assert bound(2 * r * 1.2) > 1.05
 
@@ -70,6 +71,130 @@ def test_no_search_exceeds_the_certificate(getkey, x64, kind, name, steps):
         start = jr.normal(getkey(), (2, 3, 4))
         found = strongest_stretch(jax.jit(f), start, key=getkey())
         assert 0 < found <= bound
+
+
+def explicit(a_lower, b_sol):
+    """A tableau of somebody else's method."""
+    a_lower = tuple(np.asarray(row, float) for row in a_lower)
+    return diffrax.ButcherTableau(
+        c=np.asarray([row.sum() for row in a_lower]),
+        b_sol=np.asarray(b_sol, float),
+        b_error=np.zeros(len(b_sol)),
+        a_lower=a_lower,
+    )
+
+
+SSPRK33 = explicit([[1], [1 / 4, 1 / 4]], [1 / 6, 1 / 6, 2 / 3])
+SSPRK43 = explicit(
+    [[1 / 2], [1 / 2, 1 / 2], [1 / 6, 1 / 6, 1 / 6]], [1 / 6, 1 / 6, 1 / 6, 1 / 2]
+)
+KUTTA3 = explicit([[1 / 2], [-1, 2]], [1 / 6, 2 / 3, 1 / 6])
+THREE_EIGHTHS = explicit(
+    [[1 / 3], [-1 / 3, 1], [1, -1, 1]], [1 / 8, 3 / 8, 3 / 8, 1 / 8]
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "radius"),
+    [
+        (diffrax.Euler(), 1.0),
+        (diffrax.Ralston(), 0.791),
+        (diffrax.Heun(), 1.0),
+        (diffrax.Midpoint(), 0.0),
+        (diffrax.Bosh3(), 0.899),
+        (SSPRK33, 1.0),
+        (SSPRK43, 2.0),
+        (KUTTA3, 0.5),
+        (THREE_EIGHTHS, 0.464),
+    ],
+)
+def test_any_explicit_tableau_is_certified(getkey, x64, method, radius):
+    assert circle_contractivity_radius(method) == pytest.approx(radius, abs=1e-3)
+    for make in (jnode.OrthoField, jnode.GradientFlowField):
+        field = make((4,), lipschitz=2.0, key=getkey())
+        field = jax.tree.map(lambda w: w.astype(jnp.float32), field).bake()
+        bound = float(amplification(field, method, steps=2))
+        assert bound == float(amplification(field.bounds(), method, steps=2))
+        exact = jax.tree.map(lambda w: w.astype(jnp.float64), field)
+        a, b, c = jnode.solvers.tableau(method)
+
+        def step(y, h, exact=exact):
+            ks = []
+            for i in range(len(b)):
+                inner = sum((a[i, j] * ks[j] for j in range(i)), start=0 * y)
+                ks.append(exact(c[i] * h, y + h * inner))
+            return y + h * sum(w * k for w, k in zip(b, ks, strict=True))
+
+        f = jax.jit(lambda y: step(step(y, 0.5), 0.5))
+        start = jr.normal(getkey(), (4,))
+        assert 0.5 < strongest_stretch(f, start, key=getkey()) <= bound
+        if isinstance(method, diffrax.AbstractSolver):
+            solved = jnode.solve(exact, start, method, steps=2).y
+            assert jnp.abs(solved - f(start)).max() < 1e-12
+
+
+def test_what_is_no_explicit_method_is_refused(getkey):
+    field = jnode.OrthoField((4,), key=getkey())
+    for method in (diffrax.Kvaerno3(), diffrax.LeapfrogMidpoint(), "rk4"):
+        with pytest.raises(TypeError, match=type(method).__name__):
+            amplification(field, method, steps=2)
+    with pytest.raises(ValueError, match="steps or ts must be given"):
+        amplification(field, diffrax.Heun())
+    with pytest.raises(ValueError, match="left out beside"):
+        amplification(field, jnode.Solver("heun", steps=2), steps=2)
+    for ts in ([0.0, 0.5], [0.0, 0.6, 0.5, 1.0], [1.0, 0.0]):
+        with pytest.raises(ValueError, match="ts must run"):
+            amplification(field, diffrax.Heun(), ts=ts)
+
+
+def test_unequal_steps_of_a_diffrax_solver(getkey):
+    field = jnode.GradientFlowField((4,), lipschitz=4.0, key=getkey())
+    ts = [0.0, 0.1, 0.5, 1.0]
+    grid = jnode.Solver("heun", grid=tuple(ts))
+    bound = amplification(field, diffrax.Heun(), ts=ts)
+    assert bound == pytest.approx(float(amplification(field, grid)), rel=1e-6)
+
+
+BACKWARD = {
+    "flow": lambda k: jnode.GradientFlowField((8,), key=k),
+    "flow decaying": lambda k: jnode.GradientFlowField((8,), decay=1.0, key=k),
+    "skew": lambda k: jnode.SkewField((8,), lipschitz=2.0, damping=0.5, key=k),
+    "hamiltonian": lambda k: jnode.HamiltonianField((8,), key=k),
+    "sum": lambda k: jnode.OrthoField((8,), key=k) + Decay(1.0),
+    "pieces": lambda k: jnode.PiecewiseField(
+        [jnode.GradientFlowField((8,), key=k_) for k_ in jr.split(k, 2)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["euler", "rk4"])
+@pytest.mark.parametrize("kind", BACKWARD)
+def test_backward_solves_are_certified(getkey, x64, kind, name):
+    """By the field of reversed time, in which a contraction expands."""
+    solver = jnode.Solver(name, steps=8)
+    field = BACKWARD[kind](getkey())
+    field = jax.tree.map(lambda w: w.astype(jnp.float32), field).bake()
+    exact = jax.tree.map(lambda w: w.astype(jnp.float64), field)
+    bounds = {}
+    for t0, t1 in ((0.0, 1.0), (1.0, 0.0)):
+        bounds[t0] = float(amplification(field, solver, t0=t0, t1=t1))
+        f = jax.jit(
+            lambda y, t0=t0, t1=t1: jnode.solve(exact, y, solver, t0=t0, t1=t1).y
+        )
+        y = jr.normal(getkey(), (8,))
+        jacobian = np.asarray(jax.jacobian(f)(y))
+        largest = max(
+            np.linalg.norm(jacobian, 2),
+            float(strongest_stretch(f, y, key=getkey(), steps=200)),
+        )
+        assert largest <= bounds[t0]
+        assert bounds[t0] <= 4 * largest
+    assert bounds[1.0] > 1.4 * bounds[0.0]
+    for bound in (
+        amplification(field, solver, t0=0.5, t1=0.5),
+        amplification(field, diffrax.Heun(), steps=3, t0=1.0, t1=1.0),
+    ):
+        assert bound == pytest.approx(1, abs=1e-5) and bound >= 1
 
 
 def test_bound_is_tight_for_a_linear_flow(getkey):
@@ -211,6 +336,15 @@ def test_envelopes(getkey):
     field = jnode.GradientFlowField((4,), lipschitz=2.0, key=getkey())
     assert certify.gronwall(field, times)[-1] == pytest.approx(np.exp(2), rel=1e-2)
     assert (certify.log_norm_envelope(field, times) == 1).all()
+    # Backward the flow expands; and times do not turn back.
+    back = certify.log_norm_envelope(field, times[::-1])
+    assert back[-1] == pytest.approx(np.exp(2), rel=1e-2)
+    assert certify.gronwall(field, times[::-1])[-1] == pytest.approx(
+        np.exp(2), rel=1e-2
+    )
+    for envelope in (certify.gronwall, certify.log_norm_envelope):
+        with pytest.raises(ValueError, match="increase or decrease"):
+            envelope(field, jnp.asarray([0.0, 1.0, 0.5]))
 
 
 def test_certified_accuracy_counts_right_predictions_only():
