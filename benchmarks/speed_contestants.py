@@ -12,8 +12,9 @@ import torch
 import torch_peers as peers
 
 import jnode
-from jnode.solvers import solve_batch
-from jnode.solvers.solve import step as rk_step
+from jnode.solvers import solve_batch, tableau
+from jnode.solvers.fixed import step as rk_step
+from jnode.solvers.tableaus import rows
 from jnode.tpu.cost import work
 
 FIXED = jnode.Solver("rk4", steps=4)
@@ -73,7 +74,8 @@ def by_scan(field, solver):
 
     def solve(field, y):
         field = bake(field)
-        body = lambda y, _: (rk_step(field, h, h, y, solver), None)
+        method = rows(tableau(solver.name))
+        body = lambda y, _: (rk_step(field, h, h, y, method), None)
         y = jnp.moveaxis(y, 0, -2)
         return jnp.moveaxis(jax.lax.scan(body, y, length=solver.steps)[0], -2, 0)
 

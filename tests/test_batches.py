@@ -133,7 +133,8 @@ def test_a_skew_part_is_one_map(getkey, padding):
     if padding == "zero":
         assert skew is None
         return
-    assert skew is not None and skew.norm() == half.norm()
+    # Half of a map less its transpose stretches no more than the map.
+    assert skew is not None and skew.norm() <= half.norm() * (1 + 1e-5)
     expected = 0.5 * (half(y) - half.transpose(y))
     np.testing.assert_allclose(skew(y), expected, atol=1e-6)
     assert abs(jnp.vdot(y, skew(y))) < 1e-5
