@@ -103,7 +103,7 @@ class Problem:
         model = jnode.load(folder)
         self.epsilon = EPSILON[name]
         self.batch_size, self.theirs_size = args.batch_size, args.library_batch_size
-        self.model = attacks.Batched(model.bake())
+        self.model = jnode.batched(model.bake())
         self.compiled = jax.jit(lambda x: self.model(x))
         self.torch_model = twin(model)
         test = data.load(name, split="test").take(n)

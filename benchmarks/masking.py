@@ -20,10 +20,10 @@ import numpy as np
 from jnode import data
 from jnode._cli import run
 from jnode._versions import versions
-from jnode.attacks import Batched
 from jnode.evaluation import PROTOCOLS, evaluate, plan, twins
 from jnode.evaluation.check_model import check_model
 from jnode.models import AbstractEncoder, Head, ODEClassifier
+from jnode.models.batched import batched
 from jnode.solvers import Solver
 from jnode.train import LossConfig, TrainConfig, get_preset, train
 
@@ -162,7 +162,7 @@ def assess(model: ODEClassifier) -> dict:
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
     through = twins(model, images, test.labels, PROTOCOL.twins)
     attacks = plan(PROTOCOL, [BUDGET], through, classes=10)
-    whole = Batched(model)
+    whole = batched(model)
     found = evaluate(
         whole,
         images,

@@ -57,7 +57,7 @@ def row(folder: str, args: Args) -> dict:
     found = {"run": Path(folder).name, "field": config.model.field}
     for name, m in both.items():
         seen = attacks.run(
-            attacks.Batched(m),
+            jnode.batched(m),
             images,
             test.labels,
             [ATTACK],

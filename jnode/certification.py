@@ -15,11 +15,12 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from jnode import certify, data
-from jnode.attacks import PGD, Batched
+from jnode.attacks import PGD
 from jnode.certify import Smoothing
 from jnode.data import padded_batches
 from jnode.evaluation import evaluate
 from jnode.models import ODEClassifier
+from jnode.models.batched import batched
 from jnode.sharding import shareable
 from jnode.train import RunDir, load
 from jnode.train.files import write_json
@@ -89,7 +90,7 @@ def certify_run(
     positive = sorted({float(r) for r in radii if r > 0})
     attacks = [PGD(r, norm="l2", steps=steps) for r in positive]
     seen = evaluate(
-        Batched(plain), some, labels, attacks, seed=seed, progress=progress, **spread
+        batched(plain), some, labels, attacks, seed=seed, progress=progress, **spread
     )
     # An attack with a smaller budget counts for a larger one too.
     standing = np.logical_and.accumulate(np.asarray(seen.standing))

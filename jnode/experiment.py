@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jnode import certify, data
 from jnode._versions import versions
-from jnode.attacks import AbstractAttack, Batched
+from jnode.attacks import AbstractAttack
 from jnode.evaluation import PROTOCOLS, Store, budgets, describe, evaluate, plan, twins
 from jnode.evaluation.check_model import check_model
 from jnode.evaluation.checks import adjoint
@@ -21,6 +21,7 @@ from jnode.evaluation.cost import Cost, cost_of, estimate, minutes
 from jnode.evaluation.recheck import recheck
 from jnode.evaluation.store import described, fingerprint
 from jnode.models import ODEClassifier
+from jnode.models.batched import batched
 from jnode.report import Pictures
 from jnode.sharding import check_divides
 from jnode.solvers import trajectory
@@ -125,7 +126,7 @@ def evaluate_run(
             for sentence in (store.news, news):
                 if sentence:
                     print(sentence, flush=True)
-        whole = Batched(model)
+        whole = batched(model)
         result = evaluate(
             whole,
             images,
@@ -204,7 +205,7 @@ def count_evaluations(
     model: ODEClassifier, images: Float[Array, "n height width channels"]
 ) -> Int[Array, " n"]:
     """The NFE of each image's solve, of those that `max_steps` ends too."""
-    return model.solutions(images, throw=False).stats["nfe"]
+    return batched(model).solution(images, throw=False).stats["nfe"]
 
 
 def _evaluations(model, images, batch_size) -> Int[np.ndarray, " n"]:

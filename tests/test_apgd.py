@@ -55,7 +55,7 @@ def test_ratios_against_the_definition(getkey):
 
 @pytest.fixture(scope="module")
 def problem():
-    model = attacks.Batched(small_model(jr.key(0), lipschitz=2.0).bake())
+    model = jnode.batched(small_model(jr.key(0), lipschitz=2.0).bake())
     images = jr.uniform(jr.key(1), (48, 8, 8, 1))
     return model, images, jnp.argmax(model(images), axis=1)
 

@@ -101,7 +101,7 @@ def test_double_precision_of_run_and_evaluate(x64, dtype):
 def test_double_precision_of_a_neural_ode(x64):
     from tests.helpers import small_model
 
-    model = attacks.Batched(small_model(jr.key(0)).bake())
+    model = jnode.batched(small_model(jr.key(0)).bake())
     images = np.asarray(jr.uniform(jr.key(1), (4, 8, 8, 1)))
     assert images.dtype == np.float64
     labels = np.asarray(jnp.argmax(model(jnp.asarray(images)), axis=1))

@@ -114,11 +114,11 @@ def test_another_tolerance_compiles_nothing_anew(getkey):
 
     fine = model.with_solver(finer)
     for one in (model, fine):
-        logits = run(attacks.Batched(one), images)
-        expected = eqx.filter_jit(lambda m, x: m.batch(x))(one, images)
+        logits = run(jnode.batched(one), images)
+        expected = eqx.filter_jit(lambda m, x: jnode.batched(m)(x))(one, images)
         np.testing.assert_allclose(logits, expected, atol=1e-6)
     assert len(traces) == 1
-    coarse = run(attacks.Batched(model), images)
+    coarse = run(jnode.batched(model), images)
     assert float(jnp.max(jnp.abs(coarse - logits))) > 1e-5
 
 

@@ -106,12 +106,12 @@ def test_more_steps_than_checkpoints_and_the_limit(getkey):
 def test_model_batch_is_vmap(solver, getkey):
     model = small_model(getkey(), pieces=2, solver=solver)
     images = jax.random.uniform(getkey(), (3, 8, 8, 1))
-    batch, single = eqx.filter_jit(lambda m, x: (m.batch(x), jax.vmap(m)(x)))(
+    batch, single = eqx.filter_jit(lambda m, x: (jnode.batched(m)(x), jax.vmap(m)(x)))(
         model, images
     )
     np.testing.assert_allclose(batch, single, atol=1e-5)
     with pytest.raises(ValueError, match="image must have shape"):
-        model.batch(images[:, 1:])
+        jnode.batched(model)(images[:, 1:])
 
 
 def test_composition_is_one_map(getkey):

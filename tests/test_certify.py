@@ -309,7 +309,7 @@ def test_no_attack_inside_the_local_radius(getkey, field):
 @eqx.filter_jit
 def attack_within(attack, epsilon, model, image, label, key):
     attack = eqx.tree_at(lambda a: a.epsilon, attack, epsilon)
-    batch = jnode.attacks.Batched(model)
+    batch = jnode.batched(model)
     return attack(batch, image[None], label[None], key=key)[0]
 
 

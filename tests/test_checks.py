@@ -1,6 +1,7 @@
 """The checks flag what is wrong, and nothing else."""
 
 import itertools
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -10,9 +11,10 @@ import jax.random as jr
 import pytest
 
 from jnode import ODEClassifier, Solver
-from jnode.attacks import PGD, Batched
+from jnode.attacks import PGD
 from jnode.evaluation import checks, evaluate, flags
 from jnode.evaluation.transfers import rescaled
+from jnode.models.batched import batched
 from tests.helpers import small_model
 
 ADAPTIVE = Solver("bosh3", rtol=1e-5, atol=1e-6)
@@ -22,7 +24,7 @@ ADAPTIVE = Solver("bosh3", rtol=1e-5, atol=1e-6)
 def honest():
     model = small_model(jr.key(0)).bake()
     images = jr.uniform(jr.key(1), (24, 8, 8, 1))
-    return model, images, jnp.argmax(Batched(model)(images), axis=1)
+    return model, images, jnp.argmax(batched(model)(images), axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def codes(found):
 def test_the_gradient_of_the_solve_is_right(honest, adaptive, solver):
     model, images, labels = honest
     model = model if solver == "fixed" else adaptive
-    found = checks.gradient(Batched(model), images, labels, samples=4)
+    found = checks.gradient(batched(model), images, labels, samples=4)
     assert found["precision"] == "float64" and found["flags"] == []
     assert len(found["discrepancies"]) == 4 and found["median"] < 1e-4
 
@@ -52,8 +54,8 @@ def test_an_adaptive_gradient_is_that_of_the_steps_taken(honest):
 class WrongGradient(eqx.Module):
     """The same values with another model's gradient."""
 
-    values: Batched
-    gradients: Batched
+    values: Callable
+    gradients: Callable
 
     def __call__(self, x):
         like = self.gradients(x)
@@ -62,8 +64,8 @@ class WrongGradient(eqx.Module):
 
 def test_a_wrong_gradient_is_flagged(honest):
     model, images, labels = honest
-    other = Batched(small_model(jr.key(7)).bake())
-    wrong = WrongGradient(Batched(model), other)
+    other = batched(small_model(jr.key(7)).bake())
+    wrong = WrongGradient(batched(model), other)
     assert (jnp.argmax(wrong(images), axis=1) == labels).all()
     found = checks.gradient(wrong, images, labels, samples=4)
     assert codes(found) == ["wrong gradient"] and found["median"] > 0.3
@@ -71,7 +73,7 @@ def test_a_wrong_gradient_is_flagged(honest):
 
 def test_the_discrepancy_is_the_gradients_relative_error(honest):
     model, images, labels = honest
-    model = Batched(model)
+    model = batched(model)
 
     def off(x):
         # A tenth of the gradient is lost, of which nothing lies in the value.
@@ -83,7 +85,7 @@ def test_the_discrepancy_is_the_gradients_relative_error(honest):
 
 def test_a_gradient_that_holds_in_no_neighbourhood_is_flagged(honest):
     model, images, labels = honest
-    steps = lambda x: Batched(model)(jnp.round(8 * x) / 8)
+    steps = lambda x: batched(model)(jnp.round(8 * x) / 8)
     found = checks.gradient(steps, images, labels, samples=4)
     assert codes(found) == ["shattered gradients"]
     # The gradient is right, where it is: the stairs are flat.
@@ -92,7 +94,7 @@ def test_a_gradient_that_holds_in_no_neighbourhood_is_flagged(honest):
 
 def test_float32_where_float64_cannot_be(honest):
     model, images, labels = honest
-    single = lambda x: Batched(model)(x.astype(jnp.float32))
+    single = lambda x: batched(model)(x.astype(jnp.float32))
     found = checks.gradient(single, images, labels, samples=4)
     assert found["precision"] == "float32" and 0 < found["noise"] < 0.1
     assert found["flags"] == []
@@ -108,7 +110,7 @@ def test_a_continuous_adjoint_is_flagged():
 def test_batch_mates_do_not_matter_with_control_per_sample(honest, adaptive, solver):
     model, images, _ = honest
     model = model if solver == "fixed" else adaptive
-    found = checks.batch_mates(Batched(model), images, samples=8)
+    found = checks.batch_mates(batched(model), images, samples=8)
     assert found["flags"] == []
     assert all(row["changed"] == 0 for row in found["companies"].values())
 
@@ -171,7 +173,7 @@ def test_work_under_attack(honest, adaptive):
 def test_a_longer_attack(honest):
     model, images, labels = honest
     settings = dict(epsilon=0.05, norm="linf", key=jr.key(0), steps=(5, 40))
-    found = checks.longer(Batched(model), images, labels, **settings)
+    found = checks.longer(batched(model), images, labels, **settings)
     few, many = found["rows"]
     assert many["robust_accuracy"] <= few["robust_accuracy"] < 1
     assert few["loss"] <= many["loss"] * 1.01 and found["flags"] == []
@@ -199,7 +201,7 @@ def outputs(model, images, labels):
 )
 def test_outputs_that_attacks_cannot_trust(honest, spoil, code):
     model, images, _ = honest
-    spoilt = spoil(Batched(model))
+    spoilt = spoil(batched(model))
     labels = jnp.argmax(jnp.nan_to_num(spoilt(images)), axis=1)
     assert codes(outputs(spoilt, images, labels)) == [code]
 
@@ -207,9 +209,9 @@ def test_outputs_that_attacks_cannot_trust(honest, spoil, code):
 def test_random_outputs_are_flagged(honest):
     model, images, labels = honest
     count = itertools.count()
-    noisy = lambda x: Batched(model)(x + 0.01 * jr.normal(jr.key(next(count)), x.shape))
+    noisy = lambda x: batched(model)(x + 0.01 * jr.normal(jr.key(next(count)), x.shape))
     assert codes(outputs(noisy, images, labels)) == ["random output"]
-    assert outputs(Batched(model), images, labels)["flags"] == []
+    assert outputs(batched(model), images, labels)["flags"] == []
 
 
 # Flags from the rows of attacks.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import jnode
-from jnode.attacks import APGDCE, PGD, Batched, RandomModel, Square
+from jnode.attacks import APGDCE, PGD, RandomModel, Square
 from jnode.attacks.base import loss_and_gradient
 from jnode.evaluation import Store, Transfer, evaluate, loop, plan, twins
 from jnode.evaluation.cost import Cost, estimate, evaluations, minutes
@@ -24,6 +24,7 @@ from jnode.evaluation.protocols import PROTOCOLS, budgets
 from jnode.evaluation.recheck import recheck
 from jnode.evaluation.store import described, fingerprint
 from jnode.evaluation.transfers import rescaled
+from jnode.models.batched import batched
 from jnode.sharding import Sharded, data_mesh
 from tests.helpers import small_model
 
@@ -38,7 +39,7 @@ BATCH = 16
 
 def make_problem():
     """A model, 40 images, and labels of which the first four are wrong."""
-    model = Batched(small_model(jr.key(0)).bake())
+    model = batched(small_model(jr.key(0)).bake())
     images = np.asarray(jr.uniform(jr.key(1), (40, 8, 8, 1)))
     labels = np.array(jnp.argmax(model(jnp.asarray(images)), axis=1))
     labels[:4] = (labels[:4] + 1) % 4
@@ -121,7 +122,7 @@ def test_one_compilation_for_ragged_batches_and_budgets(problem):
     traces = []
 
     class Counting(eqx.Module):
-        inner: Batched
+        inner: Callable
 
         def __call__(self, x):
             traces.append(x.shape)
@@ -361,7 +362,7 @@ def test_the_finer_twin_needs_little_more_memory():
         return compiled.memory_analysis().temp_size_in_bytes
 
     finer = twins(model, images, labels, ("finer",))
-    assert memory(*finer.values()) < 1.5 * memory(Batched(model))
+    assert memory(*finer.values()) < 1.5 * memory(batched(model))
 
 
 def test_the_finer_twin_has_steps_enough_and_no_more(getkey):
@@ -372,7 +373,7 @@ def test_the_finer_twin_has_steps_enough_and_no_more(getkey):
     assert finer.max_steps == 810  # 256 times the root of 10
     images = jr.uniform(getkey(), (4, 8, 8, 1))
     steps = [
-        int(jnp.max(m.solutions(images).stats["num_steps"]))
+        int(jnp.max(jnode.batched(m).solution(images).stats["num_steps"]))
         for m in (model, model.with_solver(finer))
     ]
     assert steps[0] > 10 and steps[1] <= steps[0] * finer.max_steps / 256 * 1.1

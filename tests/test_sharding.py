@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jnode
 from jnode import sharding
-from jnode.attacks import Batched
+from jnode.models.batched import batched
 from jnode.train import DataConfig, LossConfig, TrainConfig
 from jnode.train.state import TrainState, make_optimizer
 from jnode.train.step import make_step
@@ -117,7 +117,7 @@ def test_adaptive_training_accumulates(mesh):
 @pytest.fixture(scope="module")
 def adaptive(mesh):
     """An adaptive model and images, on one device and on two."""
-    model, images = Batched(model_of(ADAPTIVE)), pixels(16)
+    model, images = batched(model_of(ADAPTIVE)), pixels(16)
     labels = batch_of(16)[1]
     alone = model, jnp.asarray(images), jnp.asarray(labels)
     both = (
@@ -187,7 +187,7 @@ def test_batches_that_cannot_be_shared_out(mesh):
 
 def test_a_failed_solve_raises_on_a_mesh(mesh):
     """On the device that has it; the other one does not wait for ever."""
-    model = Batched(model_of(jnode.Solver("bosh3", max_steps=1)))
+    model = batched(model_of(jnode.Solver("bosh3", max_steps=1)))
     spread = sharding.replicate(sharding.Sharded(model, mesh), mesh)
     images = sharding.shard_batch(pixels(4), mesh)
     with pytest.raises(RuntimeError, match="max_steps=1"):
@@ -222,7 +222,7 @@ def test_images_on_explicit_axes(explicit):
     expected = np.asarray(jax.jit(jax.vmap(model))(images))
     rows = NamedSharding(explicit, PartitionSpec(explicit.axis_names))
     there = jax.device_put(images, rows)
-    spread = sharding.replicate(sharding.Sharded(Batched(model), explicit), explicit)
+    spread = sharding.replicate(sharding.Sharded(batched(model), explicit), explicit)
     with pytest.raises(ValueError, match=r"sharding\.shard_batch\(images, mesh\)"):
         eqx.filter_jit(spread)(there)
     moved = sharding.shard_batch(there, explicit)
@@ -272,7 +272,7 @@ def test_eight_devices():
 
 def test_evaluation_equals_one_device(mesh):
     """13 images in batches of 8: the last is filled up."""
-    model, images = Batched(model_of(FIXED)), pixels(13)
+    model, images = batched(model_of(FIXED)), pixels(13)
     labels = batch_of(13)[1]
     attack = [jnode.attacks.PGD(0.05, steps=2)]
     options = {"batch_size": 8, "progress": False}

@@ -5,7 +5,6 @@ from jnode.attacks.apgd import APGDDLR as APGDDLR
 from jnode.attacks.apgd import APGDT as APGDT
 from jnode.attacks.autoattack import autoattack as autoattack
 from jnode.attacks.base import AbstractAttack as AbstractAttack
-from jnode.attacks.base import Batched as Batched
 from jnode.attacks.carlini_wagner import CarliniWagner as CarliniWagner
 from jnode.attacks.corruptions import CORRUPTIONS as CORRUPTIONS
 from jnode.attacks.deepfool import DeepFool as DeepFool

@@ -1,7 +1,6 @@
 """What every attack can do."""
 
 import abc
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jnode.attacks.inputs import Classes, check_input
 from jnode.attacks.random_model import over_draws
-from jnode.models import ODEClassifier
 
 Images = Float[Array, "batch height width channels"]
 Logits = Float[Array, "batch classes"]
@@ -22,33 +20,6 @@ Labels = Int[Array, " batch"]
 Classifier = Callable[[Images], Logits]
 Norm = Literal["linf", "l2"]
 NORMS = ("linf", "l2")
-
-
-class Batched(eqx.Module):
-    """A model of one image, as a classifier of batches that `jax.jit` takes as data.
-
-    The tolerances of an `ODEClassifier`'s adaptive solver are data too: what is
-    compiled for one pair of them serves all.
-    """
-
-    model: Callable
-    tolerances: Float[Array, "2"] | None
-
-    def __init__(self, model: Callable):
-        self.model, self.tolerances = model, None
-        if isinstance(model, ODEClassifier) and model.solver.adaptive:
-            self.tolerances = jnp.asarray(model.solver.tolerances)
-            solver = dataclasses.replace(model.solver, rtol=None, atol=None)
-            self.model = model.with_solver(solver)
-
-    def __call__(self, images: Images) -> Float[Array, "batch classes"]:
-        """Logits of each image: by the model's own `batch`, else by `jax.vmap`."""
-        model = self.model
-        if self.tolerances is not None:
-            tolerances = jax.lax.stop_gradient(self.tolerances)
-            model = model.with_solver(model.solver.at(tolerances))
-        batch = getattr(model, "batch", None)
-        return jax.vmap(model)(images) if batch is None else batch(images)
 
 
 class AbstractAttack(eqx.Module):

@@ -75,7 +75,7 @@ def run(
     **Arguments:**
 
     - `model`: a map from a batch of images to logits (a model of single images wrapped
-        in `Batched`, a random one in `RandomModel`).
+        in `jnode.batched`, a random one in `RandomModel`).
     - `images`: [n, height, width, channels], float32 or float64, in [0, 1]. They are
         attacked in float32 unless JAX is in its 64-bit mode.
     - `labels`: [n], the true classes as integers.

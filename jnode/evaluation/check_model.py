@@ -9,10 +9,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float, Int
 
-from jnode.attacks import PGD, Batched
+from jnode.attacks import PGD
 from jnode.attacks.one_batch import check_budget, perturb
 from jnode.evaluation import checks
 from jnode.evaluation.protocols import Budget, Protocol
+from jnode.models.batched import batched
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -41,7 +42,7 @@ def check_model(
     """
     x = jnp.asarray(images[: protocol.checked])
     y = jnp.asarray(labels[: protocol.checked])
-    whole = Batched(model)
+    whole = batched(model)
     norm, epsilon = budget
     attack, key = PGD(epsilon, norm=norm, steps=20), jr.key(seed)
     made: list[jax.Array] = []

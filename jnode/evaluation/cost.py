@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jnode.attacks.base import AbstractAttack, Batched, loss_and_gradient
+from jnode.attacks.base import AbstractAttack, loss_and_gradient
+from jnode.models.batched import batched
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -61,7 +62,7 @@ def cost_of(
     time.
     """
     x, y = jnp.asarray(images[:batch_size]), jnp.asarray(labels[:batch_size])
-    whole = Batched(model)
+    whole = batched(model)
     forward, _ = _seconds(_forward, whole, x)
     gradient, compilation = _seconds(_gradient, whole, x, y)
     own = _nfe(model, x)

@@ -68,7 +68,7 @@ def evaluate(
     **Arguments:**
 
     - `model`: a map from a batch of images to logits; a model of single images is
-        wrapped in `jnode.attacks.Batched`.
+        wrapped in `jnode.batched`.
     - `images`: [n, height, width, channels], float32 or float64, in [0, 1]. They are
         attacked in float32 unless JAX is in its 64-bit mode.
     - `labels`: [n], the true classes as integers.

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jnode.attacks.base import (
     AbstractAttack,
-    Batched,
     Classifier,
     Images,
     Labels,
@@ -23,6 +22,7 @@ from jnode.attacks.base import (
 )
 from jnode.evaluation.ascent import ascend
 from jnode.fields.piecewise import jumps
+from jnode.models.batched import batched
 from jnode.models.encoders import AbstractEncoder
 from jnode.solvers import Solver
 
@@ -155,7 +155,7 @@ def twins(
     found: dict[str, Classifier] = {}
     own = dataclasses.replace(model.solver, adjoint="direct")
     if model.solver.adjoint == "backsolve":
-        found[f"{own}, direct adjoint"] = Batched(model.with_solver(own))
+        found[f"{own}, direct adjoint"] = batched(model.with_solver(own))
     pieces = len(jumps(model.field)) + 1
     makers = {
         "fixed": lambda: Solver("rk4", steps=pieces * -(-FIXED_STEPS // pieces)),
@@ -170,11 +170,11 @@ def twins(
                 jnp.asarray(labels),
                 len(model.head.bias),
             )
-            found["encoder"] = Batched(substitute)
+            found["encoder"] = batched(substitute)
         else:
             solver = makers[kind]()
             if str(solver) != str(own):
-                found[str(solver)] = Batched(model.with_solver(solver))
+                found[str(solver)] = batched(model.with_solver(solver))
     return found
 
 

@@ -67,8 +67,14 @@ def batched(model: Callable) -> Batched:
 def _logits(whole, images, throw):
     if not isinstance(whole.model, ODEClassifier):
         return jax.vmap(whole.model)(images)
-    ends = _solved(whole, images, throw).y
-    return jax.vmap(lambda y: whole.model.head(y.ravel()))(ends)
+    return logits(whole.model, _solved(whole, images, throw).y)
+
+
+def logits(
+    model: ODEClassifier, ends: Float[Array, "batch *state"]
+) -> Float[Array, "batch classes"]:
+    """The logits of states at the end of the ODE."""
+    return jax.vmap(lambda y: model.head(y.ravel()))(ends)
 
 
 @functools.partial(eqx.filter_jit, inline=True)

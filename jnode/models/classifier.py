@@ -3,7 +3,6 @@
 import dataclasses
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,7 +12,7 @@ from jnode.fields import AbstractVectorField
 from jnode.linear import measured, plain
 from jnode.models.encoders import AbstractEncoder
 from jnode.models.head import Head
-from jnode.solvers import Solution, Solver, freeze, solve, solve_batch
+from jnode.solvers import Solution, Solver, freeze, solve
 
 
 class ModelBounds(eqx.Module):
@@ -59,29 +58,6 @@ class ODEClassifier(eqx.Module):
         """The ODE's solution for one image; `throw` as of `jnode.solve`."""
         _check_image(self, image.shape)
         return solve(self.field, self.encoder(image), self.solver, throw=throw)
-
-    def batch(
-        self, images: Float[Array, "batch height width channels"], *, throw: bool = True
-    ) -> Float[Array, "batch classes"]:
-        """The logits of a batch: what `jax.vmap` of this model gives, quicker.
-
-        `throw` is that of `jnode.solve`.
-        """
-        return self.logits(self.solutions(images, throw=throw).y)
-
-    def logits(
-        self, ends: Float[Array, "batch *state"]
-    ) -> Float[Array, "batch classes"]:
-        """The logits of states $y(1)$."""
-        return jax.vmap(lambda y: self.head(y.ravel()))(ends)
-
-    def solutions(
-        self, images: Float[Array, "batch height width channels"], *, throw: bool = True
-    ) -> Solution:
-        """The ODE's solutions for a batch, each sample's steps its own."""
-        _check_image(self, images.shape[1:])
-        states = jax.vmap(self.encoder)(images)
-        return solve_batch(self.field, states, self.solver, throw=throw)
 
     def embed(
         self, image: Float[Array, "height width channels"]

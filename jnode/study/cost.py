@@ -13,6 +13,7 @@ import numpy as np
 
 from jnode import attacks, data
 from jnode.evaluation.cost import evaluations, programs
+from jnode.models.batched import batched
 from jnode.study.cell import Cell
 from jnode.study.measure import ensembles
 from jnode.tpu.cost import work
@@ -127,7 +128,7 @@ def _flops(cell: Cell, shape, classes: int) -> tuple[float, float, float]:
 
     counted = (
         work(solved.batch, images, turns=TURNS),
-        work(jax.grad(lambda x: jnp.sum(solved.batch(x))), images, turns=TURNS),
+        work(jax.grad(lambda x: jnp.sum(batched(solved)(x))), images, turns=TURNS),
         work(jax.grad(value), arrays, turns=TURNS),
     )
     forward, gradient, step = (one.flops / batch for one in counted)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jnode import attacks, certify, data
 from jnode._versions import versions
-from jnode.attacks import AbstractAttack, Batched
+from jnode.attacks import AbstractAttack
 from jnode.attacks.one_batch import predict
 from jnode.certification import stretch
 from jnode.data import Dataset, padded_batches
@@ -21,6 +21,7 @@ from jnode.evaluation import Store, Transfer
 from jnode.evaluation.store import fingerprint
 from jnode.experiment import count_evaluations, evaluate_run
 from jnode.models import ODEClassifier
+from jnode.models.batched import batched
 from jnode.study.cell import Cell
 from jnode.train import load
 from jnode.train.state import dtype_of, init_state
@@ -120,7 +121,7 @@ def _accuracy(
         found["certified_accuracy"] = certify.certified_accuracy(proven, radii)
         return found
     right = [
-        np.asarray(predict(Batched(model), jnp.asarray(x)))[mask] == y[mask]
+        np.asarray(predict(batched(model), jnp.asarray(x)))[mask] == y[mask]
         for x, y, mask in padded_batches(images, test.labels, BATCH)
     ]
     found["clean_accuracy"] = float(np.mean(np.concatenate(right)))
@@ -137,7 +138,7 @@ def _milliseconds(model: ODEClassifier, images: Float[Array, "n h w c"]) -> floa
     times = []
     for _ in range(6):
         start = time.perf_counter()
-        jax.block_until_ready(predict(Batched(model), images))
+        jax.block_until_ready(predict(batched(model), images))
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times[1:])) / len(images)
 
@@ -147,7 +148,7 @@ def _alone(cell: Cell, model: ODEClassifier) -> list[AbstractAttack]:
     via = cell.measures.via
     if via is None or via == cell.evaluated:
         return tried
-    source = Batched(model.with_solver(via))
+    source = batched(model.with_solver(via))
     budgets = {(a.norm, float(a.epsilon)) for a in tried if a.norm != "sigma"}
     tried += [
         Transfer(source, str(via), round(epsilon, 7), norm=norm, steps=TRANSFERRED)

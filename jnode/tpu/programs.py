@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jnode.attacks import PGD, Batched
+from jnode.attacks import PGD
+from jnode.models.batched import batched
 from jnode.sharding import AXIS, Sharded
 from jnode.train.config import TrainConfig
 from jnode.train.state import init_state
@@ -31,7 +32,7 @@ def _evaluate(config: TrainConfig, shapes: "Shapes") -> tuple[Callable, tuple]:
     model, rebuild = shapes.whole(shapes.baked(config))
 
     def program(model, images):
-        return jnp.argmax(Sharded(Batched(rebuild(model)), shapes.mesh)(images), axis=1)
+        return jnp.argmax(Sharded(batched(rebuild(model)), shapes.mesh)(images), axis=1)
 
     return program, (model, shapes.images("float32"))
 
@@ -41,7 +42,7 @@ def _attack(config: TrainConfig, shapes: "Shapes") -> tuple[Callable, tuple]:
     attack = PGD(0.1, steps=1)
 
     def program(model, images, labels):
-        spread = Sharded(Batched(rebuild(model)), shapes.mesh)
+        spread = Sharded(batched(rebuild(model)), shapes.mesh)
         return attack(spread, images, labels, key=jax.random.key(0))
 
     return program, (model, shapes.images("float32"), shapes.labels())

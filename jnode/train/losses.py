@@ -11,6 +11,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jnode.models import ODEClassifier
+from jnode.models.batched import batched
+from jnode.models.batched import logits as logits_of
 from jnode.resolve import resolve
 from jnode.solvers import trajectory
 
@@ -93,8 +95,8 @@ def make_loss(config: LossConfig) -> Loss:
             images = _noisy(images, keys, config)
         elif config.inputs == "adversarial":
             images = _adversarial(model, images, labels, keys, config)
-        solutions = model.solutions(images, throw=False)
-        logits = model.logits(solutions.y)
+        solutions = batched(model).solution(images, throw=False)
+        logits = logits_of(model, solutions.y)
         accuracy = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
         if config.name == "margin":
             # Tsuzuku et al., NeurIPS 2018: the true class must win by what an image
@@ -197,5 +199,5 @@ def _adversarial(model, images, labels, keys, config):
     model = jax.tree.map(lambda x: frozen(x) if hasattr(x, "dtype") else x, model)
 
     attack = PGD(config.epsilon, norm=config.norm, steps=config.steps)
-    classify = partial(model.batch, throw=False)
+    classify = partial(batched(model), throw=False)
     return frozen(attack.from_keys(classify, images, labels, keys))

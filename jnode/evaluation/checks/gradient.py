@@ -10,8 +10,8 @@ import jax.random as jr
 import numpy as np
 from jax.typing import ArrayLike
 
-from jnode.attacks.base import Batched
 from jnode.attacks.square import margin
+from jnode.models.batched import batched
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -120,10 +120,10 @@ def held_steps(
     """
     x = jnp.asarray(images)[:samples]
     y = jnp.asarray(labels)[:samples]
-    ours = np.asarray(_gradient(Batched(model), x, y), np.float64)
+    ours = np.asarray(_gradient(batched(model), x, y), np.float64)
     found = []
     for i in range(len(x)):
-        frozen = Batched(model.freeze(x[i]))
+        frozen = batched(model.freeze(x[i]))
         same = np.asarray(_gradient(frozen, x[i : i + 1], y[i : i + 1])[0], np.float64)
         found.append(np.linalg.norm(ours[i] - same) / max(np.linalg.norm(same), 1e-300))
     return _short(max(found))
