@@ -248,3 +248,23 @@ def test_batches_of_other_states():
     rates = lambda t, y, args: -y
     scalars = solve_batch(rates, np.arange(3), jnode.Solver("rk4", steps=16))
     np.testing.assert_allclose(scalars.y, np.arange(3) * np.exp(-1.0), rtol=1e-5)
+
+
+def test_adaptive_stages_are_evaluated_at_their_times(getkey):
+    # Of a field that may move with time, and takes batches.
+    class Moving(jnode.OrthoField):
+        @property
+        def time_invariant(self):
+            return False
+
+        def __call__(self, t, y, args=None):
+            return jnp.cos(3 * jnp.asarray(t, y.dtype)) * super().__call__(t, y)
+
+        def inner_form(self):
+            return None
+
+    field, y0 = Moving((3,), key=getkey()), jax.random.normal(getkey(), (2, 3))
+    assert field.takes_batches
+    solver = jnode.Solver("dopri5", rtol=1e-6, atol=1e-6)
+    fine = solve_batch(field, y0, jnode.Solver("rk4", steps=64)).y
+    np.testing.assert_allclose(solve_batch(field, y0, solver).y, fine, atol=1e-5)

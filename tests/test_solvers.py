@@ -469,3 +469,20 @@ def test_memory_does_not_grow_with_the_limit_of_steps():
 
 def jnp_tanh(t, y, args):
     return jnp.tanh(y)
+
+
+@pytest.mark.parametrize(
+    ("field", "error", "message"),
+    [
+        (lambda t, y, args: y[:2], ValueError, "of the state's shape"),
+        (lambda t, y, args: (y, y), TypeError, "field must return an array"),
+    ],
+)
+def test_fields_that_do_not_fit_their_state(field, error, message):
+    with pytest.raises(error, match=message):
+        jnode.solve(field, jnp.ones(3), jnode.Solver("rk4", steps=2))
+
+
+def test_a_field_may_return_a_number():
+    found = jnode.solve(lambda t, y, args: 2, jnp.zeros(3), diffrax.Euler(), steps=2)
+    np.testing.assert_allclose(found.y, jnp.full(3, 2.0))

@@ -30,7 +30,8 @@ class RightHandSide(eqx.Module):
             value = value.astype(y.dtype)
         if value.shape == y.shape:
             return value
-        if np.broadcast_shapes(value.shape, y.shape) != y.shape:
+        sizes = zip(value.shape[::-1], y.shape[::-1], strict=False)
+        if value.ndim > y.ndim or any(size not in (1, full) for size, full in sizes):
             raise ValueError(
                 f"field must return an array of the state's shape {y.shape}, not "
                 f"{value.shape}."
