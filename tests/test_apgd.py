@@ -6,6 +6,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+import jnode
 from jnode import attacks
 from jnode.attacks.apgd import (
     checkpoints,

@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+import jnode
 from jnode import attacks
 from jnode.attacks.base import NORMS, loss_and_gradient, misclassified
 from jnode.attacks.minimum import AbstractMinimumNorm

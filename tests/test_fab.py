@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
+import jnode
 from jnode import attacks
 from jnode.attacks.fab import to_hyperplane
 from jnode.attacks.norms import size

@@ -6,6 +6,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+import jnode
 from jnode import attacks
 from jnode.attacks.norms import size
 from jnode.attacks.square import _corner, _eta, _grid, _l2_windows, margin, shares
