@@ -2,15 +2,14 @@
 
 from jnode import activations as activations
 from jnode import attacks as attacks
-from jnode import certification as certification
 from jnode import certify as certify
 from jnode import data as data
 from jnode import evaluation as evaluation
-from jnode import experiment as experiment
 from jnode import fields as fields
 from jnode import linear as linear
 from jnode import models as models
 from jnode import report as report
+from jnode import runs as runs
 from jnode import sharding as sharding
 from jnode import solvers as solvers
 from jnode import study as study

@@ -4,7 +4,7 @@ import jax.random as jr
 import pytest
 
 import jnode
-from jnode.certification import certify_run
+from jnode.runs import certify_run
 from jnode.train import LossConfig, RunDir, TrainConfig
 from jnode.train.files import write_tree
 
