@@ -16,8 +16,8 @@ import tyro
 from tpu import CHIPS, PROGRAMS, compile_program
 
 from jnode._cli import run
+from jnode._files import write_json
 from jnode._versions import versions
-from jnode.train.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tpu import CHIPS
 
-from jnode.train.files import write_json
+from jnode._files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

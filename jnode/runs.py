@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jnode import certify, data
+from jnode._files import write_json
 from jnode._versions import versions
 from jnode.attacks import PGD, AbstractAttack
 from jnode.certify import Smoothing, accuracy
@@ -41,7 +42,6 @@ from jnode.report.pictures import pairs
 from jnode.sharding import check_divides, shareable
 from jnode.solvers import Solver
 from jnode.train import RunDir, load
-from jnode.train.files import write_json
 
 RADII = tuple(round(0.05 * i, 2) for i in range(41))
 """The L2 radii, in pixel units, at which certified accuracy is written."""

@@ -13,11 +13,11 @@ import pytest
 
 import jnode
 from jnode import attacks, report, runs
+from jnode._files import write_tree
 from jnode.evaluation import Store, checks, comparison, cost, describe, loop
 from jnode.report.page import render
 from jnode.runs import evaluate_run
 from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig
-from jnode.train.files import write_tree
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = dict(

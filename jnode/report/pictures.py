@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jnode import certify
+from jnode._files import write_atomic
 from jnode.attacks import AbstractAttack
 from jnode.evaluation import Evaluation, describe
 from jnode.solvers import trajectory
-from jnode.train.files import write_atomic
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
