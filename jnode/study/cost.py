@@ -127,7 +127,7 @@ def _flops(cell: Cell, shape, classes: int) -> tuple[float, float, float]:
         return loss(eqx.combine(arrays, static), images, labels, keys)[0]
 
     counted = (
-        work(solved.batch, images, turns=TURNS),
+        work(batched(solved), images, turns=TURNS),
         work(jax.grad(lambda x: jnp.sum(batched(solved)(x))), images, turns=TURNS),
         work(jax.grad(value), arrays, turns=TURNS),
     )
