@@ -12,10 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from jnode._files import write_json
 from jnode._versions import versions
 from jnode.train import get_preset, train
 from jnode.train.checkpoints import Checkpoints
-from jnode.train.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 CONTESTANTS = {"none": None, "each epoch": None, "every 10 steps": 10}

@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from jnode._files import write_json
 from jnode._versions import versions
-from jnode.train.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import tyro
 
+from jnode._files import write_json
 from jnode._versions import versions
-from jnode.train.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

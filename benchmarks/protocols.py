@@ -16,7 +16,7 @@ import tyro
 from jnode import attacks
 from jnode._cli import run
 from jnode.evaluation.cost import minutes
-from jnode.experiment import evaluate_run
+from jnode.runs import evaluate_run
 
 RESULTS = Path(__file__).parent / "results"
 

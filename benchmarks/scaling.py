@@ -1,7 +1,7 @@
 """Weak scaling on paper, from 1 to 256 chips: an estimate, not a measurement.
 
 python benchmarks/scaling.py reads benchmarks/results/tpu.json (which
-scripts/compile_tpu.py wrote) and writes scaling.{json,md,png} beside it.
+benchmarks/compile_tpu.py wrote) and writes scaling.{json,md,png} beside it.
 
 The model: every chip keeps its own batch, so a step takes the compiler's estimate of
 its compute and then one all-reduce of the gradients, which does not overlap with it. On
@@ -13,8 +13,9 @@ stragglers and the network between pods are not in it.
 import json
 from pathlib import Path
 
-from jnode.tpu import CHIPS
-from jnode.train.files import write_json
+from tpu import CHIPS
+
+from jnode._files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -12,10 +12,10 @@ import torch
 import torch_peers as peers
 
 import jnode
+from jnode._hlo_cost import work
 from jnode.solvers import solve_batch, tableau
 from jnode.solvers.fixed import step as rk_step
 from jnode.solvers.tableaus import rows
-from jnode.tpu.cost import work
 
 FIXED = jnode.Solver("rk4", steps=4)
 ADAPTIVE = jnode.Solver("dopri5", rtol=1e-3, atol=1e-4)

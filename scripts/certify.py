@@ -8,8 +8,8 @@ import tyro
 
 from jnode._cli import run
 from jnode.attacks import number
-from jnode.certification import certify_run, smooth_run
 from jnode.certify import Smoothing
+from jnode.runs import certify_run, smooth_run
 from jnode.sharding import all_devices
 
 

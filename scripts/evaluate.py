@@ -9,8 +9,8 @@ import tyro
 from jnode import attacks
 from jnode._cli import run
 from jnode.evaluation import comparison
-from jnode.experiment import evaluate_run
 from jnode.report import read_run, table
+from jnode.runs import evaluate_run
 from jnode.sharding import all_devices
 from jnode.train import RunDir
 

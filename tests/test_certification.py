@@ -4,9 +4,9 @@ import jax.random as jr
 import pytest
 
 import jnode
-from jnode.certification import certify_run
+from jnode._files import write_tree
+from jnode.runs import certify_run
 from jnode.train import LossConfig, RunDir, TrainConfig
-from jnode.train.files import write_tree
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What is shipped: the licence, the types, one version; and imports on any system."""
 
+import ast
 import importlib.metadata
 import subprocess
 import sys
@@ -45,6 +46,55 @@ def test_the_wheel_holds_licence_and_types(tmp_path):
     assert sources <= set(names)
 
 
+def test_a_field_loads_no_training():
+    heavy = ("matplotlib", "optax", "orbax", "tensorflow_datasets", "tqdm", "tyro")
+    code = f"""
+    import sys
+    import jax, jnode
+    assert not [m for m in sys.modules if m.startswith("jnode.") and "._" not in m]
+    jnode.OrthoField((4,), key=jax.random.key(0))
+    print([name for name in {heavy} if name in sys.modules])
+    rooms = {{m.split(".")[1] for m in sys.modules if m.startswith("jnode.")}}
+    print(sorted(room for room in rooms if not room.startswith("_")))
+    """
+    loaded, rooms = _output(code).splitlines()
+    assert loaded == "[]"
+    assert rooms == "['activations', 'bounds', 'fields', 'linear']"
+
+
+def test_every_public_name_resolves():
+    # The function and not the module of the same name, whatever was imported before.
+    code = """
+    import inspect, pkgutil, importlib
+    import jnode
+    for module in pkgutil.walk_packages(jnode.__path__, "jnode."):
+        importlib.import_module(module.name)
+    named = [n for n in jnode.__all__ if n not in jnode._ROOMS]
+    assert not [n for n in named if inspect.ismodule(getattr(jnode, n))]
+    assert all(inspect.ismodule(getattr(jnode, n)) for n in jnode._ROOMS)
+    assert set(jnode.__all__) <= set(dir(jnode))
+    assert jnode.resolve is importlib.import_module("jnode._resolve").resolve
+    """
+    assert _output(code) == ""
+    with pytest.raises(AttributeError, match="'jnode' has no attribute 'nothing'"):
+        jnode.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_there_are():
+    tree = ast.parse((ROOT / "jnode" / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    homes = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names:
+            assert alias.asname == alias.name
+            homes[alias.name] = node.module
+    rooms = {name for name, home in homes.items() if home == "jnode"}
+    assert rooms == set(jnode._ROOMS)
+    names = {k: v.removeprefix("jnode.") for k, v in homes.items() if k not in rooms}
+    assert names == jnode._HOMES
+
+
 def test_imports_without_unix_modules():
     """As on Windows: no module of the package needs them while it is imported."""
     code = """
@@ -59,6 +109,10 @@ def test_imports_without_unix_modules():
     from jnode.train.log import peak_memory
     print(peak_memory())
     """
+    assert _output(code) == "{}\n"
+
+
+def _output(code):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
@@ -67,4 +121,4 @@ def test_imports_without_unix_modules():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "{}\n"
+    return done.stdout

@@ -477,7 +477,7 @@ def test_a_failed_page_leaves_the_old_one(three, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("jnode.train.files.os.replace", fail)
+    monkeypatch.setattr("jnode._files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         report.write([dataclasses.replace(three[0], pictures=None)], path)
     assert path.read_text() == "old"

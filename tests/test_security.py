@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import jnode
-from jnode import report
-from jnode.train import RunDir, files
+from jnode import _files, report
+from jnode._files import read_tree, write_tree
+from jnode.train import RunDir
 from jnode.train.checkpoints import Checkpoints
-from jnode.train.files import read_tree, write_tree
 from tests.test_checkpoints import FACTS, saved, tree
 from tests.test_report import HOSTILE, example
 
@@ -75,7 +75,7 @@ def test_no_path_leads_out_of_a_run(tmp_path):
 
 
 def test_temporary_files_follow_no_link(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.os, "getpid", lambda: 1)
+    monkeypatch.setattr(_files.os, "getpid", lambda: 1)
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / ".model.eqx.1.tmp").symlink_to(victim)

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jnode
 from jnode import sharding
+from jnode._hlo_cost import collectives
 from jnode.models.batched import batched
 from jnode.train import DataConfig, LossConfig, TrainConfig
 from jnode.train.state import TrainState, make_optimizer
@@ -99,7 +100,7 @@ def test_training_equals_one_device(mesh, single):
     assert values == pytest.approx(single[1], abs=1e-5)
     assert farthest(state, single[0]) < 1e-5
     # Stated in docs/distributed.md: one exchange a step, and none in a loop.
-    found = sharding.collectives(text)
+    found = collectives(text)
     assert found.counts == {"all-reduce": 1} and found.in_loops == 0
     assert all(len(x.sharding.device_set) == 2 for x in jax.tree.leaves(state.step))
 
@@ -110,7 +111,7 @@ def test_adaptive_training_accumulates(mesh):
     _, alone, _ = train_steps(None, 2, loss=loss, solver=ADAPTIVE)
     _, both, text = train_steps(mesh, 2, loss=loss, solver=ADAPTIVE, accumulate=2)
     assert both == pytest.approx(alone, abs=1e-5)
-    found = sharding.collectives(text)
+    found = collectives(text)
     assert found.counts == {"all-reduce": 1} and found.in_loops == 0
 
 
@@ -137,11 +138,11 @@ def test_adaptive_solves_do_not_wait_for_each_other(adaptive):
     (model, *_), (spread, images, _) = adaptive
     classify = lambda model, images: model(images)
     # Plain jit on the same images: each turn of the solver's loop asks all devices.
-    naive = sharding.collectives(
+    naive = collectives(
         compiled_text(classify, sharding.replicate(model, spread.mesh), images)
     )
     assert naive.in_loops > 0
-    ours = sharding.collectives(compiled_text(classify, spread, images))
+    ours = collectives(compiled_text(classify, spread, images))
     assert ours.total == 0
 
 
@@ -206,7 +207,7 @@ def explicit(request):
 def test_explicit_meshes_with_names_of_their_own(explicit, single):
     _, values, text = train_steps(explicit, 1)
     assert values == pytest.approx(single[1][:1], abs=1e-5)
-    assert sharding.collectives(text).counts == {"all-reduce": 1}
+    assert collectives(text).counts == {"all-reduce": 1}
     assert sharding.local_rows(6, explicit).tolist() == [0, 1, 2, 3, 4, 5]
     model, images = model_of(FIXED).bake(), pixels(8)
     labels = batch_of(8)[1]
@@ -245,12 +246,13 @@ import jax, numpy as np
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 from tests import test_sharding as t
 from jnode import certify, sharding
+from jnode._hlo_cost import collectives
 mesh = sharding.data_mesh()
 assert mesh.size == 8
 _, alone, _ = t.train_steps(None, 2)
 _, ours, text = t.train_steps(mesh, 2)
 assert np.allclose(ours, alone, atol=1e-5), (ours, alone)
-assert sharding.collectives(text).counts == {"all-reduce": 1}
+assert collectives(text).counts == {"all-reduce": 1}
 images, labels = t.batch_of(16)
 model = t.model_of(t.FIXED)
 radii = [

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jnode.tpu.cost import cycles, work
+from jnode._hlo_cost import cycles, work
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +62,7 @@ def test_cycles_multiply_loops_out():
 )
 def test_evaluation_compiles_for_four_chips(tmp_path):
     """In a process of its own, since the TPU's library changes the one it is in."""
-    command = [sys.executable, str(ROOT / "scripts/compile_tpu.py"), "--program"]
+    command = [sys.executable, str(ROOT / "benchmarks/compile_tpu.py"), "--program"]
     command += ["evaluate", "--chip", "v5e", "--chips", "4", "--out"]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     subprocess.run([*command, str(tmp_path / "tpu")], env=env, check=True, timeout=250)

@@ -11,8 +11,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
+from jnode._batches import gathered
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import attack_parts, gathered
+from jnode.attacks.batches import attack_parts
 from jnode.attacks.inputs import Classes, check_input
 from jnode.attacks.one_batch import predict
 

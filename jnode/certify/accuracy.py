@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from jnode._batches import check_images, check_labels, padded_batches
+from jnode._resolve import resolve
+from jnode.certify.local import local_radius
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.certify.radius import radii
-from jnode.data import check_images, check_labels, padded_batches
-from jnode.resolve import resolve
 from jnode.sharding import check_divides, replicate, shard_batch, sharded
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ REFUSAL = (
     "is accepted or rejected; certify the model with a fixed-step solver, or on the "
     "steps that it takes for one image (--freeze), or smoothed (--smoothing 0.25)"
 )
+CURVE = 201  # radii in the curves for plots
 UNBOUNDED = "none: no Lipschitz constant is known of an unconstrained part of the model"
 
 
@@ -88,6 +90,37 @@ def _radii(model, images, labels, mesh):
     return sharded(one_batch, mesh)(model, images, labels)
 
 
+def locally_certified_radii(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    *,
+    progress: bool = False,
+) -> Float[np.ndarray, " n"]:
+    """As `certified_radii`, from bounds around each image (`local_radius`).
+
+    **Arguments:** a model; images and their classes; whether to draw a progress bar.
+    """
+    from tqdm import tqdm
+
+    total = len(images)
+    parts = []
+    with tqdm(total=total, disable=not progress, unit="image") as bar:
+        bar.set_description("local certificates")
+        for x, y, mask in padded_batches(images, labels, min(48, total)):
+            radii = _local_radii(model, jnp.asarray(x, jnp.float32), jnp.asarray(y))
+            parts.append(np.asarray(radii)[mask])
+            bar.update(len(parts[-1]))
+    return np.concatenate(parts)
+
+
+@certifying
+@eqx.filter_jit
+def _local_radii(model, images, labels):
+    predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
+    return jnp.where(predictions == labels, local_radius(model, images), -1.0)
+
+
 def certified_accuracy(
     radii: Float[np.ndarray, " n"], thresholds: Sequence[float]
 ) -> list[dict]:
@@ -108,3 +141,39 @@ def certified_accuracy(
         }
         for threshold in thresholds
     ]
+
+
+def linf_certified_accuracy(
+    radii: Float[np.ndarray, " n"], thresholds: Sequence[float], *, pixels: int
+) -> list[dict]:
+    """As `certified_accuracy`, for Linf balls, by the L2 balls that hold them.
+
+    **Arguments:** L2 radii; the Linf radii to report; how many pixels an image has.
+    """
+    # Larger by this share, so that rounding never certifies more.
+    factor = pixels**0.5 * (1 + 1e-6)
+    return [
+        {
+            "norm": "linf",
+            "radius": float(r),
+            "certified_accuracy": float(np.mean(radii >= r * factor)),
+        }
+        for r in thresholds
+    ]
+
+
+def curve(
+    proven: Float[np.ndarray, " n"], local: Float[np.ndarray, " n"], *, up_to: float
+) -> dict[str, list[float]]:
+    """Certified accuracy against the radius, for plots, up to `up_to` or further.
+
+    **Arguments:** what `certified_radii` and `locally_certified_radii` gave.
+    """
+    reach = max(up_to, float(np.quantile(local, 0.99)), 1e-3)
+    radii = np.linspace(0, 1.05 * reach, CURVE)
+    share = lambda found: [float(np.mean(found >= r)) for r in radii]  # noqa: E731
+    return {
+        "radius": [float(r) for r in radii],
+        "certified_accuracy": share(proven),
+        "certified_locally": share(local),
+    }

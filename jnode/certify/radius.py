@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jnode._resolve import resolve
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.fields.base import safe_norm
-from jnode.resolve import resolve
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier

@@ -1,14 +1,20 @@
 """Empirical lower bounds: how much a map was seen to stretch. They certify nothing."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jnode.certify.accuracy import refusal
 from jnode.fields import AbstractVectorField
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
 
 
 @eqx.filter_jit
@@ -91,3 +97,36 @@ def estimate_lipschitz(
         return jnp.sqrt(jnp.sum(image**2) / jnp.maximum(jnp.sum(v**2), 1e-30))
 
     return jnp.max(jax.vmap(one)(states, jr.split(key, len(states))))
+
+
+def stretch(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    *,
+    seed: int,
+) -> dict[str, float | None]:
+    """From pixels to features: the certified constant, and what a search found.
+
+    **Arguments:** the model; images, of which the first 16 start the search; its seed.
+
+    **Returns:** `certified_upper_bound`, `empirical_lower_bound` and their `ratio`;
+    `None` for what needs a certificate where there is none.
+    """
+    starts = jnp.asarray(images[:16], jnp.float32)
+    keys = jr.split(jr.key(seed), len(starts))
+
+    @eqx.filter_jit
+    def search(model, starts, keys):
+        one = lambda x, key: strongest_stretch(  # noqa: E731
+            model.embed, x, key=key, steps=100
+        )
+        return jnp.max(jax.vmap(one)(starts, keys))
+
+    found = float(search(model.bake(), starts, keys))
+    proven = refusal(model) is None
+    bound = float(model.lipschitz()) if proven else None
+    return {
+        "certified_upper_bound": bound,
+        "empirical_lower_bound": found,
+        "ratio": None if bound is None else bound / found,
+    }

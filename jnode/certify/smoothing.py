@@ -11,9 +11,8 @@ import jax.random as jr
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
-from tqdm import tqdm
 
-from jnode.data import check_images
+from jnode._batches import check_images
 
 ABSTAIN = -1
 # So that float32 can hold a pixel plus noise, and 32 bits the index of any sample.
@@ -245,6 +244,8 @@ def _voters(
             return np.asarray(votes)
 
         return count
+
+    from tqdm import tqdm
 
     for i, image in enumerate(tqdm(images, disable=not progress, unit="image")):
         yield voter(i, jnp.asarray(image, jnp.float32))

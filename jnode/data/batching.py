@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 
+from jnode._batches import check_batch_size
 from jnode.data.dataset import Dataset
 
 
@@ -33,7 +34,7 @@ def batches(
 
     **Raises:** `ValueError` at the call for sizes that give no batch.
     """
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     for argument, value in (("seed", seed), ("epoch", epoch)):
         if value < 0:
             raise ValueError(f"{argument} must be at least 0, not {value}.")
@@ -53,37 +54,3 @@ def batches(
     if rows is not None:
         indices = (chosen[rows] for chosen in indices)
     return ((dataset.images[chosen], dataset.labels[chosen]) for chosen in indices)
-
-
-def padded_batches(
-    images: Float[np.ndarray, "n height width channels"]
-    | UInt8[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " labels"],
-    batch_size: int,
-    *,
-    multiple: int = 1,
-) -> Iterator[tuple[np.ndarray, np.ndarray, Bool[np.ndarray, " batch"]]]:
-    """Batches of (images, labels, mask) in order, all of one size.
-
-    The last is filled by repeating the first samples, and `mask` is false at the fill,
-    so that one compilation serves every batch. Fewer samples than `batch_size` make
-    one batch of their own number, rounded up to a multiple of `multiple`.
-
-    **Raises:** `ValueError` at the call for no samples, or labels of another number.
-    """
-    _check_batch_size(batch_size)
-    n = len(labels)
-    if len(images) != n:
-        raise ValueError(
-            f"images and labels must be as many, not {len(images)} and {n}."
-        )
-    if n == 0:
-        raise ValueError("images must hold at least one image, not none.")
-    size = min(batch_size, -(-n // multiple) * multiple)
-    indices = (np.arange(start, start + size) for start in range(0, n, size))
-    return ((images[i % n], labels[i % n], i < n) for i in indices)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")

@@ -1,6 +1,6 @@
-"""All checks of a protocol on one model."""
+"""All checks of an evaluation, and those of a protocol on one model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,10 +9,12 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float, Int
 
-from jnode.attacks import PGD
+from jnode.attacks import PGD, AbstractAttack
 from jnode.attacks.one_batch import check_budget, perturb
 from jnode.evaluation import checks
+from jnode.evaluation.loop import Evaluation
 from jnode.evaluation.protocols import Budget, Protocol
+from jnode.evaluation.recheck import recheck
 from jnode.models.batched import batched
 
 if TYPE_CHECKING:
@@ -76,3 +78,38 @@ def check_model(
             whole, x, y, epsilon=epsilon, norm=norm, key=key, steps=steps
         )
     return {name: keep(name, make) for name, make in every.items()}
+
+
+def check_evaluation(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    attacks: Sequence[AbstractAttack],
+    result: Evaluation,
+    batch_size: int,
+) -> dict[str, dict[str, Any]]:
+    """The checks of what an evaluation found, a protocol's or not.
+
+    **Arguments:** the model; clean images and labels; the attacks, and what they found;
+    images at a time.
+    """
+    stored = recheck(
+        batched(model),
+        images,
+        labels,
+        attacks,
+        result.attacked,
+        batch_size=batch_size,
+    )
+    return {
+        **result.summary["checks"],
+        "stored_images": stored,
+        "adjoint": checks.adjoint(model.solver),
+    }
+
+
+def flags_of(result: Evaluation, checks: dict[str, dict[str, Any]]) -> list[str]:
+    """The flags of an evaluation and of all its checks."""
+    # Those of the outputs are among the evaluation's own.
+    others = (check["flags"] for name, check in checks.items() if name != "outputs")
+    return [*result.summary["flags"], *(flag for flags in others for flag in flags)]

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from jnode.attacks.base import AbstractAttack, loss_and_gradient
 from jnode.models.batched import batched
@@ -128,3 +128,47 @@ def minutes(seconds: float) -> str:
     if seconds < 5400:
         return f"{round(seconds / 60)} minutes"
     return f"{seconds / 3600:.1f} hours"
+
+
+def announce(
+    protocol: str,
+    attacks: Sequence[AbstractAttack],
+    n: int,
+    cost: Cost,
+    expected: tuple[float, float],
+) -> None:
+    """Says what a protocol will do and cost, before it starts."""
+    work, compiling = expected
+    print(
+        f"Protocol {protocol}: {len(attacks)} attacks on {n} images take at most "
+        f"{minutes(work)}, and some {minutes(compiling)} for compilation (a batch of "
+        f"{cost.batch_size} takes {cost.forward:.3f} s, its gradient "
+        f"{cost.gradient:.3f} s); samples that are broken are attacked no more.",
+        flush=True,
+    )
+
+
+@eqx.filter_jit
+def count_evaluations(
+    model: "ODEClassifier", images: Float[Array, "n height width channels"]
+) -> Int[Array, " n"]:
+    """The NFE of each image's solve, of those that `max_steps` ends too."""
+    return batched(model).solution(images, throw=False).stats["nfe"]
+
+
+def count_all_evaluations(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    batch_size: int,
+) -> Int[np.ndarray, " counts"]:
+    """The NFE of each image's solve; one number for all where steps are fixed."""
+    if not model.solver.adaptive:
+        return np.asarray(count_evaluations(model, jnp.asarray(images[:1])))
+    length = min(batch_size, len(images))
+    found = []
+    for start in range(0, len(images), length):
+        x = images[start : start + length]
+        # Filled up, so that one compilation serves every batch.
+        filled = jnp.asarray(x[np.arange(length) % len(x)])
+        found.append(np.asarray(count_evaluations(model, filled))[: len(x)])
+    return np.concatenate(found)

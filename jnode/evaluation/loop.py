@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Int
 
+from jnode._batches import gathered
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import attack_parts, gathered
+from jnode.attacks.batches import attack_parts
 from jnode.attacks.inputs import check_dtype
 from jnode.attacks.one_batch import predict
 from jnode.attacks.random_model import is_random

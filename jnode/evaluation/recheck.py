@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jnode._batches import gathered
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import gathered
 from jnode.attacks.one_batch import check_budget, predict
 from jnode.evaluation.attacked import Attacked
 

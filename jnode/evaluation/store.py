@@ -16,10 +16,10 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from jnode._files import write_atomic, write_json
 from jnode._lock import FolderInUse, claimed
 from jnode.attacks.base import AbstractAttack
 from jnode.evaluation.attacked import Attacked
-from jnode.train.files import write_atomic, write_json
 
 LOCK = ".lock"
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)

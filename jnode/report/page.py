@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jnode._files import write_atomic
 from jnode.report import figures, parts
 from jnode.report.checks import checks
 from jnode.report.run_report import RunReport, distinct
 from jnode.report.style import STYLE
-from jnode.train.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

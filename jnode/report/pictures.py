@@ -4,13 +4,24 @@ import dataclasses
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jnode.train.files import write_atomic
+from jnode import certify
+from jnode._files import write_atomic
+from jnode.attacks import AbstractAttack
+from jnode.evaluation import Evaluation, describe
+from jnode.solvers import trajectory
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
 
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -91,3 +102,60 @@ class Pictures:
         except DAMAGED as error:
             reason = str(error).splitlines()[0] if str(error) else "it is cut short"
             raise ValueError(f"{path} is damaged: {reason}") from error
+
+
+def pairs(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    attacks: Sequence[AbstractAttack],
+    result: Evaluation,
+) -> Pictures | None:
+    """Pairs under the strongest Linf attack, with their trajectories.
+
+    **Arguments:** the model; clean images and labels; the attacks, and what the
+    evaluation by them found.
+
+    **Returns:** the pictures, or `None` where no such attack broke an image.
+    """
+
+    def rank(i):
+        # Where later attacks were spared what earlier ones broke: one that saw most.
+        return len(result.attacked[i].samples), attacks[i].steps, -i
+
+    iterated = [i for i, a in enumerate(attacks) if a.norm == "linf"]
+    if not iterated:
+        return None
+    chosen = max(iterated, key=rank)
+    twins = result.attacked[chosen].shown
+    n = len(twins)
+    if n == 0:
+        return None
+    shown = result.attacked[chosen].samples[:n]
+
+    @eqx.filter_jit
+    def states(model, images):
+        return jax.vmap(
+            lambda x: trajectory(model.field, model.encoder(x), model.solver)[1]
+        )(images)
+
+    start = model.encoder(jnp.asarray(images[0]))
+    times, _ = trajectory(model.field, start, model.solver)
+    clean, attacked = (states(model, jnp.asarray(x)) for x in (images[shown], twins))
+    difference = np.asarray(clean - attacked).reshape(n, len(times), -1)
+    grid = jnp.asarray(times, jnp.float32)
+    envelopes = [
+        f(model.field, grid) for f in (certify.gronwall, certify.log_norm_envelope)
+    ]
+    return Pictures(
+        attack=describe(attacks[chosen]),
+        clean=images[shown],
+        adversarial=twins,
+        labels=labels[shown],
+        clean_predictions=result.predictions[shown],
+        adversarial_predictions=result.attacked[chosen].predictions[:n],
+        times=np.asarray(grid),
+        distances=np.linalg.norm(difference, axis=-1),
+        gronwall=np.asarray(envelopes[0]),
+        log_norm=np.asarray(envelopes[1]),
+    )

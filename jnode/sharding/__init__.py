@@ -1,7 +1,5 @@
 """One batch over many devices, and many machines as one."""
 
-from jnode.sharding.collectives import Collectives as Collectives
-from jnode.sharding.collectives import collectives as collectives
 from jnode.sharding.hosts import connected as connected
 from jnode.sharding.hosts import is_first as is_first
 from jnode.sharding.hosts import largest as largest

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnode import attacks, data
+from jnode._hlo_cost import work
 from jnode.evaluation.cost import evaluations, programs
 from jnode.models.batched import batched
 from jnode.study.cell import Cell
 from jnode.study.measure import ensembles
-from jnode.tpu.cost import work
 from jnode.train import make_loss
 from jnode.train.state import init_state
 
@@ -127,7 +127,7 @@ def _flops(cell: Cell, shape, classes: int) -> tuple[float, float, float]:
         return loss(eqx.combine(arrays, static), images, labels, keys)[0]
 
     counted = (
-        work(solved.batch, images, turns=TURNS),
+        work(batched(solved), images, turns=TURNS),
         work(jax.grad(lambda x: jnp.sum(batched(solved)(x))), images, turns=TURNS),
         work(jax.grad(value), arrays, turns=TURNS),
     )

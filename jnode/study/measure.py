@@ -15,13 +15,14 @@ from jnode import attacks, certify, data
 from jnode._versions import versions
 from jnode.attacks import AbstractAttack
 from jnode.attacks.one_batch import predict
-from jnode.certification import stretch
+from jnode.certify.search import stretch
 from jnode.data import Dataset, padded_batches
 from jnode.evaluation import Store, Transfer
+from jnode.evaluation.cost import count_evaluations
 from jnode.evaluation.store import fingerprint
-from jnode.experiment import count_evaluations, evaluate_run
 from jnode.models import ODEClassifier
 from jnode.models.batched import batched
+from jnode.runs import evaluate_run
 from jnode.study.cell import Cell
 from jnode.train import load
 from jnode.train.state import dtype_of, init_state

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from jnode._files import write_atomic
 from jnode.report.figures import to_png
 from jnode.report.page import document, figure_html
 from jnode.study.figures import CAPTIONS, figures
 from jnode.study.run import RESULTS
 from jnode.study.tables import Row, tables
-from jnode.train.files import write_atomic
 
 
 def read_rows(paths: Sequence[str | os.PathLike]) -> list[Row]:

@@ -12,13 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jnode._files import write_atomic, write_json
 from jnode._lock import claimed
 from jnode._memory import drop_programs_if_many
 from jnode._versions import versions
 from jnode.study.cell import Cell
 from jnode.study.measure import measure
 from jnode.train import RunDir, train
-from jnode.train.files import write_atomic, write_json
 
 RESULTS = "results.jsonl"
 ROW = "row.json"

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
+from jnode._files import write_atomic
 from jnode.train.errors import explained
-from jnode.train.files import write_atomic
 
 
 class Log:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode import data
+from jnode._files import write_tree
 from jnode._lock import locked
 from jnode.data import Dataset
 from jnode.models import ODEClassifier
@@ -29,7 +30,6 @@ from jnode.train import tally
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig
 from jnode.train.errors import Interrupted, explained
-from jnode.train.files import write_tree
 from jnode.train.log import Log, Trace, peak_memory, tensorboard_writer
 from jnode.train.provenance import provenance
 from jnode.train.run_dir import FORMAT, RunDir, without_paths

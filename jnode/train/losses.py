@@ -10,10 +10,10 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from jnode._resolve import resolve
 from jnode.models import ODEClassifier
 from jnode.models.batched import batched
 from jnode.models.batched import logits as logits_of
-from jnode.resolve import resolve
 from jnode.solvers import trajectory
 
 LOSSES = ("natural", "margin", "steady_state", "lyapunov")

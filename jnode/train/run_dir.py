@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from jnode._files import read_tree, write_json
 from jnode._lock import lock_name
 from jnode._versions import own_version
 from jnode.models import ODEClassifier
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig, from_dict
 from jnode.train.errors import explained
-from jnode.train.files import read_tree, write_json
 from jnode.train.state import init_state
 from jnode.train.tally import empty
 

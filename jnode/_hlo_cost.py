@@ -1,4 +1,4 @@
-"""What a compiled TPU program costs, by the compiler's own estimate of its parts.
+"""What a program costs: arithmetic as JAX traced it, cycles and exchanges as compiled.
 
 The totals that XLA gives for a program count the body of a loop once and a product in
 float32 as one pass of bfloat16. So FLOPs are counted here in what JAX traced, where the
@@ -9,18 +9,32 @@ its estimate beside each instruction.
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.extend
 
-from jnode.sharding.collectives import called, computations
-
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _WHILE = re.compile(r" while\(.*?\bcondition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _CONSTANT = re.compile(r" s32\[\]\S* constant\((\d+)\)")
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(
+    r"\b(?:body|condition|to_apply|calls|true_computation|false_computation)"
+    r"=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"\b(?:branch_computations|calls)=\{([^}]*)\}")
 _ENTRY = re.compile(r"^ENTRY %?([\w.\-]+) ", re.MULTILINE)
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "reduce-scatter",
+    "collective-permute",
+    "collective-broadcast",
+)
+_COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(?:-start)?\(")
 # How many bfloat16 products the compiler makes of one float32 product.
 PASSES = {"HIGHEST": 6, "HIGH": 3, "DEFAULT": 1}
 
@@ -137,3 +151,72 @@ def _trips(bodies, condition, turns) -> int:
     """From `i < constant`, which is what is left of a loop of known length."""
     constants = [m[1] for line in bodies[condition] if (m := _CONSTANT.search(line))]
     return int(constants[0]) if len(constants) == 1 else turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """Exchanges between devices in a compiled program.
+
+    - `counts`: how many of each kind, by name; empty for none.
+    - `in_loops`: how many of them lie inside a loop, and so run at each turn.
+    """
+
+    counts: dict[str, int]
+    in_loops: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+
+def collectives(hlo: str) -> Collectives:
+    """Counts the collectives of a program.
+
+    **Arguments:** its text, `jax.jit(f).lower(...).compile().as_text()`.
+    """
+    bodies = computations(hlo)
+    counts, inside = Counter(), 0
+    looped = _reached(bodies, _loops(bodies))
+    for name, lines in bodies.items():
+        found = [m[1] for line in lines if (m := _COLLECTIVE.search(line))]
+        counts.update(found)
+        inside += len(found) if name in looped else 0
+    return Collectives(dict(counts), inside)
+
+
+def _loops(bodies):
+    lines = (line for lines in bodies.values() for line in lines)
+    return {
+        name for line in lines for m in _WHILE.finditer(line) for name in m.groups()
+    }
+
+
+def _reached(bodies, roots):
+    """All computations that these call, themselves included."""
+    reached, waiting = set(), list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += [n for line in bodies.get(name, ()) for n in called(line)]
+    return reached
+
+
+def computations(hlo: str) -> dict[str, list[str]]:
+    """The instructions of each computation of a program, by name."""
+    bodies, current = {}, None
+    for line in hlo.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = bodies.setdefault(header[1], [])
+        elif current is not None and line.startswith("  "):
+            current.append(line)
+    return bodies
+
+
+def called(line: str) -> list[str]:
+    """The computations that an instruction calls."""
+    names = _CALLED.findall(line)
+    for group in _BRANCHES.findall(line):
+        names += [name.strip().lstrip("%") for name in group.split(",")]
+    return names

@@ -1,4 +1,6 @@
-"""Compile the real programs for TPUs that are not there: python scripts/compile_tpu.py.
+"""Compiles the real programs for TPUs that are not there.
+
+    python benchmarks/compile_tpu.py
 
 Needs the extra `tpu`. Nothing is run; the numbers are the compiler's own estimates.
 """
@@ -11,11 +13,11 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import tyro
+from tpu import CHIPS, PROGRAMS, compile_program
 
 from jnode._cli import run
+from jnode._files import write_json
 from jnode._versions import versions
-from jnode.tpu import CHIPS, PROGRAMS, compile_program
-from jnode.train.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

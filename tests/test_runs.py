@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import jnode
-from jnode import attacks, experiment, report
-from jnode.evaluation import Store, checks, comparison, describe, loop
-from jnode.experiment import evaluate_run
+from jnode import attacks, report, runs
+from jnode._files import write_tree
+from jnode.evaluation import Store, checks, comparison, cost, describe, loop
 from jnode.report.page import render
+from jnode.runs import evaluate_run
 from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig
-from jnode.train.files import write_tree
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = dict(
@@ -106,25 +106,25 @@ def test_evaluations_are_counted_on_all_images(run_dir, monkeypatch):
         marked = jnp.all(images == jnp.asarray(harder[0])[None], axis=(1, 2, 3))
         return jnp.where(marked, 130, counts)
 
-    real = experiment.count_evaluations
-    monkeypatch.setattr(experiment, "count_evaluations", count)
+    real = cost.count_evaluations
+    monkeypatch.setattr(cost, "count_evaluations", count)
     model = jnode.load(run_dir).with_solver(jnode.Solver("heun", rtol=1e-2, atol=1e-2))
     images = np.asarray(jr.uniform(jr.key(0), (11, 28, 28, 1)))
     harder.append(images[10])
-    found = experiment._evaluations(model, images, batch_size=8)
+    found = cost.count_all_evaluations(model, images, batch_size=8)
     assert found.tolist() == [10] * 10 + [130]
     # Against the solves themselves.
-    monkeypatch.setattr(experiment, "count_evaluations", real)
-    found = experiment._evaluations(model, images, batch_size=8)
+    monkeypatch.setattr(cost, "count_evaluations", real)
+    found = cost.count_all_evaluations(model, images, batch_size=8)
     expected = real(model, jnp.asarray(images))
     np.testing.assert_array_equal(found, expected)
-    fixed = experiment._evaluations(jnode.load(run_dir), images, batch_size=8)
+    fixed = cost.count_all_evaluations(jnode.load(run_dir), images, batch_size=8)
     assert fixed.tolist() == [2]
 
 
 def test_the_mean_of_all_images_is_written(run_dir, monkeypatch):
     counts = np.asarray([4] * 9 + [40])
-    monkeypatch.setattr(experiment, "_evaluations", lambda *_: counts)
+    monkeypatch.setattr(runs, "count_all_evaluations", lambda *_: counts)
     found = evaluate_run(
         run_dir,
         [attacks.GaussianNoise(0.1)],

@@ -1,0 +1,396 @@
+"""What can be done to a run folder: evaluate it, certify it, certify it smoothed."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from jnode import certify, data
+from jnode._files import write_json
+from jnode._versions import versions
+from jnode.attacks import PGD, AbstractAttack
+from jnode.certify import Smoothing, accuracy
+from jnode.certify.search import stretch
+from jnode.data import Dataset
+from jnode.evaluation import (
+    PROTOCOLS,
+    Evaluation,
+    Store,
+    budgets,
+    evaluate,
+    plan,
+    twins,
+)
+from jnode.evaluation.check_model import check_evaluation, check_model, flags_of
+from jnode.evaluation.cost import (
+    Cost,
+    announce,
+    cost_of,
+    count_all_evaluations,
+    estimate,
+)
+from jnode.evaluation.store import described, fingerprint
+from jnode.models import ODEClassifier
+from jnode.models.batched import batched
+from jnode.report.pictures import pairs
+from jnode.sharding import check_divides, shareable
+from jnode.solvers import Solver
+from jnode.train import RunDir, load
+
+RADII = tuple(round(0.05 * i, 2) for i in range(41))
+"""The L2 radii, in pixel units, at which certified accuracy is written."""
+BATCH = 250
+"""Images at a time in `certify_run`, rounded up to a multiple of the devices."""
+
+
+class Opened(NamedTuple):
+    """A run folder, read: its model, still constrained, and its test images.
+
+    - `solver`: of the run's configuration; `num_train`: how many images trained it.
+    - `images`: those of `test` as floats in [0, 1].
+    """
+
+    path: Path
+    model: ODEClassifier
+    solver: Solver
+    num_train: int
+    test: Dataset
+    images: Float[np.ndarray, "n height width channels"]
+
+
+def read(
+    run_dir: str | os.PathLike,
+    num_examples: int | None,
+    data_dir: str | os.PathLike | None,
+) -> Opened:
+    """Reads a run folder, and all its test images or the first `num_examples`.
+
+    **Raises:** what `jnode.load` and `jnode.data.load` raise.
+    """
+    model = load(run_dir)
+    run = RunDir(run_dir)
+    config, facts = run.read_config()
+    where = data_dir or config.data.dir
+    test = data.load(config.data.name, split="test", data_dir=where)
+    if num_examples is not None:
+        test = test.take(num_examples)
+    images = np.asarray(data.to_float(jnp.asarray(test.images)))
+    return Opened(run.path, model, config.solver, facts["num_train"], test, images)
+
+
+def evaluate_run(
+    run_dir: str | os.PathLike,
+    attacks: Sequence[AbstractAttack] = (),
+    *,
+    protocol: str | None = None,
+    successive: bool = False,
+    norm: str | None = None,
+    epsilons: Sequence[float] = (),
+    num_examples: int | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    pictures: bool = True,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Attacks, checks and certifies the model of a run on its test images.
+
+    Writes `evaluation.json` and `pictures.npz` into the run folder, and what each
+    finished attack and check found into its folder `evaluation/`: called again with the
+    same arguments after an interruption, it goes on from there.
+
+    **Arguments:**
+
+    - `run_dir`: the folder.
+    - `attacks`: each run on all samples by itself, or, if `successive`, on what still
+        stands of them; or else
+    - `protocol`: "quick", "standard" or "full", whose attacks run on what still stands.
+    - `norm`, `epsilons`: a protocol's budgets, by default those usual for the data.
+    - `num_examples`: how many test images, by default all or the protocol's number.
+    - `batch_size`: images at a time.
+    - `seed`: of the attacks' random numbers.
+    - `data_dir`: where the data lie, if elsewhere than in training.
+    - `progress`: whether to say what it will cost, and to draw a progress bar.
+    - `pictures`: whether to keep some attacked images for the report.
+    - `mesh`: over what devices to spread each batch of attacks and certificates.
+
+    **Returns:** what `evaluation.json` holds.
+
+    **Raises:** `ValueError` for both attacks and a protocol, or an unknown protocol;
+    `RuntimeError` while another process evaluates this run; what `jnode.load`,
+    `jnode.data.load` and `jnode.evaluate` raise.
+    """
+    _check_request(attacks, protocol, norm, epsilons, batch_size, mesh)
+    chosen = None if protocol is None else PROTOCOLS[protocol]
+    if num_examples is None and chosen is not None:
+        num_examples = chosen.num_examples
+    run = read(run_dir, num_examples, data_dir)
+    # Attacked many times, so baked; what is certified is the trained one.
+    model, images, labels = run.model.bake(), run.images, run.test.labels
+    sources, wanted = {}, []
+    if chosen is not None:
+        wanted = budgets(run.test.name, norm, epsilons)
+        sources = twins(model, images, labels, chosen.twins)
+        attacks = plan(chosen, wanted, sources, classes=run.test.num_classes)
+        successive = True
+    arguments = {
+        "the model": fingerprint(run.path / "model.eqx", run.solver),
+        "the data": fingerprint(images, labels),
+        "the attacks": described(attacks),
+        "the protocol": [protocol, successive, seed, batch_size],
+        "the versions": versions(),
+    }
+    how = dict(batch_size=batch_size, seed=seed, progress=progress, mesh=mesh)
+    # Held to the end: another evaluation would write the same files.
+    with Store(run.path / "evaluation", arguments) as store:
+        if progress and store.news:
+            print(store.news, flush=True)
+        cost, seconds = None, None
+        if protocol is not None:
+            cost = _cost(model, run, sources, batch_size, store)
+            seconds = estimate(attacks, cost, len(labels))
+            if progress:
+                announce(protocol, attacks, len(labels), cost, seconds)
+        result = evaluate(
+            batched(model),
+            images,
+            labels,
+            attacks,
+            successive=successive,
+            store=store,
+            cost=cost,
+            **how,
+        )
+        checks = check_evaluation(model, images, labels, attacks, result, batch_size)
+        if chosen is not None:
+            checks |= check_model(
+                model, images, labels, chosen, wanted[0], seed=seed, keep=store.check
+            )
+        summary = {
+            "dataset": run.test.name,
+            "split": run.test.split,
+            "num_train": run.num_train,
+            "protocol": protocol,
+            "estimated_seconds": None if seconds is None else round(sum(seconds), 1),
+            **result.summary,
+            "checks": checks,
+            "flags": flags_of(result, checks),
+            **_proven(run, batch_size, mesh),
+            **_counted(model, images, batch_size),
+            "versions": versions(),
+        }
+        summary["device"] = summary["versions"].pop("device")
+        if pictures:
+            kept = pairs(model, images, labels, attacks, result)
+            if kept is not None:
+                kept.save(run.path)
+        write_json(run.path / "evaluation.json", summary)
+        return summary
+
+
+def _check_request(attacks, protocol, norm, epsilons, batch_size, mesh) -> None:
+    if (protocol is not None) == bool(attacks):
+        raise ValueError("give either attacks or a protocol, one of them.")
+    if protocol is not None and protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise ValueError(f"protocol must be one of {known}, not {protocol!r}.")
+    check_divides(batch_size, mesh)
+    if protocol is None and (norm is not None or epsilons):
+        raise ValueError("norm and epsilon belong to a protocol; attacks have theirs.")
+
+
+def _cost(model, run: Opened, sources, batch_size, store: Store) -> Cost:
+    """Kept, so that an evaluation that goes on says what it said at first."""
+    images, labels = run.images, run.test.labels
+    measure = lambda: vars(cost_of(model, images, labels, sources, batch_size))  # noqa: E731
+    return Cost(**store.check("cost", measure))
+
+
+def _proven(run: Opened, batch_size, mesh) -> dict[str, Any]:
+    """The solver, and what an evaluation says of the certificate."""
+    rows, note = [], certify.refusal(run.model)
+    if note is None:
+        radii = certify.certified_radii(
+            run.model, run.images, run.test.labels, batch_size=batch_size, mesh=mesh
+        )
+        rows = certify.certified_accuracy(radii, RADII)
+        constant = float(run.model.lipschitz())
+        note = f"up to L = {constant:.4f} from pixels to features"
+    return {
+        "solver": str(run.model.solver),
+        "certified_accuracy": rows,
+        "certificate": note,
+        "rounding": certify.ALLOWANCE["rounding"],
+        "assumed": certify.assumptions(run.model),
+    }
+
+
+def _counted(model, images, batch_size) -> dict[str, float | int]:
+    nfe = count_all_evaluations(model, images, batch_size)
+    return {"nfe": float(np.mean(nfe)), "nfe_largest": int(np.max(nfe))}
+
+
+def certify_run(
+    run_dir: str | os.PathLike,
+    radii: Sequence[float],
+    *,
+    linf: Sequence[float] = (),
+    num_examples: int | None = None,
+    num_attacked: int = 500,
+    steps: int = 40,
+    freeze: bool = False,
+    seed: int = 0,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    r"""Certifies the model of a run on its test images; attacks and searches some.
+
+    Writes `certificate.json` into the run folder.
+
+    **Arguments:**
+
+    - `run_dir`: the folder.
+    - `radii`: the L2 radii to report, in pixel units.
+    - `linf`: Linf radii to report too, each certified by the L2 ball of $\sqrt n$ times
+        its radius, $n$ the number of pixels, which holds the Linf ball.
+    - `num_examples`: how many test images; by default all.
+    - `num_attacked`: how many of them to attack, to certify locally and to search for
+        the strongest stretch, all of which takes longer.
+    - `steps`: of the attack, PGD.
+    - `freeze`: whether to certify an adaptive model on the steps that its solver takes
+        for the first training image (see `ODEClassifier.freeze`).
+    - `seed`: of attacks and searches.
+    - `data_dir`: where the data lie, if elsewhere than in training.
+    - `progress`: whether to draw progress bars.
+    - `mesh`: over what devices to spread batches of global certificates and attacks.
+
+    **Returns:** what `certificate.json` holds.
+
+    **Raises:** `ValueError` where nothing can be certified, with the reason, and for a
+    negative radius; what `jnode.load` and `jnode.data.load` raise.
+    """
+    for radius in (*radii, *linf):
+        if not radius >= 0:
+            raise ValueError(f"radius must be at least 0, not {radius!r}.")
+    run = read(run_dir, num_examples, data_dir)
+    model, test = run.model, run.test
+    if freeze:
+        first = data.load(test.name, split="train", data_dir=data_dir).take(1)
+        model = model.freeze(data.to_float(jnp.asarray(first.images))[0])
+    reason = certify.refusal(model)
+    if reason is not None:
+        raise ValueError(f"No certificate: {reason.removeprefix('none: ')}.")
+    spread = {"batch_size": shareable(BATCH, mesh), "mesh": mesh}
+    proven = certify.certified_radii(model, run.images, test.labels, **spread)
+    some, labels = run.images[:num_attacked], test.labels[:num_attacked]
+    local = accuracy.locally_certified_radii(model, some, labels, progress=progress)
+    positive = sorted({float(r) for r in radii if r > 0})
+    seen = evaluate(
+        batched(model.bake()),
+        some,
+        labels,
+        [PGD(r, norm="l2", steps=steps) for r in positive],
+        seed=seed,
+        progress=progress,
+        **spread,
+    )
+    summary = {
+        "dataset": test.name,
+        "split": test.split,
+        "num_examples": len(test),
+        "num_train": run.num_train,
+        "solver": str(model.solver),
+        "frozen_grid": model.solver.grid if freeze else None,
+        "arithmetic": certify.arithmetic(),
+        "rounding": certify.ALLOWANCE,
+        "assumed": certify.assumptions(model),
+        "clean_accuracy": float(np.mean(proven >= 0)),
+        "certified_accuracy": [
+            *certify.certified_accuracy(proven, radii),
+            *accuracy.linf_certified_accuracy(proven, linf, pixels=run.images[0].size),
+        ],
+        "attacked": {
+            "num_examples": len(some),
+            "attack": f"pgd-{steps} l2",
+            "seed": seed,
+            "clean_accuracy": seen.summary["clean_accuracy"],
+            "rows": _attacked_rows(positive, proven[: len(some)], local, seen),
+            "flags": seen.summary["flags"],
+        },
+        "tightness": stretch(model, some, seed=seed),
+        "curve": accuracy.curve(
+            proven[: len(some)], local, up_to=max(radii, default=1.0)
+        ),
+    }
+    write_json(run.path / "certificate.json", summary)
+    return summary
+
+
+def _attacked_rows(radii, proven, local, seen: Evaluation) -> list[dict[str, float]]:
+    # An attack with a smaller budget counts for a larger one too.
+    standing = np.logical_and.accumulate(np.asarray(seen.standing))
+    return [
+        {
+            "radius": r,
+            "certified_accuracy": float(np.mean(proven >= r)),
+            "certified_locally": float(np.mean(local >= r)),
+            "robust_accuracy": float(np.mean(mask)),
+        }
+        for r, mask in zip(radii, standing, strict=True)
+    ]
+
+
+def smooth_run(
+    run_dir: str | os.PathLike,
+    smoothing: Smoothing,
+    radii: Sequence[float],
+    *,
+    num_examples: int | None = None,
+    seed: int = 0,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Certifies the smoothed classifier of a run, whatever its solver.
+
+    Writes `certificate-smoothed.json` into the run folder. It speaks of the smoothed
+    classifier, and holds up to the probability `alpha` for each image.
+
+    **Arguments:** the folder; how to smooth; the L2 radii to report; how many test
+    images; the seed of the noise; where the data lie; whether to draw a progress bar.
+
+    **Raises:** what `jnode.load`, `jnode.data.load` and `smooth_certify` raise.
+    """
+    run = read(run_dir, num_examples, data_dir)
+    test = run.test
+    found = certify.smooth_certify(
+        run.model, run.images, smoothing, key=jr.key(seed), progress=progress
+    )
+    proven = np.where(found.predictions == test.labels, found.radii, -1.0)
+    summary = {
+        "dataset": test.name,
+        "split": test.split,
+        "num_examples": len(test),
+        "num_train": run.num_train,
+        "solver": str(run.model.solver),
+        "smoothing": {
+            "sigma": smoothing.sigma,
+            "n0": smoothing.n0,
+            "n": smoothing.n,
+            "alpha": smoothing.alpha,
+            "seed": seed,
+            "largest_radius": smoothing.largest_radius,
+        },
+        "abstained": float(np.mean(found.predictions == -1)),
+        "clean_accuracy": float(np.mean(proven >= 0)),
+        "certified_accuracy": certify.certified_accuracy(proven, radii),
+    }
+    write_json(run.path / "certificate-smoothed.json", summary)
+    return summary
