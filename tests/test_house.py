@@ -13,6 +13,7 @@ LONGEST = 400
 MATHEMATICS = (
     "_batches",
     "_resolve",
+    "_rounding",
     "activations",
     "bounds",
     "certify",
