@@ -2,7 +2,7 @@
 
 from speed_contestants import OPERATIONS
 
-from jnode.report.figures.base import COLOURS, INK, legend, new_figure, tidy
+from jnode.report.plotting import COLOURS, INK, legend, new_figure, tidy
 
 
 def figure(result):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.linear._rounding import gamma
+from jnode._rounding import gamma
 
 
 class AbstractActivation(eqx.Module):

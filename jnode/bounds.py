@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jnode.linear._rounding import unit_roundoff
+from jnode._rounding import unit_roundoff
 
 # How far a claim may exceed what its Lipschitz constant allows before it is called
 # false: more than rounding can explain, in float32.

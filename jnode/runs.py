@@ -147,7 +147,7 @@ def evaluate_run(
         "the protocol": [protocol, successive, seed, batch_size],
         "the versions": versions(),
     }
-    how = dict(batch_size=batch_size, seed=seed, progress=progress, mesh=mesh)
+    how: dict = dict(batch_size=batch_size, seed=seed, progress=progress, mesh=mesh)
     # Held to the end: another evaluation would write the same files.
     with Store(run.path / "evaluation", arguments) as store:
         if progress and store.news:

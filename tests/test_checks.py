@@ -12,7 +12,8 @@ import pytest
 
 from jnode import ODEClassifier, Solver
 from jnode.attacks import PGD
-from jnode.evaluation import checks, evaluate, flags
+from jnode.evaluation import checks, evaluate
+from jnode.evaluation.outputs import beaten_white_box, weak_beats_strong
 from jnode.evaluation.transfers import rescaled
 from jnode.models.batched import batched
 from tests.helpers import small_model
@@ -232,13 +233,13 @@ def row(name, broken, via="", accuracy=0.5, steps=100, epsilon=0.1):
 
 def test_square_and_transfers_beyond_the_allowance():
     rows = [row("apgd-ce", 400), row("square", 3), row("pgd", 2, via="rk4x8")]
-    found = flags.beaten_white_box(rows, 1000, successive=True)
+    found = beaten_white_box(rows, 1000, successive=True)
     assert [f.split(":")[0] for f in found] == ["square beats white-box"]
     # 0.2 points of 10,000 images are 20.
-    assert flags.beaten_white_box(rows, 10_000, successive=True) == []
+    assert beaten_white_box(rows, 10_000, successive=True) == []
     rows = [row("square", 0, accuracy=0.4), row("pgd", 0, accuracy=0.5)]
-    assert len(flags.beaten_white_box(rows, 1000, successive=False)) == 1
-    assert flags.beaten_white_box(rows, 1000, successive=True) == []
+    assert len(beaten_white_box(rows, 1000, successive=False)) == 1
+    assert beaten_white_box(rows, 1000, successive=True) == []
 
 
 def test_few_steps_must_not_beat_many():
@@ -246,6 +247,6 @@ def test_few_steps_must_not_beat_many():
         row("pgd", 0, steps=40, accuracy=0.5),
         row("fgsm", 0, steps=1, accuracy=0.3),
     ]
-    assert "masked gradients" in flags.weak_beats_strong(rows)[0]
+    assert "masked gradients" in weak_beats_strong(rows)[0]
     rows[1]["epsilon"] = 0.2
-    assert flags.weak_beats_strong(rows) == []
+    assert weak_beats_strong(rows) == []

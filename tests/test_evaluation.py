@@ -19,9 +19,9 @@ import jnode
 from jnode.attacks import APGDCE, PGD, RandomModel, Square
 from jnode.attacks.base import loss_and_gradient
 from jnode.evaluation import Store, Transfer, evaluate, loop, plan, twins
+from jnode.evaluation.check_model import recheck
 from jnode.evaluation.cost import Cost, estimate, evaluations, minutes
 from jnode.evaluation.protocols import PROTOCOLS, budgets
-from jnode.evaluation.recheck import recheck
 from jnode.evaluation.store import described, fingerprint
 from jnode.evaluation.transfers import rescaled
 from jnode.models.batched import batched

@@ -20,12 +20,13 @@ from jnode.attacks.base import (
     check_budget,
     choose,
     cross_entropy,
+    likely,
     loss_and_gradient,
     misclassified,
+    one_by_one,
     wide,
 )
 from jnode.attacks.norms import project, size, steepest
-from jnode.attacks.targets import likely, one_by_one
 
 # A step is three parts of its own direction and one of the step before.
 MOMENTUM = 0.25

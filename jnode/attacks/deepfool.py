@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.attacks.base import check_budget, choose, misclassified, wide
-from jnode.attacks.boundaries import nearest_boundary
-from jnode.attacks.minimum import AbstractMinimumNorm
+from jnode.attacks.minimum import AbstractMinimumNorm, nearest_boundary
 from jnode.attacks.norms import size, steepest
 
 OVERSHOOT = 0.02

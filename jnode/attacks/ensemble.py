@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from jnode._batches import gathered
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import attack_parts
+from jnode.attacks.batches import attack_parts, predict
 from jnode.attacks.inputs import Classes, check_input
-from jnode.attacks.one_batch import predict
 
 STANDING, MISCLASSIFIED = -1, -2
 

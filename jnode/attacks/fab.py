@@ -16,13 +16,13 @@ from jnode.attacks.base import (
     Labels,
     check_budget,
     choose,
+    likely,
     misclassified,
+    one_by_one,
     wide,
 )
-from jnode.attacks.boundaries import boundary_to, nearest_boundary
-from jnode.attacks.minimum import AbstractMinimumNorm
+from jnode.attacks.minimum import AbstractMinimumNorm, boundary_to, nearest_boundary
 from jnode.attacks.norms import size, steepest
-from jnode.attacks.targets import likely, one_by_one
 
 # How far past the hyperplane, how much towards the original at most, and how far back.
 OVERSHOOT, BIAS, BACK = 1.05, 0.1, 0.9

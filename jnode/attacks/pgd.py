@@ -23,11 +23,11 @@ from jnode.attacks.base import (
     loss_and_gradient,
     misclassified,
     of_one_dtype,
+    one_by_one,
     wide,
 )
 from jnode.attacks.inputs import Classes
 from jnode.attacks.norms import project, random_start, steepest
-from jnode.attacks.targets import one_by_one
 
 # The value of an image that is misclassified: it beats the loss of any that is not.
 BROKEN = 1e30

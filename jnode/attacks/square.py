@@ -17,10 +17,10 @@ from jnode.attacks.base import (
     Labels,
     Logits,
     check_budget,
+    one_by_one,
     wide,
 )
 from jnode.attacks.norms import project, size
-from jnode.attacks.targets import one_by_one
 
 # Shares of the pixels that a square covers, halved after so many of 10,000 queries;
 # of fewer or more in proportion.

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jnode._rounding import unit_roundoff
 from jnode.bounds import Bounds
 from jnode.fields import AbstractVectorField
 from jnode.fields.piecewise import jumps, segment
 from jnode.linear import measured
-from jnode.linear._rounding import unit_roundoff
 from jnode.solvers import Solver, tableau
 
 

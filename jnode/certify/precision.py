@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from jnode._rounding import unit_roundoff
 from jnode.fields.certified import Certified
-from jnode.linear._rounding import unit_roundoff
 
 
 def check_certifiable(*trees: PyTree) -> None:

@@ -13,17 +13,13 @@ from jaxtyping import Bool, Int
 
 from jnode._batches import gathered
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.batches import attack_parts
+from jnode.attacks.batches import attack_parts, predict
 from jnode.attacks.inputs import check_dtype
-from jnode.attacks.one_batch import predict
 from jnode.attacks.random_model import is_random
 from jnode.data import check_images, check_labels
-from jnode.evaluation import flags
-from jnode.evaluation.attacked import Attacked
-from jnode.evaluation.bar import Bar
-from jnode.evaluation.cost import Cost
-from jnode.evaluation.outputs import Outputs
-from jnode.evaluation.store import Store
+from jnode.evaluation.cost import Bar, Cost
+from jnode.evaluation.outputs import Outputs, beaten_white_box, weak_beats_strong
+from jnode.evaluation.store import Attacked, Store
 from jnode.sharding import Sharded, check_divides, replicate, shareable
 
 
@@ -141,9 +137,9 @@ def evaluate(
             rows.append(_row(attack, found, standing[-1]))
     checks = {"outputs": outputs.result()}
     found = [*checks["outputs"]["flags"]]
-    found += flags.beaten_white_box(rows, n, successive=successive)
+    found += beaten_white_box(rows, n, successive=successive)
     if not successive:
-        found += flags.weak_beats_strong(rows)
+        found += weak_beats_strong(rows)
     summary = {
         "num_examples": n,
         "seed": seed,

@@ -3,9 +3,9 @@
 from jnode.fields.algebra import Composed as Composed
 from jnode.fields.algebra import Congruent as Congruent
 from jnode.fields.algebra import Decay as Decay
-from jnode.fields.algebra import Scaled as Scaled
-from jnode.fields.algebra import Sum as Sum
 from jnode.fields.base import AbstractVectorField as AbstractVectorField
+from jnode.fields.base import Scaled as Scaled
+from jnode.fields.base import Sum as Sum
 from jnode.fields.certified import Certified as Certified
 from jnode.fields.free import FreeField as FreeField
 from jnode.fields.gradient_flow import GradientFlowField as GradientFlowField

@@ -1,6 +1,7 @@
 """What every vector field of the package can do."""
 
 import abc
+from collections.abc import Sequence
 from typing import Any, final
 
 import equinox as eqx
@@ -102,16 +103,12 @@ class AbstractVectorField(eqx.Module):
 
     def __add__(self, other: "AbstractVectorField") -> "AbstractVectorField":
         """$f + g$, with the bounds that follow from theirs."""
-        from jnode.fields.algebra import Sum
-
         if not isinstance(other, AbstractVectorField):
             return NotImplemented
         return Sum((self, other))
 
     def __mul__(self, factor: float) -> "AbstractVectorField":
         """$a f$ for a finite number $a$, with the bounds that follow."""
-        from jnode.fields.algebra import Scaled
-
         if not isinstance(factor, (int, float)):
             return NotImplemented
         return Scaled(self, factor)
@@ -121,6 +118,75 @@ class AbstractVectorField(eqx.Module):
     def __neg__(self) -> "AbstractVectorField":
         """$-f$, the field of reversed time, with the bounds that follow."""
         return -1.0 * self
+
+
+class Sum(AbstractVectorField):
+    r"""$\sum_i f_i(t, y)$; `f + g` makes one.
+
+    Its bounds are the sum of theirs (see `Bounds`).
+    """
+
+    fields: tuple[AbstractVectorField, ...]
+
+    def __init__(self, fields: Sequence[AbstractVectorField]):
+        """**Arguments:** at least one field, all on states of one shape."""
+        if not fields:
+            raise ValueError("fields must hold at least one field.")
+        self.fields = tuple(fields)
+
+    def __call__(
+        self, t: Any, y: Float[Array, "*state"], args: Any = None
+    ) -> Float[Array, "*state"]:
+        terms = [field(t, y, args) for field in self.fields]
+        return sum(terms[1:], start=terms[0])
+
+    @property
+    def time_invariant(self) -> bool:
+        return all(field.time_invariant for field in self.fields)
+
+    @property
+    def takes_batches(self) -> bool:
+        return all(field.takes_batches for field in self.fields)
+
+    def bounds(self) -> Bounds:
+        first, *rest = (field.bounds() for field in self.fields)
+        return sum(rest, start=first)
+
+
+class Scaled(AbstractVectorField):
+    """$a f(t, y)$ for a finite number $a$; `a * f` makes one.
+
+    With $a < 0$ it is the field of reversed time, which expands where $f$ contracts.
+    """
+
+    field: AbstractVectorField
+    factor: float = eqx.field(static=True)
+
+    def __init__(self, field: AbstractVectorField, factor: float):
+        """**Arguments:** the field and the factor.
+
+        **Raises:** `ValueError` for a factor that is not finite.
+        """
+        if not -float("inf") < factor < float("inf"):
+            raise ValueError(f"factor must be finite, not {factor!r}.")
+        self.field = field
+        self.factor = float(factor)
+
+    def __call__(
+        self, t: Any, y: Float[Array, "*state"], args: Any = None
+    ) -> Float[Array, "*state"]:
+        return self.factor * self.field(t, y, args)
+
+    @property
+    def time_invariant(self) -> bool:
+        return self.field.time_invariant
+
+    @property
+    def takes_batches(self) -> bool:
+        return self.field.takes_batches
+
+    def bounds(self) -> Bounds:
+        return self.factor * self.field.bounds()
 
 
 class AbstractUncertifiedField(AbstractVectorField):

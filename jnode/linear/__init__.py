@@ -2,6 +2,10 @@
 
 from jnode.linear.base import AbstractLinear as AbstractLinear
 from jnode.linear.cayley import cayley as cayley
+from jnode.linear.constraints import CONSTRAINTS as CONSTRAINTS
+from jnode.linear.constraints import RescaledConv as RescaledConv
+from jnode.linear.constraints import RescaledDense as RescaledDense
+from jnode.linear.constraints import constrained as constrained
 from jnode.linear.conv import Conv as Conv
 from jnode.linear.dense import CayleyDense as CayleyDense
 from jnode.linear.dense import Dense as Dense
@@ -9,10 +13,6 @@ from jnode.linear.gram import gram_iteration as gram_iteration
 from jnode.linear.gram import spectral_norm as spectral_norm
 from jnode.linear.newton_schulz import NewtonSchulzConv as NewtonSchulzConv
 from jnode.linear.newton_schulz import NewtonSchulzDense as NewtonSchulzDense
-from jnode.linear.registry import CONSTRAINTS as CONSTRAINTS
-from jnode.linear.registry import constrained as constrained
-from jnode.linear.rescaled import RescaledConv as RescaledConv
-from jnode.linear.rescaled import RescaledDense as RescaledDense
 from jnode.linear.resolve import measured as measured
 from jnode.linear.resolve import plain as plain
 from jnode.linear.row_sum import AOLConv as AOLConv

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jnode._rounding import gamma, unit_roundoff
 from jnode.linear import fourier
-from jnode.linear._rounding import gamma, unit_roundoff
 from jnode.linear.base import (
     AbstractPlain,
     AbstractReparametrized,

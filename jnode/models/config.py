@@ -18,9 +18,8 @@ from jnode.fields import (
     SkewField,
 )
 from jnode.linear.base import check_choice, check_positive
-from jnode.models.classifier import ODEClassifier
+from jnode.models.classifier import Head, ODEClassifier
 from jnode.models.encoders import ConvEncoder, IsometricEncoder
-from jnode.models.head import Head
 from jnode.solvers import Solver
 
 FIELDS: dict[str, type[AbstractVectorField]] = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from jnode.report.figures.base import colour
+from jnode.report.plotting import colour
 from jnode.report.run_report import RunReport
 from jnode.report.table import NONE, NORMS, percent, sections, worth_showing
 

@@ -15,8 +15,9 @@ from jaxtyping import PyTree
 from jnode.fields import AbstractVectorField
 from jnode.linear import plain
 from jnode.solvers.adaptive import controller, first_step, solve_adaptive
+from jnode.solvers.arguments import check_agreement, is_backsolve, name_of, shares_of
 from jnode.solvers.fixed import solve_fixed
-from jnode.solvers.schedule import Schedule, Segments, cut, is_known, plan
+from jnode.solvers.schedule import Schedule, Segments, cut, plan
 from jnode.solvers.solution import Solution, statistics
 from jnode.solvers.solver import Solver
 from jnode.solvers.state import RightHandSide, is_fast, promoted, real_dtype
@@ -101,12 +102,12 @@ def solve(
     y0 = promoted(field, y0, t0, t1, args)
     options = _Options(adjoint, saveat, event, max_steps, throw)
     if isinstance(solver, Solver):
-        _check_agreement(solver, given, options)
+        check_agreement(solver, given, options)
         return _ours(field, y0, solver, t0, t1, args, options)
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(
             "solver must be a jnode.Solver or a solver of Diffrax, as diffrax.Tsit5(), "
-            f"not {_name(solver)}."
+            f"not {name_of(solver)}."
         )
     return _theirs(field, y0, solver, t0, t1, args, given, options)
 
@@ -134,7 +135,7 @@ def solve_batch(
     **Raises:** as `solve`.
     """
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a jnode.Solver, not {_name(solver)}.")
+        raise TypeError(f"solver must be a jnode.Solver, not {name_of(solver)}.")
     if isinstance(y0, list) and isinstance(field, AbstractVectorField):
         y0 = np.asarray(y0)
     y0 = jax.tree.map(jnp.asarray, y0)
@@ -198,7 +199,7 @@ def _save(tree, y0, steps, solver, options):
     adjoint, first, dt0 = options.adjoint, None, None
     if isinstance(steps, Schedule):
         name = "steps" if solver.grid is None else "grid"
-        backsolve = solver.adjoint == "backsolve" or _is_backsolve(adjoint)
+        backsolve = solver.adjoint == "backsolve" or is_backsolve(adjoint)
         control, dt0, most = _control(steps, name, backsolve)
         parts = steps.segments
     else:
@@ -212,7 +213,7 @@ def _save(tree, y0, steps, solver, options):
 
 
 def _theirs(field, y0, solver, t0, t1, args, given, options):
-    shares, name = _shares(given, t0, t1)
+    shares, name = shares_of(given, t0, t1)
     tree, dtype = (field, args), real_dtype(y0)
     adjoint = options.adjoint or diffrax.RecursiveCheckpointAdjoint()
     dt0 = given.get("dt0")
@@ -224,7 +225,7 @@ def _theirs(field, y0, solver, t0, t1, args, given, options):
             raise ValueError(
                 f"steps or ts must be given for a field that jumps (at t = "
                 f"{parts.inside[0]:g}), so that no step crosses a jump; "
-                f"{_name(control)} knows of none."
+                f"{name_of(control)} knows of none."
             )
         most = MAX_STEPS if options.max_steps is None else options.max_steps
         options = options._replace(adjoint=adjoint, max_steps=most)
@@ -238,8 +239,8 @@ def _theirs(field, y0, solver, t0, t1, args, given, options):
     if options.adjoint is None and not options.saves and is_fast(y0):
         with contextlib.suppress(TypeError):  # no explicit method: Diffrax's loop
             method = rows(tableau(solver))
-            return _fixed(tree, y0, schedule, method, _name(solver), options.throw)
-    control, dt0, most = _control(schedule, name, _is_backsolve(options.adjoint))
+            return _fixed(tree, y0, schedule, method, name_of(solver), options.throw)
+    control, dt0, most = _control(schedule, name, is_backsolve(options.adjoint))
     most = max(most, options.max_steps or 0)
     options = options._replace(adjoint=adjoint, max_steps=most)
     return _whole(tree, y0, schedule.segments, solver, control, dt0, options, None)
@@ -258,10 +259,6 @@ def _control(schedule, name, backsolve):
     # Rounding may add a step of almost no length on the way back.
     dt0 = (parts.t1 - parts.t0) / schedule.steps
     return diffrax.ConstantStepSize(), dt0, schedule.steps + 1
-
-
-def _is_backsolve(adjoint):
-    return isinstance(adjoint, diffrax.BacksolveAdjoint)
 
 
 @_compiled
@@ -351,7 +348,7 @@ def _whole(tree, y0, parts, method, control, dt0, options, first):
     if throw:
         y, sol = sol.result.error_if((y, sol), ~diffrax.is_okay(sol.result))
         y, sol = eqx.error_if(
-            (y, sol), ~_is_finite(y), _NOT_FINITE.format(_name(method))
+            (y, sol), ~_is_finite(y), _NOT_FINITE.format(name_of(method))
         )
     stats = counts(sol, method, 1 + len(parts.inside), extra)
     return Solution(y, stats, sol.t0, sol.t1, sol)
@@ -382,90 +379,3 @@ def _finished(y, stats, parts, label, max_steps, throw):
 def _is_finite(y):
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]
     return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
-
-
-def _check_agreement(solver, given, options):
-    for name, value in given.items():
-        if name == "steps" and solver.grid is None and value == solver.steps:
-            continue
-        raise ValueError(
-            f"{name} must be left out beside a jnode.Solver, which has its own steps "
-            f"({solver}), or be the same; it is {value}. Give a Diffrax solver to "
-            f"choose {name} here."
-        )
-    if options.adjoint is not None:
-        if solver.adjoint != "direct":
-            raise ValueError(
-                f"adjoint must be left out beside a jnode.Solver with "
-                f"adjoint={solver.adjoint!r}; it is {_name(options.adjoint)}."
-            )
-        if _is_backsolve(options.adjoint) and solver.grid is not None:
-            raise ValueError(
-                "adjoint must not be BacksolveAdjoint on a grid: it needs equal steps."
-            )
-    most = options.max_steps
-    if most is None:
-        return
-    if solver.adaptive and most != solver.max_steps:
-        raise ValueError(
-            f"max_steps must be left out beside {solver}, which has max_steps="
-            f"{solver.max_steps}; it is {most}."
-        )
-    if not solver.adaptive and most < solver.steps:
-        raise ValueError(
-            f"max_steps must be at least the {solver.steps} steps of {solver}, not "
-            f"{most}."
-        )
-
-
-def _shares(given, t0, t1):
-    """Where fixed steps end, as shares of the interval, and what said so."""
-    ways = [x for x in ("steps", "ts", "stepsize_controller") if x in given]
-    if len(ways) > 1 or (ways in (["steps"], ["ts"]) and "dt0" in given):
-        raise ValueError(
-            f"{' and '.join([*ways, 'dt0'][:2])} must not be given together: each says "
-            "what steps to take."
-        )
-    if not ways and "dt0" not in given:
-        raise ValueError(
-            "steps, ts or stepsize_controller must be given beside a Diffrax solver, "
-            "for instance stepsize_controller=diffrax.PIDController(rtol=1e-3, "
-            "atol=1e-4)."
-        )
-    if ways == ["steps"]:
-        steps = given["steps"]
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be an integer of at least 1, not {steps!r}.")
-        return np.arange(steps + 1) / steps, "steps"
-    if ways == ["ts"]:
-        return _ts_shares(given["ts"], t0, t1), "ts"
-    dt0 = given.get("dt0")
-    if dt0 is not None and is_known(dt0, t0, t1) and (t1 - t0) * float(dt0) < 0:
-        raise ValueError(f"dt0 must lead from t0 = {t0} to t1 = {t1}; it is {dt0}.")
-    return None, None
-
-
-def _ts_shares(ts, t0, t1):
-    if not is_known(ts, t0, t1):
-        raise ValueError(
-            "ts, t0 and t1 must be known numbers; where they are traced, give "
-            "stepsize_controller=diffrax.StepTo(ts)."
-        )
-    ts = np.asarray(ts, np.float64)
-    t0, t1 = float(t0), float(t1)
-    if ts.ndim != 1 or len(ts) < 2:
-        raise ValueError(f"ts must be a vector of at least 2 times, not {ts}.")
-    if not np.all(np.sign(t1 - t0) * np.diff(ts) > 0):
-        way = "increase" if t1 > t0 else "decrease"
-        raise ValueError(f"ts must {way} from t0 = {t0:g} to t1 = {t1:g}; it is {ts}.")
-    shares = (ts - t0) / (t1 - t0)
-    if abs(shares[0]) > 1e-6 or abs(shares[-1] - 1) > 1e-6:
-        raise ValueError(
-            f"ts must run from t0 = {t0:g} to t1 = {t1:g}, not from {ts[0]:g} to "
-            f"{ts[-1]:g}."
-        )
-    return np.concatenate([[0.0], shares[1:-1], [1.0]])
-
-
-def _name(x):
-    return x.__name__ if isinstance(x, type) else type(x).__name__

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jnode.report.figures.base import (
+from jnode.report.plotting import (
     COLOURS,
     INK,
     MARKERS,

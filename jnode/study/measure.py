@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jnode import attacks, certify, data
 from jnode._versions import versions
 from jnode.attacks import AbstractAttack
-from jnode.attacks.one_batch import predict
+from jnode.attacks.batches import predict
 from jnode.certify.search import stretch
 from jnode.data import Dataset, padded_batches
 from jnode.evaluation import Store, Transfer

@@ -1,6 +1,8 @@
-"""How training ends early, each way with an exit code of its own."""
+"""How training ends early: asked to by a signal, or each way with an exit code."""
 
 import errno
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,3 +92,19 @@ def _reason(text: str) -> str:
         if reason.lower() in text.lower():
             return reason
     return text.splitlines()[0][:200]
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that a step is never cut in two."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may set handlers
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    old = {s: signal.signal(s, lambda n, _: caught.append(n)) for s in kinds}
+    try:
+        yield caught
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)

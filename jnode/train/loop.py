@@ -15,6 +15,7 @@ from tqdm import tqdm
 from jnode import data
 from jnode._files import write_tree
 from jnode._lock import locked
+from jnode._versions import provenance
 from jnode.data import Dataset
 from jnode.models import ODEClassifier
 from jnode.sharding import (
@@ -26,16 +27,20 @@ from jnode.sharding import (
     replicate,
     shard_batch,
 )
-from jnode.train import tally
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig
-from jnode.train.errors import Interrupted, explained
+from jnode.train.errors import Interrupted, caught_signals, explained
 from jnode.train.log import Log, Trace, peak_memory, tensorboard_writer
-from jnode.train.provenance import provenance
 from jnode.train.run_dir import FORMAT, RunDir, without_paths
-from jnode.train.signals import caught_signals
 from jnode.train.state import TrainState, init_state, learning_rate
-from jnode.train.step import make_step
+from jnode.train.step import (
+    Tally,
+    add_step,
+    check_tally,
+    empty_tally,
+    epoch_means,
+    make_step,
+)
 
 AHEAD = 2  # steps given to the device before the first of them must be done
 LOOK = 10  # steps between two looks at what the device counted
@@ -225,7 +230,7 @@ class _Loop:
         for batch in _batches(dataset, self.config, epoch, self.mesh, skip=skip):
             begin = time.perf_counter()
             self.state, metrics = self.step(batch, self.state)
-            self.tally = tally.add(self.tally, metrics, self.state.step)
+            self.tally = add_step(self.tally, metrics, self.state.step)
             if not self._compiled:
                 self._compiled, compiling = True, time.perf_counter() - begin
             self.done += 1
@@ -260,15 +265,15 @@ class _Loop:
         return largest(caught[0] if caught else 0)
 
     def _empty(self):
-        return tally.empty(self.config.loss)
+        return empty_tally(self.config.loss)
 
-    def _check(self, sums: tally.Tally | None = None) -> dict:
+    def _check(self, sums: Tally | None = None) -> dict:
         """Looks at a tally, by default of all steps; returns its means."""
         found = jax.device_get(self.tally if sums is None else sums)
         steps = self.checkpoints.steps()
         last = str(self.checkpoints.path(steps[-1])) if steps else "none"
-        tally.check(found, self.config, self.total, last)
-        return tally.means(found, self.config.batch_size)
+        check_tally(found, self.config, self.total, last)
+        return epoch_means(found, self.config.batch_size)
 
     def _save(self, loss: float | None = None) -> Path:
         epoch, batch = divmod(self.done, self.per_epoch)

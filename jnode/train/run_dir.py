@@ -16,7 +16,7 @@ from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig, from_dict
 from jnode.train.errors import explained
 from jnode.train.state import init_state
-from jnode.train.tally import empty
+from jnode.train.step import empty_tally
 
 FORMAT = 2
 """The number of the run folder's format. Folders without a number are of format 1,
@@ -220,7 +220,7 @@ def load(run_dir: str | os.PathLike, *, best: bool = False) -> ODEClassifier:
         step = run.checkpoints.best()
         if step is None:
             raise FileNotFoundError(f"{run.path} has no checkpoint of a whole epoch.")
-        like = (state, empty(config.loss))
+        like = (state, empty_tally(config.loss))
         found = run.checkpoints.restore(like, {}, step)
         assert found is not None
         return found[0][0].model

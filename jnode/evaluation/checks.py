@@ -1,0 +1,337 @@
+"""Checks for the traps that make robust accuracies look better than they are.
+
+Each returns plain data: what was measured, `says` (the same in words) and `flags`.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jnode.attacks import AbstractAttack
+from jnode.attacks.base import cross_entropy
+from jnode.attacks.batches import check_budget, perturb
+from jnode.evaluation.gradient_checks import adjoint as adjoint
+from jnode.evaluation.gradient_checks import gradient as gradient
+from jnode.evaluation.gradient_checks import held_steps as held_steps
+from jnode.evaluation.transfers import Transfer, ascend, rescaled
+from jnode.fields.piecewise import jumps
+from jnode.solvers import Solver, solve
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
+
+ROUNDING = 1e-4
+"""How far logits may be apart, relative to the largest of them: the compiled programs
+for other batch sizes sum in another order."""
+
+
+@eqx.filter_jit
+def _logits(model, images):
+    return model(images)
+
+
+def batch_mates(
+    model: Callable, images: ArrayLike, *, samples: int = 16, seed: int = 0
+) -> dict[str, Any]:
+    """The same images in their batch, in another order, among strangers, and alone.
+
+    A solver that chooses its steps for a whole batch makes one image's prediction
+    depend on the others, and then nothing that is measured of it is a fact about the
+    image. With step control for each sample there is no such effect.
+
+    **Arguments:** a map from a batch of images to logits; images, of which the first
+    `samples` are looked at (four of them alone); the seed of the strangers.
+
+    **Returns:** per company, the share of predictions that change and the largest
+    relative change of the logits; words and flags.
+    """
+    x = jnp.asarray(images)[:samples]
+    n = len(x)
+    here = np.asarray(_logits(model, x))
+    scale = max(1.0, float(np.nanmax(np.abs(here))))
+    key = jr.key(seed)
+    # Strangers that are hard to solve for: noise of full contrast.
+    noise = jr.bernoulli(key, 0.5, x.shape).astype(x.dtype)
+    half = -(-n // 2)
+    first = jnp.concatenate([x[:half], noise[half:]])
+    second = jnp.concatenate([noise[:half], x[half:]])
+    strangers = np.concatenate(
+        [
+            np.asarray(_logits(model, first))[:half],
+            np.asarray(_logits(model, second))[half:],
+        ]
+    )
+    alone = [np.asarray(_logits(model, x[i : i + 1]))[0] for i in range(min(4, n))]
+    companies = {
+        "another order": np.asarray(_logits(model, x[::-1]))[::-1],
+        "among strangers": strangers,
+        "alone": np.stack(alone),
+    }
+    rows, flags = {}, []
+    for name, there in companies.items():
+        ours = here[: len(there)]
+        changed = float(np.mean(np.argmax(there, axis=1) != np.argmax(ours, axis=1)))
+        apart = float(np.nanmax(np.abs(there - ours), initial=0.0)) / scale
+        rows[name] = {"changed": changed, "logits": float(f"{apart:.3g}")}
+        if changed > 0 or apart > ROUNDING:
+            flags.append(
+                f"batch mates: {name}, {changed:.1%} of the predictions change and "
+                f"logits move by up to {apart:.1e} of the largest, so a batch is not "
+                "many images but one: solve each sample by itself."
+            )
+    changed = max(row["changed"] for row in rows.values())
+    apart = max(row["logits"] for row in rows.values())
+    says = (
+        f"{n} images evaluated in another order, among strangers and alone: "
+        f"{changed:.1%} of the predictions change, logits by at most {apart:.1e} of "
+        "the largest."
+    )
+    return {"companies": rows, "num_examples": n, "says": says, "flags": flags}
+
+
+SENSITIVE = 0.01
+"""The share of changed predictions above which an adaptive solver is flagged."""
+
+
+@eqx.filter_jit
+def classes(model, images):
+    """The class given to each image of a batch by a model of single images."""
+    return jnp.argmax(jax.vmap(model)(images), axis=1)
+
+
+def tolerance(
+    model: "ODEClassifier", images: ArrayLike, attacked: ArrayLike
+) -> dict[str, Any]:
+    """The share of predictions that change when the solve is finer or coarser.
+
+    An adaptive solver's tolerances are divided or multiplied by ten, fixed steps
+    halved or doubled. A fixed-step model is defined by its steps, so there the shares
+    tell how much of it is discretisation, and are no flag; an adaptive solver claims
+    to compute the flow, and is flagged where a finer solve disagrees.
+
+    **Arguments:** the model; clean images and attacked ones, [n, height, width,
+    channels].
+
+    **Returns:** a row for each other solver; words and flags.
+    """
+    clean, attacked = (jnp.asarray(x) for x in (images, attacked))
+    here = [np.asarray(classes(model, x)) for x in (clean, attacked)]
+    rows, flags, said = {}, [], []
+    for name, factor in (("finer", 10.0), ("coarser", 0.1)):
+        try:
+            solver = rescaled(model.solver, factor)
+            other = model.with_solver(solver)
+            there = [np.asarray(classes(other, x)) for x in (clean, attacked)]
+        except ValueError as error:
+            # One step has no coarser, and pieces of a field ask for steps of their own.
+            rows[name] = {"solver": None, "reason": str(error)}
+            continue
+        shares = [float(np.mean(a != b)) for a, b in zip(here, there, strict=True)]
+        rows[name] = {
+            "solver": str(solver),
+            "changed": shares[0],
+            "changed_attacked": shares[1],
+        }
+        said.append(
+            f"{solver}: {shares[0]:.1%} of the clean and {shares[1]:.1%} of the "
+            "attacked images change class"
+        )
+        # One image at a boundary is nobody's fault.
+        allowed = max(SENSITIVE, 1 / len(clean))
+        if model.solver.adaptive and name == "finer" and max(shares) > allowed:
+            flags.append(
+                f"tolerance: solved with a tenth of the tolerances, {shares[0]:.1%} of "
+                f"the predictions change on clean and {shares[1]:.1%} on attacked "
+                "images: the solver's error, and not the flow, decides them."
+            )
+    return {
+        **rows,
+        "num_examples": len(clean),
+        "says": f"{'; '.join(said) or 'No other steps are possible'}.",
+        "flags": flags,
+    }
+
+
+GAP = 0.02
+"""The share of images that many more steps may break before there is a flag."""
+
+
+@eqx.filter_jit
+def _judge(model, images, labels):
+    logits = model(images)
+    finite = jnp.all(jnp.isfinite(logits), axis=1)
+    right = finite & (jnp.argmax(logits, axis=1) == labels)
+    return cross_entropy(logits, labels), right
+
+
+def longer(
+    model: Callable,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: float,
+    norm: str,
+    key: PRNGKeyArray,
+    steps: tuple[int, int] = (20, 1000),
+) -> dict[str, Any]:
+    """Loss and accuracy under PGD with few steps and with many, on the same images.
+
+    **Arguments:** a map from a batch of images to logits; one batch of images and
+    labels; the budget and its norm; the key of the random starts; how many steps.
+
+    **Returns:** a row for each; words, and a flag where they disagree: many steps that
+    break far more say that few had not converged, and fewer that gradients mislead.
+    """
+    x, y = jnp.asarray(images), jnp.asarray(labels)
+    rows = []
+    for count in steps:
+        attack = Transfer(model, "itself", epsilon, norm=norm, steps=count)
+        adversarial = perturb(attack, model, x, y, key)
+        check_budget(attack, x, adversarial)
+        losses, right = _judge(model, adversarial, y)
+        rows.append(
+            {
+                "steps": count,
+                "loss": float(np.nan_to_num(np.mean(losses), nan=1e9, posinf=1e9)),
+                "robust_accuracy": float(np.mean(right)),
+            }
+        )
+    few, many = rows
+    more = few["robust_accuracy"] - many["robust_accuracy"]
+    flags = []
+    if more > GAP:
+        flags.append(
+            f"not converged: PGD-{steps[1]} breaks {more:.1%} more images than "
+            f"PGD-{steps[0]} at {norm} {epsilon:.3g}."
+        )
+    if more < -GAP:
+        flags.append(
+            f"masked gradients: PGD-{steps[1]} breaks {-more:.1%} fewer images than "
+            f"PGD-{steps[0]} at {norm} {epsilon:.3g}."
+        )
+    says = " and ".join(
+        f"PGD-{row['steps']} leaves {row['robust_accuracy']:.1%} at a mean loss of "
+        f"{row['loss']:.3g}"
+        for row in rows
+    )
+    return {
+        "rows": rows,
+        "norm": norm,
+        "epsilon": round(float(epsilon), 7),
+        "num_examples": len(x),
+        "says": f"At {norm} {epsilon:.3g}, {says}, of {len(x)} images.",
+        "flags": flags,
+    }
+
+
+TWICE = 2.0
+"""The ratio of mean NFE above which an attack on cost is flagged."""
+
+
+class Hardness(eqx.Module):
+    r"""How far a coarse and a finer fixed-step solve part: a proxy of the step count.
+
+    An adaptive solver takes steps in proportion to a power of its error estimate, which
+    Diffrax does not differentiate; $d = \|y_2 - y_1\|$ of $n$ and $2n$ classical
+    Runge-Kutta steps grows with the same local errors, and is smooth. As the logits
+    $(0, \ln d)$ with the label 0 it grows with the cross-entropy.
+    """
+
+    model: "ODEClassifier"
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch two"]:
+        return jax.vmap(self.one)(images)
+
+    def one(self, image: Float[Array, "height width channels"]) -> Float[Array, " two"]:
+        y0 = self.model.encoder(image)
+        n = len(jumps(self.model.field)) + 1
+        one, two = (
+            solve(self.model.field, y0, Solver("rk4", steps=k * n)).y for k in (1, 2)
+        )
+        apart = 0.5 * jnp.log(jnp.sum((two - one) ** 2) + 1e-20)
+        return jnp.stack([jnp.zeros_like(apart), apart])
+
+
+@eqx.filter_jit
+def _stats(model, images):
+    one = lambda x: model.solution(x).stats  # noqa: E731
+    return jax.vmap(one)(images)
+
+
+@eqx.filter_jit
+def _costly(model, images, attack, key):
+    return ascend(
+        Hardness(model),
+        images,
+        jnp.zeros(len(images), int),
+        epsilon=attack.epsilon,
+        norm=attack.norm,
+        steps=jnp.asarray(20),
+        key=key,
+    )
+
+
+def work(
+    model: "ODEClassifier",
+    images: ArrayLike,
+    attacked: ArrayLike,
+    attack: AbstractAttack,
+    *,
+    key: PRNGKeyArray,
+) -> dict[str, Any]:
+    """Steps and NFE on clean images, on attacked ones, and under an attack on cost.
+
+    **Arguments:** the model; clean images and attacked ones, [n, height, width,
+    channels]; the attack that made them, whose budget the attack on cost is given
+    (`ascend` on `Hardness`, for adaptive solvers only); the key of its random start.
+
+    **Returns:** mean and largest number of steps and NFE of each; words and flags.
+    """
+    clean, attacked = (jnp.asarray(x) for x in (images, attacked))
+    kinds = {"clean": clean, "attacked": attacked}
+    if model.solver.adaptive:
+        kinds["attacked_for_cost"] = _costly(model, clean, attack, key)
+        check_budget(attack, clean, kinds["attacked_for_cost"])
+    rows = {}
+    for name, x in kinds.items():
+        stats = jax.device_get(_stats(model, x))
+        rows[name] = {
+            "nfe": float(np.mean(stats["nfe"])),
+            "nfe_largest": int(np.max(stats["nfe"])),
+            "steps": float(np.mean(stats["num_steps"])),
+            "steps_largest": int(np.max(stats["num_steps"])),
+        }
+    nfe = {name: row["nfe"] for name, row in rows.items()}
+    most = max(nfe.values()) / nfe["clean"]
+    flags = []
+    if most > TWICE:
+        flags.append(
+            f"cost: images within {attack.norm} {float(attack.epsilon):.3g} need "
+            f"{most:.1f} times the evaluations of clean ones."
+        )
+    said = ", ".join(
+        f"{nfe[name]:.1f} (at most {rows[name]['nfe_largest']}) on {text}"
+        for name, text in (
+            ("clean", "clean images"),
+            ("attacked", "attacked ones"),
+            ("attacked_for_cost", "images made to be costly"),
+        )
+        if name in nfe
+    )
+    return {
+        **rows,
+        "norm": attack.norm,
+        "epsilon": round(float(attack.epsilon), 7),
+        "num_examples": len(clean),
+        "says": f"Evaluations of the vector field per image: {said}.",
+        "flags": flags,
+    }
