@@ -37,7 +37,9 @@ def stage_bounds(
     return b, stages, inners
 
 
-def step_amplification(method: Any, h: float, bounds: Bounds) -> Float[Array, ""]:
+def step_amplification(
+    method: Any, h: float, bounds: Bounds, *, shortest: float | None = None
+) -> Float[Array, ""]:
     r"""A certified bound on the Lipschitz constant of one explicit Runge-Kutta step.
 
     The smallest of three, for differences $\Delta$ between two solutions, $\ell_i \ge
@@ -57,10 +59,13 @@ def step_amplification(method: Any, h: float, bounds: Bounds) -> Float[Array, ""
       b_i(1 - s_i)_+^2$ if $\mu < 0$.
 
     **Arguments:** the method, by its name in `jnode.Solver`, as a `diffrax.AbstractERK`
-    or as an explicit `diffrax.ButcherTableau`; the step $h > 0$; the field's bounds.
+    or as an explicit `diffrax.ButcherTableau`; the step $h > 0$; the field's bounds; and
+    the shortest of the steps that the bound is for, where $h$ is the longest of several.
 
     **Raises:** `TypeError` for another method.
     """
+    # A longer step grows more, but contracts more too.
+    shortest = h if shortest is None else shortest
     # Nothing is multiplied by an unknown constant, so that no NaN arises.
     known = jnp.isfinite(bounds.lipschitz)
     lipschitz = jnp.where(known, bounds.lipschitz, 0)
@@ -83,12 +88,15 @@ def step_amplification(method: Any, h: float, bounds: Bounds) -> Float[Array, ""
     )
     least = least / up
     squares = sum((w * s**2 for w, s, _ in weighted), start=0 * one) * up
-    drift = 2 * h * jnp.where(mu > 0, mu * growth * up**2, mu * least / up)
+    drift = jnp.where(
+        mu > 0, 2 * h * mu * growth * up**2, 2 * shortest * mu * least / up
+    )
     energy = 1 + drift + squares / radius * up
     excess = jnp.maximum((1 + 4 * u) / radius - (1 - 8 * u) * 2 * cocoercivity / h, 0)
     # Below this there is no slope; and no quotient, or its gradient, overflows.
     safe = jnp.maximum(cocoercivity, h / (2 * radius))
-    slope = jnp.maximum(2 * h * (1 - 8 * u) - h**2 / (radius * safe) * (1 + 8 * u), 0)
+    slope = 2 * shortest * (1 - 8 * u) - h**2 / (radius * safe) * (1 + 8 * u)
+    slope = jnp.maximum(slope, 0)
     circle = 1 + excess * squares + slope / up * jnp.minimum(mu, 0) * least
     circle = jnp.where(cocoercivity > 0, circle, jnp.inf)
     best = jnp.maximum(jnp.minimum(energy, circle), 0)
@@ -160,7 +168,7 @@ def amplification(
         return jnp.asarray(jnp.inf)
     if isinstance(field, Bounds):
         return _amplification(field, solver, np.diff(times))
-    field = measured(field)
+    field = measured(bounded(field))
     edges, lengths = by_segment(field, times)
     total = jnp.asarray(1.0)
     for k, widths in enumerate(lengths):
@@ -168,6 +176,17 @@ def amplification(
         factor = _amplification(bounds, solver, widths)
         total = total.astype(factor.dtype) * factor
     return total * (1 + 2 * len(lengths) * unit_roundoff(total.dtype))
+
+
+def bounded(field: Any) -> Any:
+    """The field; `TypeError` where it has no `bounds()` to certify anything by."""
+    if not isinstance(field, AbstractVectorField):
+        raise TypeError(
+            "field must be a vector field with bounds, or jnode.Bounds, not "
+            f"{type(field).__name__}: make a function one by jnode.Certified(fn, "
+            "bounds=...); of a classifier, give its field."
+        )
+    return field
 
 
 def step_times(
@@ -188,6 +207,8 @@ def step_times(
                 f"{name} must be a number where something is certified, not a traced "
                 "value: the certificate is made for one interval."
             )
+        if not np.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}.")
     if isinstance(solver, Solver):
         if steps is not None or ts is not None:
             raise ValueError(
@@ -249,11 +270,14 @@ def _amplification(bounds: Bounds, solver, lengths) -> Float[Array, ""]:
         bounds, lengths = -bounds, -lengths
     lipschitz = bounds.lipschitz
     u = unit_roundoff(lipschitz.dtype)
-    # Steps that agree to rounding share one factor, taken at the longest of them.
-    ratios = np.round(lengths / np.max(lengths), 9)
-    classes, counts = np.unique(ratios, return_counts=True)
+    # Steps that agree to rounding, relative to themselves, share one factor.
+    classes = np.round(np.log(lengths), 9)
     total = jnp.ones_like(lipschitz)
-    for share, count in zip(classes, counts.tolist(), strict=True):
-        h = float(share * np.max(lengths)) * (1 + 1e-8)
-        total = total * step_amplification(method, h, bounds) ** count
+    for one in np.unique(classes):
+        alike = lengths[classes == one]
+        longest, shortest = float(np.max(alike)), float(np.min(alike))
+        factor = step_amplification(method, longest, bounds, shortest=shortest)
+        total = total * factor ** len(alike)
+    # A product that vanished would be a bound no more.
+    total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
     return total * (1 + (4 * len(lengths) + 4) * u)

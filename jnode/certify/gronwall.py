@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jnode._rounding import unit_roundoff
+from jnode.certify.amplification import bounded
 from jnode.fields import AbstractVectorField
 from jnode.fields.piecewise import jumps, segment
 from jnode.linear import measured
@@ -21,7 +23,8 @@ def gronwall(
     **Arguments:** the field, and the times, the first of which is $t_0$: increasing, or
     decreasing for a solve backward, whose field is $-f$.
 
-    **Raises:** `ValueError` for times that turn back.
+    **Raises:** `ValueError` for times that turn back; `TypeError` for times in half
+    precision, or a field without bounds.
     """
     return jnp.exp(_integral(field, times, lambda bounds: bounds.lipschitz))
 
@@ -39,16 +42,19 @@ def log_norm_envelope(
 
 def _integral(field, times, bound):
     times = jnp.asarray(times)
+    if not jnp.issubdtype(times.dtype, jnp.floating):
+        times = times.astype(float)
+    unit_roundoff(times.dtype)  # refuses half precision
     if not isinstance(times, jax.core.Tracer):
         steps = np.diff(np.asarray(times))
         if not (np.all(steps >= 0) or np.all(steps <= 0)):
             raise ValueError(
                 f"times must increase or decrease throughout, not {times.tolist()}."
             )
-    field = measured(field)
+    field = measured(bounded(field))
     edges = (-jnp.inf, *jumps(field), jnp.inf)
     finite = _finite(edges)
-    total = jnp.zeros_like(times)
+    total = size = jnp.zeros_like(times)
     for k in range(len(edges) - 1):
         bounds = segment(field, k, finite).bounds()
         forward, backward = bound(bounds), bound(-bounds)
@@ -56,9 +62,10 @@ def _integral(field, times, bound):
         start, now = (jnp.clip(t, *edges[k : k + 2]) for t in (times[:1], times))
         spent = now - start
         rate = jnp.where(spent < 0, backward, forward).astype(times.dtype)
-        total = total + jnp.where(spent == 0, 0, rate) * jnp.abs(spent)
-    # Rounding of a sum of terms of both signs, and of the exponential.
-    return total + 1e-5 * jnp.where(jnp.isfinite(total), jnp.abs(total), 0)
+        grown = jnp.where(spent == 0, 0, rate) * jnp.abs(spent)
+        total, size = total + grown, size + jnp.abs(grown)
+    # Of terms of both signs: the allowance is relative to their sizes.
+    return total + 1e-5 * jnp.where(jnp.isfinite(size), size, 0)
 
 
 def _finite(edges):

@@ -22,7 +22,7 @@ from jnode.certify.amplification import (
     step_times,
 )
 from jnode.certify.precision import certifying, check_certifiable
-from jnode.certify.radius import ROUNDING, margins, radii
+from jnode.certify.radius import ROUNDING, inner_size, margins, radii
 from jnode.fields import AbstractVectorField
 from jnode.fields.base import safe_norm
 from jnode.fields.piecewise import segment
@@ -60,7 +60,15 @@ def local_radius(
     **Raises:** as `radius`.
     """
     check_certifiable(model, images)
-    return _local_radius(model, images, shells)
+    return _local_radius(*widest(model, images), shells)
+
+
+def widest(model, images):
+    """Both in the longest type among them and the solve's times."""
+    leaves = jax.tree.leaves(eqx.filter((model, images), eqx.is_inexact_array))
+    dtype = np.result_type(*(x.dtype for x in leaves), jnp.zeros(()).dtype)
+    cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x  # noqa: E731
+    return jax.tree.map(cast, (model, images))
 
 
 @certifying
@@ -144,9 +152,9 @@ def _forward(model, image) -> Iterator[_Step]:
     y = model.encoder(image)
     spread = model.encoder.lipschitz().astype(y.dtype)
     for field, t, h in _schedule(model.field, solver):
-        bounds, longer = field.bounds(), h * (1 + 1e-8)
-        factor = step_amplification(solver.name, longer, bounds)
-        _, _, inner = stage_bounds(solver.name, bounds.lipschitz * longer)
+        bounds = field.bounds()
+        factor = step_amplification(solver.name, h, bounds)
+        _, _, inner = stage_bounds(solver.name, bounds.lipschitz * h)
         ks, stages = [], []
         step = jnp.asarray(h, y.dtype)
         for i in range(len(b)):
@@ -182,7 +190,7 @@ def _gradient_bound(model, image, steps: list[_Step], row, r) -> Float[Array, ""
                 spread = spread + step.h * abs(a[m][i]) * spreads[m]
             t, state = step.t + c[i] * step.h, step.stages[i]
             _, pull = jax.vjp(lambda y, t=t, f=step.field: f(t, y), state)
-            size = 1 + safe_norm(state)
+            size = 1 + safe_norm(state) + inner_size(step.field, state.size)
             rounding = ROUNDING * size * jnp.maximum(1, step.spreads[i])
             change = step.field.vjp_change(
                 t, state, cotangent, r * step.spreads[i], rounding

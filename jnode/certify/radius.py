@@ -34,9 +34,9 @@ def radius(
 
     $r = \min_{c \ne y} (z_y - z_c - \delta_c) / (L\,\|w_y - w_c\|)$ for logits
     $z_c = \langle w_c, \phi\rangle + b_c$ of $L$-Lipschitz features $\phi$, with the
-    rounding allowance $\delta_c = 2\cdot 10^{-5}\max(1, L)(1 + \|\phi\|)\|w_y - w_c\| +
-    2\cdot 10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, stated and not
-    proven: no image within this distance gets another prediction (a sharper form of
+    rounding allowance $\delta_c = 2\cdot 10^{-5}\max(1, L)(1 + \|\phi\| + \beta)\|w_y -
+    w_c\| + 2\cdot 10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, $\beta$ the
+    size of the field's biases over a state, stated and not proven: no image within this distance gets another prediction (a sharper form of
     Tsuzuku et al., NeurIPS 2018). It says nothing of whether the prediction is right.
 
     **Arguments:** a model, and images with pixels in [0, 1].
@@ -77,7 +77,9 @@ def radii(
         y, slack, gaps = margins(model, image, lipschitz)
         others = jnp.arange(len(gaps)) != y
         least = jnp.min(jnp.where(others, slack / gaps, jnp.inf))
-        return jnp.where(known & (least > 0), least, 0) / lipschitz * (1 - 1e-5)
+        # A constant that is all but 0 would make the quotient infinite.
+        positive = known & (least > 0)
+        return jnp.where(positive, least, 0) / jnp.maximum(lipschitz, 1e-12) * (1 - 1e-5)
 
     return jax.vmap(one)(images)
 
@@ -96,7 +98,21 @@ def margins(
     # The size that rounding is relative to is that of the states on the way too: a
     # Lipschitz bound on where zero goes would be larger than |features| needs.
     size = safe_norm(features)
+    inner = inner_size(model.field, features.size)
     terms = jax.vmap(safe_norm)(rows) * size + jnp.abs(model.head.bias)
-    allowance = 2 * ROUNDING * (1 + size) * jnp.maximum(1, lipschitz) * gaps
+    allowance = 2 * ROUNDING * (1 + size + inner) * jnp.maximum(1, lipschitz) * gaps
     allowance = allowance + HEAD_ROUNDING * (terms[y] + terms)
     return y, logits[y] - logits - allowance, gaps
+
+
+def inner_size(field: "AbstractVectorField", size: int) -> Float[Array, ""]:
+    """A size of what a field adds up inside, beside the state: its biases, in L2 over a
+    state of so many numbers. Sums in which they cancel later err relative to them."""
+    is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
+    leaves = [x for x in jax.tree.leaves(field, is_leaf=is_map) if not is_map(x)]
+    total = jnp.zeros(())
+    for leaf in leaves:
+        if eqx.is_inexact_array(leaf):
+            repeats = max(1.0, size / leaf.shape[-1]) if leaf.ndim else float(size)
+            total = total + (safe_norm(leaf) * repeats**0.5).astype(total.dtype)
+    return total

@@ -22,10 +22,30 @@ from jnode.linear.kernel import (
 )
 
 
-def _scale(gram_sums, rounding, length: int, dtype):
-    """$D^{-1/2}$, rounded to the safe side."""
+# Learned weights are kept within e^15 of 1: their quotients then neither overflow nor
+# vanish in float32, and any positive weights give a norm of at most 1.
+LARGEST_LOG_Q = 15.0
+
+
+def _scale(gram, norms, log_q, length: int):
+    r"""$D^{-1/2}$, rounded to the safe side.
+
+    **Arguments:** $|VV^\top|$ (or what takes its place); norms of rows whose products
+    bound the sums of sizes in it; $\log q$; and how many terms each sum has.
+    """
+    log_q = jnp.clip(log_q, -LARGEST_LOG_Q, LARGEST_LOG_Q)
+    # Quotients, not products with q, which could vanish before they are divided.
+    ratios = jnp.exp(log_q[None] - log_q[:, None])
+    gram_sums = jnp.sum(gram * ratios, axis=1)
+    rounding = norms * jnp.sum(ratios * norms[None], axis=1)
+    dtype = gram.dtype
     sums = (1 + gamma(length, dtype)) * (gram_sums + gamma(length, dtype) * rounding)
     return 1 / jnp.sqrt(jnp.maximum(sums, jnp.finfo(dtype).tiny * 1e6))
+
+
+def _row_norms(v):
+    # The smallest addend keeps the derivative finite at a row of zeros.
+    return jnp.sqrt(jnp.sum(v**2, axis=1) + jnp.asarray(1e-30, v.dtype))
 
 
 class AOLDense(AbstractWeightDense):
@@ -34,17 +54,14 @@ class AOLDense(AbstractWeightDense):
     Prach & Lampert, ECCV 2022. Costs one matrix product when baked.
     """
 
-    def _q(self) -> Float[Array, " out"]:
-        return jnp.ones(len(self.weight), self.weight.dtype)
+    def _log_q(self) -> Float[Array, " out"]:
+        return jnp.zeros(len(self.weight), self.weight.dtype)
 
     def resolve(self) -> tuple[Dense, Float[Array, ""]]:
-        v, q = self.weight, self._q()
+        v = self.weight
         out, size = v.shape
         gram = jnp.abs(jnp.matmul(v, v.T, precision="highest"))
-        sums = jnp.matmul(gram, q, precision="highest") / q
-        reach = jnp.matmul(jnp.abs(v).T, q, precision="highest")
-        rounding = jnp.matmul(jnp.abs(v), reach, precision="highest") / q
-        scale = _scale(sums, rounding, size + out + 16, v.dtype)
+        scale = _scale(gram, _row_norms(v), self._log_q(), size + out + 32)
         one = jnp.asarray(scaled_slack(min(v.shape), v.dtype), v.dtype)
         return dense_of(scale[:, None] * v), one
 
@@ -64,8 +81,8 @@ class SLLDense(AOLDense):
         AbstractWeightDense.__init__(self, in_size, out_size, key=key)
         self.log_q = jnp.zeros(out_size)
 
-    def _q(self) -> Float[Array, " out"]:
-        return jnp.exp(self.log_q)
+    def _log_q(self) -> Float[Array, " out"]:
+        return self.log_q
 
 
 def _shifts(size: int) -> Float[np.ndarray, "taps taps shifts"]:
@@ -86,12 +103,12 @@ class AOLConv(AbstractKernelConv):
     [taps out, in] matrices when baked, whatever the grid.
     """
 
-    def _q(self) -> Float[Array, " out"]:
-        return jnp.ones(self.kernel.shape[2], self.kernel.dtype)
+    def _log_q(self) -> Float[Array, " out"]:
+        return jnp.zeros(self.kernel.shape[2], self.kernel.dtype)
 
     def resolve(self) -> tuple[AbstractLinear, Float[Array, ""]]:
         size, _, out, inputs = self.kernel.shape
-        dtype, q = self.kernel.dtype, self._q()
+        dtype = self.kernel.dtype
         taps = self.kernel.reshape(size * size * out, inputs)
         gram = jnp.matmul(taps, taps.T, precision="highest")
         gram = gram.reshape(size * size, out, size * size, out)
@@ -99,13 +116,10 @@ class AOLConv(AbstractKernelConv):
         # Exact but for the order of the sums: the shifts are zeros and ones.
         correlation = jnp.einsum("aobp,abs->ops", gram, shifts, precision="highest")
         rows = jnp.sum(jnp.abs(correlation), axis=2)
-        sums = jnp.matmul(rows, q, precision="highest") / q
-        weights = jnp.tile(q, size * size)
-        reach = jnp.matmul(jnp.abs(taps).T, weights, precision="highest")
-        rounding = jnp.matmul(jnp.abs(taps), reach, precision="highest")
-        rounding = rounding.reshape(size * size, out).sum(axis=0) / q
-        length = inputs + size**4 + (2 * size - 1) ** 2 + out + 16
-        scale = _scale(sums, rounding, length, dtype)
+        # Sizes of an output's taps, summed: their products bound those in the sums.
+        sizes = jnp.sum(jnp.abs(taps).reshape(size * size, out, inputs), axis=0)
+        length = inputs + size**4 + (2 * size - 1) ** 2 + out + 32
+        scale = _scale(rows, _row_norms(sizes), self._log_q(), length)
         one = scaled_slack(size * size * min(out, inputs), dtype)
         return resolve_kernel(
             self.kernel * scale[None, None, :, None],
@@ -145,5 +159,5 @@ class SLLConv(AOLConv):
         )
         self.log_q = jnp.zeros(out_channels)
 
-    def _q(self) -> Float[Array, " out"]:
-        return jnp.exp(self.log_q)
+    def _log_q(self) -> Float[Array, " out"]:
+        return self.log_q
