@@ -54,14 +54,22 @@ class Bounds(eqx.Module):
         - `cocoercivity`: at least 0 and at most $1/L$. Where $\mu_+ < 0$ a cocoercivity
           of $-\mu_+/L^2$ follows, which is taken if it is larger.
 
-        **Raises:** `ValueError` for numbers that contradict each other, `TypeError`
-        for another type than float32 or float64.
+        **Raises:** `ValueError` for numbers that contradict each other (where they are
+        traced, nothing is known instead: `lipschitz` is `inf`), `TypeError` for a type
+        that is neither float32 nor float64.
         """
         low, high = (-np.inf, np.inf) if log_norm is None else log_norm
         dtype = _dtype(lipschitz, low, high, cocoercivity)
         lipschitz, high = _up(lipschitz, dtype), _up(high, dtype)
         low, c = -_up(_negated(low), dtype), -_up(_negated(cocoercivity), dtype)
-        _check(lipschitz, low, high, c)
+        contradictory = _contradiction(lipschitz, low, high, c)
+        # Of traced numbers nothing can be said: then nothing is known of the field.
+        lipschitz = jnp.where(contradictory, jnp.inf, lipschitz)
+        low, high = (
+            jnp.where(contradictory, -jnp.inf, low),
+            jnp.where(contradictory, jnp.inf, high),
+        )
+        c = jnp.where(contradictory, 0, c)
         self.lipschitz = lipschitz
         low = jnp.maximum(low, -lipschitz)
         high = jnp.minimum(high, lipschitz)
@@ -84,8 +92,11 @@ class Bounds(eqx.Module):
 
     def __mul__(self, factor: float) -> "Bounds":
         """Of $a f$ for a finite number $a$ of either sign."""
-        if not np.isfinite(factor):
-            raise ValueError(f"factor must be finite, not {factor!r}.")
+        if factor != 0 and not 1e-30 <= abs(factor) <= 1e30:
+            raise ValueError(
+                "factor must be finite, and between 1e-30 and 1e30 in size where it is "
+                f"not 0, so that bounds are numbers in float32; it is {factor!r}."
+            )
         if factor == 0:
             zero = jnp.zeros_like(self.lipschitz)
             return Bounds(zero, (zero, zero), zero)
@@ -189,6 +200,8 @@ def _dtype(*values: ArrayLike) -> np.dtype:
 
     **Raises:** `TypeError` for half precision.
     """
+    if any(jnp.issubdtype(jnp.result_type(x), jnp.complexfloating) for x in values):
+        raise TypeError("Bounds are real numbers, not complex ones.")
     found = [np.dtype(x.dtype) for x in values if isinstance(x, jax.Array)]
     found = [x for x in found if jnp.issubdtype(x, jnp.floating)]
     for dtype in found:
@@ -198,8 +211,10 @@ def _dtype(*values: ArrayLike) -> np.dtype:
 
 def _up(x: ArrayLike, dtype: np.dtype) -> Array:
     """As an array, rounded up where its type is shorter than what was given."""
-    if isinstance(x, jax.Array):
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(dtype)
+    if isinstance(x, jax.core.Tracer):
+        return up(x.astype(dtype))
     exact = np.asarray(x)
     short = np.asarray(exact, dtype)
     below = short.astype(np.float64) < exact.astype(np.float64)
@@ -207,31 +222,34 @@ def _up(x: ArrayLike, dtype: np.dtype) -> Array:
     return jnp.asarray(np.where(below, above, short))
 
 
-def _check(lipschitz, low, high, c):
-    if any(isinstance(x, jax.core.Tracer) for x in (lipschitz, low, high, c)):
-        return
-    values = [np.asarray(x, np.float64) for x in (lipschitz, low, high, c)]
-    lip, low, high, c = values
-    if not np.all(lip >= 0):
-        raise ValueError(f"lipschitz must be at least 0, not {lip}.")
-    if not np.all(low <= high):
-        raise ValueError(
+def _contradiction(lipschitz, low, high, c):
+    """Whether the claims contradict each other: raised, or an array where traced."""
+    largest = lipschitz * (1 + _TOLERANCE)
+    outside = [jnp.isfinite(x) & (jnp.abs(x) > largest) for x in (low, high)]
+    positive = lipschitz > 0
+    most = jnp.where(positive, 1 / jnp.where(positive, lipschitz, 1), jnp.inf)
+    faults = (
+        (~(lipschitz >= 0), f"lipschitz must be at least 0, not {lipschitz}."),
+        (
+            ~(low <= high) | (low == jnp.inf) | (high == -jnp.inf),
             f"log_norm must be a lower and an upper bound, in this order, not ({low}, "
-            f"{high})."
-        )
-    largest = lip * (1 + _TOLERANCE)
-    for value in (low, high):
-        if np.any(np.isfinite(value) & (np.abs(value) > largest)):
-            raise ValueError(
-                f"log_norm must lie within -lipschitz and lipschitz, which is {lip}; "
-                f"{value} does not: one of the two claims is wrong."
-            )
-    if not np.all(c >= 0):
-        raise ValueError(f"cocoercivity must be at least 0, not {c}.")
-    with np.errstate(divide="ignore"):
-        most = 1 / lip * (1 + _TOLERANCE)
-    if np.any(c > most):
-        raise ValueError(
-            f"cocoercivity must be at most 1 / lipschitz = {1 / lip}, not {c}: a field "
-            "that is c-cocoercive has a Lipschitz constant of 1 / c."
-        )
+            f"{high}).",
+        ),
+        (
+            outside[0] | outside[1],
+            f"log_norm must lie within -lipschitz and lipschitz, which is {lipschitz}; "
+            f"({low}, {high}) does not: one of the two claims is wrong.",
+        ),
+        (~(c >= 0), f"cocoercivity must be at least 0, not {c}."),
+        (
+            c > most * (1 + _TOLERANCE),
+            f"cocoercivity must be at most 1 / lipschitz = {most}, not {c}: a field "
+            "that is c-cocoercive has a Lipschitz constant of 1 / c.",
+        ),
+    )
+    found = jnp.zeros_like(lipschitz, bool)
+    for fault, message in faults:
+        if not isinstance(fault, jax.core.Tracer) and np.any(fault):
+            raise ValueError(message)
+        found = found | fault
+    return found

@@ -59,8 +59,8 @@ def step_amplification(
       b_i(1 - s_i)_+^2$ if $\mu < 0$.
 
     **Arguments:** the method, by its name in `jnode.Solver`, as a `diffrax.AbstractERK`
-    or as an explicit `diffrax.ButcherTableau`; the step $h > 0$; the field's bounds; and
-    the shortest of the steps that the bound is for, where $h$ is the longest of several.
+    or as an explicit `diffrax.ButcherTableau`; the step $h > 0$; the field's bounds;
+    and the shortest of the steps that are bounded, where $h$ is the longest of several.
 
     **Raises:** `TypeError` for another method.
     """

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jnode._rounding import unit_roundoff
@@ -12,16 +13,14 @@ from jnode.fields.piecewise import jumps, segment
 from jnode.linear import measured
 
 
-def gronwall(
-    field: AbstractVectorField, times: Float[Array, " times"]
-) -> Float[Array, " times"]:
+def gronwall(field: AbstractVectorField, times: ArrayLike) -> Float[Array, " times"]:
     r"""Gronwall's envelope $e^{\int L}$ of $\|y(t) - z(t)\| / \|y(t_0) - z(t_0)\|$.
 
     $L$ may change with time: each segment of a field that jumps counts for as long as
     it lasts. It speaks of the exact flow; `amplification` speaks of a numerical solve.
 
-    **Arguments:** the field, and the times, the first of which is $t_0$: increasing, or
-    decreasing for a solve backward, whose field is $-f$.
+    **Arguments:** the field, and a vector of times, the first of which is $t_0$:
+    increasing, or decreasing for a solve backward, whose field is $-f$.
 
     **Raises:** `ValueError` for times that turn back; `TypeError` for times in half
     precision, or a field without bounds.
@@ -30,7 +29,7 @@ def gronwall(
 
 
 def log_norm_envelope(
-    field: AbstractVectorField, times: Float[Array, " times"]
+    field: AbstractVectorField, times: ArrayLike
 ) -> Float[Array, " times"]:
     r"""The sharper envelope $e^{\int \mu_2}$ from the logarithmic norm.
 

@@ -13,11 +13,14 @@ from jnode._rounding import unit_roundoff
 from jnode.fields.certified import Certified
 
 
-def check_certifiable(*trees: PyTree) -> None:
-    """Raises `TypeError` where a type is none in which something can be certified."""
-    for leaf in jax.tree.leaves(eqx.filter(trees, eqx.is_array)):
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            unit_roundoff(leaf.dtype)
+def check_certifiable(model: PyTree, images: PyTree = None) -> None:
+    """Raises `TypeError` where a type is none in which something can be certified.
+
+    Of a model only what is not an integer counts.
+    """
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    for leaf in (*leaves, *jax.tree.leaves(images)):
+        unit_roundoff(leaf.dtype)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from jnode._resolve import resolve
 from jnode.certify.precision import certifying, check_certifiable
-from jnode.fields.base import safe_norm
+from jnode.fields.base import AbstractVectorField, safe_norm
+from jnode.linear import AbstractLinear
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -35,9 +36,10 @@ def radius(
     $r = \min_{c \ne y} (z_y - z_c - \delta_c) / (L\,\|w_y - w_c\|)$ for logits
     $z_c = \langle w_c, \phi\rangle + b_c$ of $L$-Lipschitz features $\phi$, with the
     rounding allowance $\delta_c = 2\cdot 10^{-5}\max(1, L)(1 + \|\phi\| + \beta)\|w_y -
-    w_c\| + 2\cdot 10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, $\beta$ the
-    size of the field's biases over a state, stated and not proven: no image within this distance gets another prediction (a sharper form of
-    Tsuzuku et al., NeurIPS 2018). It says nothing of whether the prediction is right.
+    w_c\| + 2\cdot 10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, $\beta$
+    the size of the field's biases over a state, stated and not proven: no image within
+    this distance gets another prediction (a sharper form of Tsuzuku et al., NeurIPS
+    2018). It says nothing of whether the prediction is right.
 
     **Arguments:** a model, and images with pixels in [0, 1].
 
@@ -79,7 +81,9 @@ def radii(
         least = jnp.min(jnp.where(others, slack / gaps, jnp.inf))
         # A constant that is all but 0 would make the quotient infinite.
         positive = known & (least > 0)
-        return jnp.where(positive, least, 0) / jnp.maximum(lipschitz, 1e-12) * (1 - 1e-5)
+        return (
+            jnp.where(positive, least, 0) / jnp.maximum(lipschitz, 1e-12) * (1 - 1e-5)
+        )
 
     return jax.vmap(one)(images)
 
@@ -105,7 +109,7 @@ def margins(
     return y, logits[y] - logits - allowance, gaps
 
 
-def inner_size(field: "AbstractVectorField", size: int) -> Float[Array, ""]:
+def inner_size(field: AbstractVectorField, size: int) -> Float[Array, ""]:
     """A size of what a field adds up inside, beside the state: its biases, in L2 over a
     state of so many numbers. Sums in which they cancel later err relative to them."""
     is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731

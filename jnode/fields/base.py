@@ -115,6 +115,12 @@ class AbstractVectorField(eqx.Module):
 
     __rmul__ = __mul__
 
+    def __sub__(self, other: "AbstractVectorField") -> "AbstractVectorField":
+        """$f - g$, with the bounds that follow from theirs."""
+        if not isinstance(other, AbstractVectorField):
+            return NotImplemented
+        return self + -other
+
     def __neg__(self) -> "AbstractVectorField":
         """$-f$, the field of reversed time, with the bounds that follow."""
         return -1.0 * self

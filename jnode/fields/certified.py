@@ -37,24 +37,30 @@ class Certified(AbstractVectorField):
           could change.
 
         **Raises:** `TypeError` for an `fn` or `bounds` that is neither; `ValueError`
-        for plain bounds of an `fn` that holds inexact arrays.
+        for plain bounds of an `fn` that holds floating-point arrays or numbers, and for
+        a function of bounds that does.
         """
         if not callable(fn):
             raise TypeError(
                 f"fn must be callable as fn(t, y, args), not {type(fn).__name__}."
             )
         if isinstance(bounds, Bounds):
-            if jax.tree.leaves(eqx.filter(fn, eqx.is_inexact_array)):
+            if _holds_numbers(fn):
                 raise ValueError(
                     "bounds must be a function of fn, as lambda fn: jnode.Bounds(...), "
-                    "since fn holds arrays: plain numbers would stay as they are when "
-                    "the arrays change."
+                    "since fn holds numbers that may change: plain bounds would stay "
+                    "as they are."
                 )
             bounds = _Constant.of(bounds)
         elif not callable(bounds):
             raise TypeError(
                 "bounds must be a function of fn that gives jnode.Bounds, or such "
                 f"bounds, not {type(bounds).__name__}."
+            )
+        elif _holds_numbers(bounds):
+            raise ValueError(
+                "bounds must be a function of fn alone, not one that holds numbers of "
+                "its own: they would not change with fn."
             )
         self.fn, self.claim = fn, bounds
 
@@ -69,6 +75,10 @@ class Certified(AbstractVectorField):
                 f"bounds must give jnode.Bounds, not {type(found).__name__}."
             )
         return found
+
+
+def _holds_numbers(x: Any) -> bool:
+    return bool(jax.tree.leaves(eqx.filter(x, eqx.is_inexact_array_like)))
 
 
 class _Constant(eqx.Module):

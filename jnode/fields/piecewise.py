@@ -12,10 +12,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jnode.bounds import Bounds
 from jnode.fields.base import AbstractVectorField
-from jnode.linear.resolve import AbstractStack
 
 
-class PiecewiseField(AbstractVectorField, AbstractStack):
+class PiecewiseField(AbstractVectorField):
     r"""One field on each of $K$ equally long intervals of $[t_0, t_1]$.
 
     Depth for a neural ODE: each piece has weights of its own. `jnode.solve` integrates
@@ -50,7 +49,7 @@ class PiecewiseField(AbstractVectorField, AbstractStack):
                 "the same class and options."
             )
         # Stacked, so that a solve compiles one piece and scans over all.
-        self.pieces = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces)
+        self.pieces = jax.tree.map(_stacked, *pieces)
         self.count = len(pieces)
         self.t0, self.t1 = float(t0), float(t1)
 
@@ -76,11 +75,14 @@ class PiecewiseField(AbstractVectorField, AbstractStack):
 
     def piece(self, index: Any) -> AbstractVectorField:
         """One of the fields; `index` may be traced."""
-        return jax.tree.map(lambda leaf: leaf[index], self.pieces)
+        return jax.tree.map(
+            lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, self.pieces
+        )
 
     def each(self) -> Bounds:
         """The bounds of every piece, stacked."""
-        bounds = eqx.filter_vmap(lambda piece: piece.bounds())(self.pieces)
+        size = {"axis_size": self.count}
+        bounds = eqx.filter_vmap(lambda piece: piece.bounds(), **size)(self.pieces)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.count,)), bounds)
 
     @property
@@ -93,6 +95,18 @@ class PiecewiseField(AbstractVectorField, AbstractStack):
 
     def bounds(self) -> Bounds:
         return self.each().over_time()
+
+
+def _stacked(*leaves: Any) -> Any:
+    """Arrays with an axis for the pieces in front; all else must be the same."""
+    if eqx.is_array(leaves[0]):
+        return jnp.stack(leaves)
+    if any(leaf is not leaves[0] and leaf != leaves[0] for leaf in leaves):
+        raise ValueError(
+            "pieces must be alike but for their arrays: give all of them the same "
+            f"functions and numbers, not {leaves}."
+        )
+    return leaves[0]
 
 
 def _is_piecewise(x: Any) -> bool:

@@ -92,7 +92,9 @@ def norm_bound(column: Float[Array, "batch twice_rows columns"]) -> Float[Array,
     1, and Gram iteration, which exceeds the norm by a factor of up to $n^{1/2048}$
     there.
     """
-    return jnp.minimum(isometry_norm(column), jnp.max(gram_iteration(column, 10)))
+    norms = jnp.stack([isometry_norm(column), jnp.max(gram_iteration(column, 10))])
+    # What overflowed tells nothing.
+    return jnp.min(jnp.where(jnp.isnan(norms), jnp.inf, norms))
 
 
 def spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:

@@ -1,7 +1,5 @@
 """Every reparametrisation in a PyTree computed once, and what it bounds."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PyTree
@@ -35,26 +33,34 @@ class Measured(AbstractLinear):
         return self.map, self.bound
 
 
-class AbstractStack(eqx.Module):
-    """A module that holds several others, alike but for their arrays, leaf by leaf
-    stacked along a first axis."""
-
-    pieces: eqx.AbstractVar[Any]
-
-
 def _each_map(tree: PyTree, change) -> PyTree:
     """The tree with `change` of each of its linear maps, stacked ones by `vmap`."""
 
     def one(x):
-        if isinstance(x, AbstractLinear):
-            return change(x)
-        if isinstance(x, AbstractStack):
-            pieces = eqx.filter_vmap(lambda piece: _each_map(piece, change))(x.pieces)
-            return eqx.tree_at(lambda s: s.pieces, x, pieces)
-        return x
+        if not isinstance(x, AbstractLinear):
+            return x
+        whole = change
+        for _ in range(_stacked_axes(x)):  # pieces in time, members of an ensemble
+            whole = eqx.filter_vmap(whole)
+        return whole(x)
 
-    whole = lambda x: isinstance(x, (AbstractLinear, AbstractStack))  # noqa: E731
-    return jax.tree.map(one, tree, is_leaf=whole)
+    is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
+    return jax.tree.map(one, tree, is_leaf=is_map)
+
+
+# The axes of what each kind of map holds.
+_AXES = {"weight": 2, "matrix": 2, "kernel": 4, "real": 3}
+
+
+def _stacked_axes(map_: AbstractLinear) -> int:
+    """How many axes in front a map has, of members that are stacked leaf by leaf."""
+    if not type(map_).__module__.startswith("jnode."):
+        return 0  # nobody knows how many it should have
+    for name, axes in _AXES.items():
+        if hasattr(map_, name):
+            return getattr(map_, name).ndim - axes
+    inner = [getattr(map_, "map", None), *getattr(map_, "maps", ())]
+    return max((_stacked_axes(x) for x in inner if x is not None), default=0)
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -21,7 +21,6 @@ from jnode.linear.kernel import (
     scaled_slack,
 )
 
-
 # Learned weights are kept within e^15 of 1: their quotients then neither overflow nor
 # vanish in float32, and any positive weights give a norm of at most 1.
 LARGEST_LOG_Q = 15.0

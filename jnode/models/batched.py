@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.models.classifier import ODEClassifier
+from jnode.models.classifier import ODEClassifier, check_pixels
 from jnode.solvers import Solution, solve_batch
 
 Images = Float[Array, "batch height width channels"]
@@ -89,6 +89,7 @@ def _solved(whole, images, throw):
             f"images must have shape (batch, *{model.image_shape}), with height, width "
             f"and channels behind, not {images.shape}."
         )
+    check_pixels(images)
     solver = model.solver
     if whole.tolerances is not None:
         solver = solver.at(jax.lax.stop_gradient(whole.tolerances))

@@ -84,7 +84,7 @@ class ODEClassifier(eqx.Module):
         self, image: Float[Array, "height width channels"], *, throw: bool = True
     ) -> Solution:
         """The ODE's solution for one image; `throw` as of `jnode.solve`."""
-        _check_image(self, image.shape)
+        _check_image(self, image)
         return solve(self.field, self.encoder(image), self.solver, throw=throw)
 
     def embed(
@@ -132,9 +132,19 @@ class ODEClassifier(eqx.Module):
         return plain(self)
 
 
-def _check_image(model: ODEClassifier, shape: tuple[int, ...]) -> None:
-    if shape != model.image_shape:
+def _check_image(model: ODEClassifier, image: Array) -> None:
+    if image.shape != model.image_shape:
         raise ValueError(
             f"image must have shape {model.image_shape} (height, width, channels), "
-            f"not {shape}; map batches with jax.vmap(model)."
+            f"not {image.shape}; map batches with jax.vmap(model)."
+        )
+    check_pixels(image)
+
+
+def check_pixels(images: Array) -> None:
+    """Raises `TypeError` for pixels that are no floating-point numbers."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            "images must hold floating-point pixels in [0, 1], not "
+            f"{images.dtype}: jnode.data.to_float converts bytes."
         )
