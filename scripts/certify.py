@@ -83,6 +83,7 @@ def main() -> None:
         f"{tightness['empirical_lower_bound']:.4f} (ratio {tightness['ratio']:.2f})"
     )
     print(_rows(found))
+    print(f"rounding of the features: {found['rounding']['rounding']}")
     for claim in found["assumed"]:
         print(f"assumed: {claim}")
     attacked = found["attacked"]
