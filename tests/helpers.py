@@ -1,5 +1,7 @@
 """What several tests need."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,3 +30,19 @@ def small_model(key, field="gradient_flow", solver=None, **kwargs):
     return jnode.build(
         config, solver or default, image_shape=(8, 8, 1), classes=4, key=key
     )
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that grows by one with each program that XLA compiles."""
+    seen = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -1,6 +1,5 @@
 """What every attack takes: shapes, types and ranges; and what it compiles."""
 
-import contextlib
 import math
 
 import equinox as eqx
@@ -17,6 +16,7 @@ from jnode.attacks.minimum import AbstractMinimumNorm
 from jnode.attacks.norms import size
 from jnode.attacks.registry import ATTACKS, make
 from jnode.evaluation import Transfer, evaluate
+from tests.helpers import compilations, small_model
 
 SHAPE, CLASSES = (4, 4, 3), 4
 FEW = {"steps": 3, "restarts": 2}
@@ -100,7 +100,6 @@ def test_double_precision_of_run_and_evaluate(x64, dtype):
 
 
 def test_double_precision_of_a_neural_ode(x64):
-    from tests.helpers import small_model
 
     model = jnode.batched(small_model(jr.key(0)).bake())
     images = np.asarray(jr.uniform(jr.key(1), (4, 8, 8, 1)))
@@ -269,22 +268,6 @@ def test_explicit_axes_are_refused_and_auto_axes_work():
 
 
 # Compilation.
-
-
-@contextlib.contextmanager
-def compilations():
-    """A list that grows by one with each program that XLA compiles."""
-    seen = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 class Counting(Network):

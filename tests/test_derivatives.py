@@ -1,18 +1,15 @@
 """Derivatives of models and certificates: both modes, per sample, and never NaN."""
 
-import contextlib
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import pytest
 
 import jnode
 from jnode import certify
 from jnode.linear import CONSTRAINTS, constrained
-from tests.helpers import small_model
+from tests.helpers import compilations, small_model
 
 SHAPES = [(5,), (3, 4, 2)]
 
@@ -85,12 +82,6 @@ def test_zero_weights_have_finite_gradients(getkey, constraint, shape):
             assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@contextlib.contextmanager
-def debug_nans():
-    with jax.debug_nans(True):
-        yield
-
-
 @pytest.mark.parametrize("field", ["gradient_flow", "ortho", "free"])
 def test_no_nan_arises_in_a_certificate(getkey, field):
     model = (
@@ -100,7 +91,7 @@ def test_no_nan_arises_in_a_certificate(getkey, field):
     )
     tied = eqx.tree_at(lambda m: m.head.weight, model, replace_fn=jnp.zeros_like)
     images = jr.uniform(getkey(), (2, 8, 8, 1))
-    with debug_nans():
+    with jax.debug_nans(True):
         for m in (model, tied):
             radii = certify.radius(m, images)
             assert ((radii >= 0) & jnp.isfinite(radii)).all()
@@ -143,22 +134,8 @@ def test_a_model_of_one_class_has_no_radius(getkey):
 def test_nan_images_are_not_certified(getkey):
     model = small_model(getkey())
     images = jnp.full((1, 8, 8, 1), jnp.nan)
-    with contextlib.suppress(Exception):  # the solve may raise first
-        assert np.asarray(certify.radius(model, images)).tolist() == [0.0]
-
-
-@contextlib.contextmanager
-def counted():
-    """How many programs are compiled inside."""
-    count = []
-    listener = lambda name, *args, **kwargs: (
-        count.append(name) if name.endswith("backend_compile_duration") else None
-    )
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
-        yield count
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
+    with pytest.raises(RuntimeError, match="ceased to be finite"):
+        certify.radius(model, images)
 
 
 def test_eager_calls_compile_once(getkey):
@@ -181,6 +158,6 @@ def test_eager_calls_compile_once(getkey):
     ]
     for call in calls:
         jax.block_until_ready(eqx.filter(call(), eqx.is_array))
-        with counted() as count:
+        with compilations() as count:
             jax.block_until_ready(eqx.filter(call(), eqx.is_array))
         assert not count

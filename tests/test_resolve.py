@@ -283,7 +283,15 @@ def test_users_products_are_full_where_something_is_certified(getkey):
         return jnp.einsum("hwc,cd->hwd", y, weight)
 
     model = small_model(getkey())
-    own = jnode.Certified(rotate, Bounds(1.0))
+
+    def claim(fn):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return Bounds(1.0)
+
+    own = jnode.Certified(rotate, claim)
+    jnode.amplification(own, jnode.Solver("rk4", steps=1))
+    certify.gronwall(own, jnp.asarray([0.0, 1.0]))
+    assert len(seen) == 2
     model = eqx.tree_at(lambda m: m.field, model, own)
     images = jr.uniform(getkey(), (2, 8, 8, 1))
     certify.radius(model, images)

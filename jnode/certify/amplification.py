@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jnode._rounding import unit_roundoff
 from jnode.bounds import Bounds
+from jnode.certify.precision import certifying
 from jnode.fields import AbstractVectorField
 from jnode.fields.piecewise import jumps, segment
 from jnode.linear import measured
@@ -166,6 +167,11 @@ def amplification(
     times = step_times(solver, t0=t0, t1=t1, steps=steps, ts=ts)
     if times is None:
         return jnp.asarray(jnp.inf)
+    return _product(field, solver, times)
+
+
+@certifying
+def _product(field, solver, times) -> Float[Array, ""]:
     if isinstance(field, Bounds):
         return _amplification(field, solver, np.diff(times))
     field = measured(bounded(field))

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jnode._rounding import unit_roundoff
 from jnode.certify.amplification import bounded
+from jnode.certify.precision import certifying
 from jnode.fields import AbstractVectorField
 from jnode.fields.piecewise import jumps, segment
 from jnode.linear import measured
@@ -39,6 +40,7 @@ def log_norm_envelope(
     return jnp.exp(_integral(field, times, lambda bounds: bounds.log_norm[1]))
 
 
+@certifying
 def _integral(field, times, bound):
     times = jnp.asarray(times)
     if not jnp.issubdtype(times.dtype, jnp.floating):
