@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jnode
-from jnode._cli import run
-from jnode._versions import versions
+from jnode._process import run, versions
 from jnode.solvers import solve_batch
 from jnode.solvers.solver import ADJOINTS
 

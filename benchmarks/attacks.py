@@ -23,8 +23,7 @@ from attacks_torch import twin
 
 import jnode
 from jnode import attacks, data
-from jnode._cli import run
-from jnode._versions import versions
+from jnode._process import run, versions
 from jnode.train import DataConfig, LossConfig, TrainConfig, train
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from jnode._cli import run
+from jnode._process import run
 from jnode.train import RunDir
 
 RESULTS = Path(__file__).parent / "results"

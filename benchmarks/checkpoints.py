@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from jnode._files import write_json
-from jnode._versions import versions
+from jnode._process import versions
 from jnode.train import get_preset, train
 from jnode.train.checkpoints import Checkpoints
 

@@ -15,9 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import tyro
 from tpu import CHIPS, PROGRAMS, compile_program
 
-from jnode._cli import run
 from jnode._files import write_json
-from jnode._versions import versions
+from jnode._process import run, versions
 
 
 @dataclasses.dataclass(frozen=True)

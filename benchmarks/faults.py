@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from jnode._files import write_json
-from jnode._versions import versions
+from jnode._process import versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

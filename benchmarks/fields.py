@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 import jnode
 from jnode import certify, data
-from jnode._cli import run
-from jnode._versions import versions
+from jnode._process import run, versions
 from jnode.train import DataConfig, LossConfig, TrainConfig, train
 
 RESULTS = Path(__file__).parent / "results"

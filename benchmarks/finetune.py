@@ -23,8 +23,7 @@ import tyro
 
 import jnode
 from jnode import data
-from jnode._cli import run
-from jnode._versions import versions
+from jnode._process import run, versions
 from jnode.certify import certified_radii, strongest_stretch
 from jnode.train import RunDir
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import tyro
 
 from jnode._files import write_json
-from jnode._versions import versions
+from jnode._process import versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

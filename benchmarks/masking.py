@@ -18,8 +18,7 @@ import jax.random as jr
 import numpy as np
 
 from jnode import data
-from jnode._cli import run
-from jnode._versions import versions
+from jnode._process import run, versions
 from jnode.evaluation import PROTOCOLS, evaluate, plan, twins
 from jnode.evaluation.check_model import check_model
 from jnode.models import AbstractEncoder, Head, ODEClassifier

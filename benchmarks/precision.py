@@ -22,8 +22,7 @@ import tyro
 
 import jnode
 from jnode import attacks, certify, data
-from jnode._cli import run
-from jnode._versions import versions
+from jnode._process import run, versions
 from jnode.fields import LowPrecisionField
 from jnode.train import RunDir
 

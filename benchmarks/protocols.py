@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from jnode import attacks
-from jnode._cli import run
+from jnode._process import run
 from jnode.evaluation.cost import minutes
 from jnode.runs import evaluate_run
 

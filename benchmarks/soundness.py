@@ -25,13 +25,12 @@ import tyro
 from tqdm import tqdm
 
 import jnode
-from jnode._cli import run
-from jnode._versions import versions
+from jnode._process import run, versions
 from jnode.certify import amplification, strongest_stretch
 from jnode.certify.radius import ROUNDING
 from jnode.fields import Composed, Decay
 from jnode.linear import CONSTRAINTS
-from jnode.train.presets import PRESETS
+from jnode.train import PRESETS
 
 RESULTS = Path(__file__).parent / "results"
 DENSE, CONV = (12,), (3, 4, 4)

@@ -27,8 +27,8 @@ from speed_contestants import ADAPTIVE, OPERATIONS, Sizes, contestants, nfe, wor
 from speed_figure import figure
 from speed_table import table
 
-from jnode._memory import keep_freed_memory
-from jnode.report.figures import to_png
+from jnode._process import keep_freed_memory
+from jnode.report.style import to_png
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("groups", "sizes", "starts")

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import torch
 import torch_peers as peers
+from hlo_cost import work
 
 import jnode
-from jnode._hlo_cost import work
 from jnode.solvers import solve_batch, tableau
 from jnode.solvers.fixed import step as rk_step
 from jnode.solvers.tableaus import rows

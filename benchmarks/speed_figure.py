@@ -2,7 +2,7 @@
 
 from speed_contestants import OPERATIONS
 
-from jnode.report.plotting import COLOURS, INK, legend, new_figure, tidy
+from jnode.report.style import COLOURS, INK, legend, new_figure, tidy
 
 
 def figure(result):

@@ -14,15 +14,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from hlo_cost import collectives, cycles, work
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jnode._hlo_cost import collectives, cycles, work
 from jnode.attacks import PGD
 from jnode.models.batched import batched
 from jnode.sharding import AXIS, Sharded, data_mesh
 from jnode.train import TrainConfig, get_preset
-from jnode.train.state import init_state
-from jnode.train.step import make_step
+from jnode.train.step import init_state, make_step
 
 # Turns of loops whose length is not known beforehand: the Cayley transform's inverse
 # takes at most 11, and an attack is compiled for one step.

@@ -7,7 +7,7 @@ training nor reports.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jnode._versions import own_version
+from jnode._process import own_version
 
 if TYPE_CHECKING:
     from jnode import activations as activations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from jnode.models import ModelConfig as ModelConfig
     from jnode.models import ODEClassifier as ODEClassifier
     from jnode.models import build as build
+    from jnode.models import load as load
     from jnode.models.batched import batched as batched
     from jnode.solvers import Solution as Solution
     from jnode.solvers import Solver as Solver
     from jnode.solvers import solve as solve
-    from jnode.train import load as load
 
 __version__ = own_version()
 
@@ -86,7 +86,7 @@ _HOMES = {
     "batched": "models.batched",
     "build": "models",
     "evaluate": "evaluation",
-    "load": "train",
+    "load": "models",
     "resolve": "_resolve",
     "solve": "solvers",
 }

@@ -1,16 +1,22 @@
-"""Files that are either whole or absent, and models read back without pickle."""
+"""Files that are either whole or absent, and folders that one process may write.
 
+The operating system holds the locks and drops them when the process ends, however it
+ends, so that nothing has to be cleared away after a crash.
+"""
+
+import errno
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import PyTree
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -34,59 +40,94 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def write_tree(path: Path, tree: PyTree) -> None:
-    """Writes the leaves of a pytree, atomically."""
-    write_atomic(path, lambda file: eqx.tree_serialise_leaves(file, tree))
-
-
-def read_tree(path: Path, like: PyTree) -> PyTree:
-    """Reads leaves that `write_tree` wrote into the structure `like`.
-
-    Arrays come in the types that the file holds them in, whatever those of `like`: a
-    tree written without `jax_enable_x64` is read with it, unchanged. Without it JAX
-    has no numbers of 64 bits, and those of the file are rounded to 32.
-
-    **Raises:** `FileNotFoundError`; `ValueError` where the file is damaged, cut short,
-    or of another architecture.
-    """
-    leaves, structure = jax.tree.flatten(like)
-    with open(path, "rb") as file:
-        try:
-            leaves = [_read_leaf(file, leaf) for leaf in leaves]
-        except _OtherArchitecture as error:
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """Raises `ValueError` where one of these in a folder is a link out of it."""
+    root = folder.resolve()
+    for name in names:
+        target = (folder / name).resolve()
+        if not target.is_relative_to(root):
             raise ValueError(
-                f"{path} is of another architecture than its config.json describes: "
-                f"{error}."
-            ) from error
-        except Exception as error:
-            raise ValueError(
-                f"{path} cannot be read as the model that its config.json describes: "
-                f"it is damaged or cut short ({type(error).__name__})."
-            ) from error
-        if file.read(1):
-            raise ValueError(
-                f"{path} holds more than the model that its config.json describes: it "
-                "is of another architecture."
+                f"{folder / name} is a link out of its folder, to {target}: remove "
+                "it, or put the thing itself there."
             )
-    return jax.tree.unflatten(structure, leaves)
 
 
-class _OtherArchitecture(ValueError):
-    """An array is whole, and not the one that was asked for."""
+PAUSE = 0.2
+"""Seconds between two attempts to get a lock, where the system cannot wait for it."""
+
+# File systems without locks (some network mounts): the work goes on unguarded.
+_WITHOUT_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}
 
 
-def _read_leaf(file: BinaryIO, like: Any) -> Any:
-    if not isinstance(like, jax.Array):
-        return eqx.default_deserialise_filter_spec(file, like)
-    stored = np.load(file, allow_pickle=False)
-    if stored.dtype.kind == "V" and stored.dtype.itemsize == like.dtype.itemsize:
-        stored = stored.view(like.dtype)  # bfloat16, which NumPy does not know
-    kinds = (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_)
-    alike = any(
-        jnp.issubdtype(stored.dtype, kind) and jnp.issubdtype(like.dtype, kind)
-        for kind in kinds
-    )
-    if stored.shape != like.shape or not alike:
-        there, here = (f"{x.dtype}{list(x.shape)}" for x in (stored, like))
-        raise _OtherArchitecture(f"an array is {there} there and {here} here")
-    return jnp.asarray(stored)
+class FolderInUse(RuntimeError):
+    """Another process, or another thread of this one, writes into the folder."""
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Keeps a folder for one `what` at a time, for the length of the block.
+
+    **Arguments:** the folder, which is made if it is not there; what writes into it
+    ("training", "evaluation"): each has a lock of its own, `lock_name(what)` in the
+    folder, which stays there when the block ends.
+
+    **Raises:** `FolderInUse`, a `RuntimeError`, at once where another holds the lock;
+    `OSError` where the folder cannot be written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with claimed(path / lock_name(what), wait=False) as mine:
+        if not mine:
+            raise FolderInUse(
+                f"{path} is in use: another {what} writes into it. Wait until it has "
+                "ended, or choose another folder."
+            )
+        yield
+
+
+def lock_name(what: str) -> str:
+    """The name of the lock file of `locked`."""
+    return f".{what}.lock"
+
+
+@contextmanager
+def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether the block alone holds the lock on a file, which is made if need be.
+
+    **Arguments:** the file, of which nothing is read or written; whether to wait until
+    nobody else holds it, in which case the answer is always yes.
+
+    Where the file system knows no locks the answer is yes too.
+    """
+    # A link there is not followed, since a run folder may be somebody else's.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    file = os.open(path, flags, 0o666)
+    try:
+        mine = _take(file)
+        while wait and not mine:
+            time.sleep(PAUSE)
+            mine = _take(file)
+        yield mine
+    finally:
+        os.close(file)  # and with it the lock
+
+
+def _take(file: int) -> bool:
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            return True
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise
+    return True

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from jnode import certify, data
 from jnode._files import write_json
-from jnode._versions import versions
+from jnode._process import versions
 from jnode.attacks import PGD, AbstractAttack
 from jnode.certify import Smoothing, accuracy
 from jnode.certify.search import stretch
@@ -36,12 +36,12 @@ from jnode.evaluation.cost import (
     estimate,
 )
 from jnode.evaluation.store import described, fingerprint
-from jnode.models import ODEClassifier
+from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
 from jnode.report.pictures import pairs
 from jnode.sharding import check_divides, shareable
 from jnode.solvers import Solver
-from jnode.train import RunDir, load
+from jnode.train import RunDir
 
 RADII = tuple(round(0.05 * i, 2) for i in range(41))
 """The L2 radii, in pixel units, at which certified accuracy is written."""
@@ -73,9 +73,9 @@ def read(
 
     **Raises:** what `jnode.load` and `jnode.data.load` raise.
     """
-    model = load(run_dir)
     run = RunDir(run_dir)
     config, facts = run.read_config()
+    model = load(run_dir)
     where = data_dir or config.data.dir
     test = data.load(config.data.name, split="test", data_dir=where)
     if num_examples is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jnode._cli import run
+from jnode._process import run
 from jnode.attacks import number
 from jnode.certify import Smoothing
 from jnode.runs import certify_run, smooth_run
@@ -109,7 +109,8 @@ def _rows(found) -> str:
 
 def _draw(path: Path, found) -> None:
     try:
-        from jnode.report.figures import certificate, to_png
+        from jnode.report.figures import certificate
+        from jnode.report.style import to_png
 
         path.write_bytes(to_png(certificate(found)))
     except ImportError as error:

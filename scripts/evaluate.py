@@ -1,13 +1,12 @@
 """Attack, check and certify a trained run: python scripts/evaluate.py RUN_DIR."""
 
 import dataclasses
-import sys
 from typing import Annotated, Literal
 
 import tyro
 
 from jnode import attacks
-from jnode._cli import run
+from jnode._process import run
 from jnode.evaluation import comparison
 from jnode.report import read_run, table
 from jnode.runs import evaluate_run
@@ -72,7 +71,7 @@ def main() -> None:
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on after the last finished attack.")
-        sys.exit(130)
+        raise
     if not args.quiet:
         print(table([read_run(args.run_dir)]))
     for flag in found["flags"]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from jnode import report
-from jnode._cli import run
+from jnode._process import run
 from jnode.study import read_rows, tables, write_study
 from jnode.study.run import RESULTS
 

@@ -6,14 +6,12 @@ times on one folder, the processes share the cells.
 """
 
 import dataclasses
-import sys
 from typing import Annotated
 
 import tyro
 
-from jnode._cli import run
-from jnode.evaluation.cost import minutes
-from jnode.study import STUDIES, Cell, estimate, run_study, write_study
+from jnode._process import run
+from jnode.study import STUDIES, Cell, run_study, write_study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Args:
     """Where to: a run folder a cell, results.jsonl, the report and its figures."""
 
     dry_run: bool = False
-    """Print the cells and what they are estimated to cost, and run nothing."""
+    """Print the cells, and run nothing."""
 
     retry_failed: bool = False
     """Try cells again that failed."""
@@ -44,7 +42,7 @@ def main() -> None:
         )
     cells = STUDIES[args.study]()
     if args.dry_run:
-        return tell(cells, args.data_dir)
+        return tell(cells)
     try:
         rows = run_study(
             cells,
@@ -54,26 +52,22 @@ def main() -> None:
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on after the last finished cell.")
-        sys.exit(130)
+        raise
     failed = [row for row in rows if row["error"] is not None]
     print(f"{len(rows)} of {len(cells)} cells done, {len(failed)} of them failed.")
     print(f"Report: {write_study(rows, args.folder, args.study).resolve()}")
 
 
-def tell(cells: list[Cell], data_dir: str | None) -> None:
-    """Prints each cell with what it is estimated to cost, and the sum."""
-    costs = estimate(cells, data_dir=data_dir)
+def tell(cells: list[Cell]) -> None:
+    """Prints each cell: what is trained and how it is solved."""
     width = max(len(cell.name) for cell in cells)
-    for cell, cost in zip(cells, costs, strict=True):
+    for cell in cells:
         print(
-            f"{cell.name:{width}}  training {minutes(cost.training)}, measuring "
-            f"{minutes(cost.measuring)}, compilation {minutes(cost.compilation)}"
+            f"{cell.name:{width}}  {cell.train.epochs} epochs of "
+            f"{cell.train.data.name}, solved by {cell.evaluated}"
         )
-    parts = [minutes(sum(part)) for part in zip(*costs, strict=True)]
-    print(
-        f"{len(cells)} cells, estimated: training {parts[0]}, measuring {parts[1]}, "
-        f"compilation {parts[2]}."
-    )
+    trained = len({cell.trained for cell in cells})
+    print(f"{len(cells)} cells, of {trained} trained models.")
 
 
 if __name__ == "__main__":

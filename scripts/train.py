@@ -11,8 +11,16 @@ from typing import Annotated
 import tyro
 
 from jnode import sharding
-from jnode._versions import versions
-from jnode.train import PRESETS, RunDir, TrainConfig, get_preset, train
+from jnode._process import run, versions
+from jnode.train import (
+    PRESETS,
+    RunDir,
+    StorageError,
+    TrainConfig,
+    TrainingError,
+    get_preset,
+    train,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Options:
     """Where to, and what beside the numbers."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
-    """The folder to write: config.json, metrics.jsonl, model.eqx, checkpoints/."""
+    """The folder to write: configuration, metrics, model and checkpoints."""
 
     overwrite: bool = False
     """Replace the run that is there."""
@@ -107,6 +115,4 @@ def _repeated(args: Repeat) -> TrainConfig:
 
 
 if __name__ == "__main__":
-    from jnode._cli import run
-
-    run(lambda: main(sys.argv[1:]))
+    run(lambda: main(sys.argv[1:]), {TrainingError: 3, StorageError: 4})

@@ -34,10 +34,16 @@ import itertools
 import jax
 import pytest
 
-from jnode._memory import drop_programs_if_many
+from jnode._process import drop_programs_if_many, hush_orbax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hushed():
+    """As in the scripts; after pytest has put its own hooks there."""
+    hush_orbax()
 
 
 _tests_done = itertools.count(1)

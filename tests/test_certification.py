@@ -4,7 +4,7 @@ import jax.random as jr
 import pytest
 
 import jnode
-from jnode._files import write_tree
+from jnode.models import save
 from jnode.runs import certify_run
 from jnode.train import LossConfig, RunDir, TrainConfig
 
@@ -22,12 +22,9 @@ def adaptive_run(tmp_path):
     shape = (28, 28, 1)
     run.write_config(config, image_shape=shape, classes=10, num_train=9, versions={})
     key = jr.key(0)
-    write_tree(
-        run.path / "model.eqx",
-        jnode.build(
-            config.model, config.solver, image_shape=shape, classes=10, key=key
-        ),
-    )
+    sizes = {"image_shape": shape, "classes": 10}
+    model = jnode.build(config.model, config.solver, **sizes, key=key)
+    save(run.path, model, config.model, config.solver, **sizes)
     return run.path
 
 

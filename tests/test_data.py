@@ -498,7 +498,7 @@ def test_bad_labels_are_refused_in_one_sentence(labels, error, message):
 
 def test_crops_by_selection_equal_slices(getkey):
     """What TPUs and GPUs run, on every corner."""
-    from jnode.data.augment import crop_by_selection
+    from jnode.data.batching import crop_by_selection
 
     images = jax.random.uniform(getkey(), (25, 8, 7, 3))
     corners = jnp.stack(jnp.meshgrid(jnp.arange(5), jnp.arange(5)), -1).reshape(25, 2)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jnode import _lock
-from jnode._lock import claimed, locked
+from jnode import _files
+from jnode._files import claimed, locked
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +38,7 @@ def test_an_error_ends_the_lock(tmp_path):
 def test_a_killed_process_holds_nothing(tmp_path):
     code = f"""
     import pathlib, time
-    from jnode._lock import locked
+    from jnode._files import locked
     with locked(pathlib.Path({str(tmp_path)!r}), "training"):
         print("mine", flush=True)
         time.sleep(100)
@@ -69,13 +69,13 @@ def test_no_link_is_followed(tmp_path):
     assert not victim.exists()
 
 
-@pytest.mark.skipif(_lock.fcntl is None, reason="not on Unix")
+@pytest.mark.skipif(_files.fcntl is None, reason="not on Unix")
 def test_file_systems_without_locks(tmp_path, monkeypatch):
     def refuse(error):
         def flock(*args):
             raise OSError(error, "refused")
 
-        monkeypatch.setattr(_lock.fcntl, "flock", flock)
+        monkeypatch.setattr(_files.fcntl, "flock", flock)
 
     refuse(errno.ENOLCK)
     with claimed(tmp_path / "lock", wait=True) as mine:

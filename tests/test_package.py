@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import jnode
-from jnode import _versions
+from jnode import _process
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -26,8 +26,8 @@ def test_one_version(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_versions.importlib.metadata, "version", missing)
-        assert _versions.own_version() == "0+unknown"
+        patched.setattr(_process.importlib.metadata, "version", missing)
+        assert _process.own_version() == "0+unknown"
 
 
 def test_the_wheel_holds_licence_and_types(tmp_path):
@@ -106,7 +106,7 @@ def test_imports_without_unix_modules():
     import jnode
     for module in pkgutil.walk_packages(jnode.__path__, "jnode."):
         importlib.import_module(module.name)
-    from jnode.train.log import peak_memory
+    from jnode._process import peak_memory
     print(peak_memory())
     """
     assert _output(code) == "{}\n"

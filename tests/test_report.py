@@ -11,6 +11,7 @@ import pytest
 
 from jnode import report
 from jnode.report import Pictures, RunReport, figures
+from jnode.report.style import to_png
 from jnode.train import TrainConfig
 
 HOSTILE = "</title><script>alert('x')</script> \"'& $\\frac$ |"
@@ -260,7 +261,7 @@ def test_images_figure(channels):
 def test_images_figure_of_an_attack_that_changed_nothing():
     p = pictures()
     same = dataclasses.replace(p, adversarial=p.clean)
-    assert figures.to_png(figures.images(same)).startswith(b"\x89PNG")
+    assert to_png(figures.images(same)).startswith(b"\x89PNG")
 
 
 def test_trajectories_start_at_one_inside_their_envelope(three):
@@ -340,7 +341,7 @@ def test_figures_survive_any_name(name):
     found = [figures.certified([run]), figures.robustness([run])]
     found += [figures.trajectories([run]), figures.training([run])]
     for figure in found:
-        assert figures.to_png(figure, dpi=30).startswith(b"\x89PNG")
+        assert to_png(figure, dpi=30).startswith(b"\x89PNG")
     assert len(legend_of(found[1])) == 1
 
 

@@ -13,8 +13,8 @@ import pytest
 
 import jnode
 from jnode import attacks, report, runs
-from jnode._files import write_tree
 from jnode.evaluation import Store, checks, comparison, cost, describe, loop
+from jnode.models import save
 from jnode.report.page import render
 from jnode.runs import evaluate_run
 from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig
@@ -42,10 +42,9 @@ def run_dir(tmp_path_factory):
     run.create(overwrite=False)
     shape = (28, 28, 1)
     run.write_config(config, image_shape=shape, classes=10, num_train=9, versions={})
-    model = jnode.build(
-        config.model, config.solver, image_shape=shape, classes=10, key=jr.key(0)
-    )
-    write_tree(run.path / "model.eqx", model)
+    sizes = {"image_shape": shape, "classes": 10}
+    model = jnode.build(config.model, config.solver, **sizes, key=jr.key(0))
+    save(run.path, model, config.model, config.solver, **sizes)
     return run.path
 
 

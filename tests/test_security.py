@@ -1,21 +1,20 @@
 """What somebody else's run folder can do: nothing but be read."""
 
 import dataclasses
+import io
 import json
 import pickle
 from pathlib import Path
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jnode
 from jnode import _files, report
-from jnode._files import read_tree, write_tree
 from jnode.train import RunDir
 from jnode.train.checkpoints import Checkpoints
 from tests.test_checkpoints import FACTS, saved, tree
+from tests.test_model_file import forge, saved_model
 from tests.test_report import HOSTILE, example
 
 
@@ -29,18 +28,19 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-def test_no_pickle_is_opened(tmp_path, capsys):
-    trap, target = tmp_path / "trapped", tmp_path / "model.eqx"
+def test_no_pickle_is_opened(tmp_path):
+    trap = tmp_path / "trapped"
     pickled = np.empty(1, object)
     pickled[0] = Evil(trap)
-    like = {"weights": jnp.zeros(1)}
-    with open(target, "wb") as file:
-        np.save(file, pickled, allow_pickle=True)
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_tree(target, like)
-    target.write_bytes(pickle.dumps(Evil(trap)))
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_tree(target, like)
+    saved_model(tmp_path / "model")
+    buffer = io.BytesIO()
+    np.save(buffer, pickled, allow_pickle=True)
+    for evil in (buffer.getvalue(), pickle.dumps(Evil(trap))):
+        # As long as it should be, and with a hash that fits.
+        size = (tmp_path / "model" / "model.eqx").stat().st_size
+        forge(tmp_path / "model", evil + b"." * (size - len(evil)))
+        with pytest.raises(ValueError, match="cannot be read as the weights"):
+            jnode.load(tmp_path / "model")
     kept = saved(tmp_path, [None])
     for path in kept.path(1).rglob("*"):
         if path.is_file():
@@ -65,12 +65,12 @@ def test_no_path_leads_out_of_a_run(tmp_path):
     (run / "config.json").write_text(json.dumps(written))
     assert RunDir(run).read_config()[0].data.dir is None
     (run / "checkpoints").symlink_to(outside)
-    with pytest.raises(ValueError, match="checkpoints is a link out of the run"):
+    with pytest.raises(ValueError, match="checkpoints is a link out of its folder"):
         RunDir(run).read_config()
-    with pytest.raises(ValueError, match="link out of the run"):
+    with pytest.raises(ValueError, match="link out of its folder"):
         RunDir(run).create(overwrite=True)
-    with pytest.raises(ValueError, match="link out of the run"):
-        jnode.load(run)
+    with pytest.raises(ValueError, match="link out of its folder"):
+        jnode.train.load_best(run)
     assert (outside / "precious").read_text() == "mine"
 
 
@@ -79,7 +79,7 @@ def test_temporary_files_follow_no_link(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / ".model.eqx.1.tmp").symlink_to(victim)
-    write_tree(tmp_path / "model.eqx", eqx.nn.Identity())
+    saved_model(tmp_path)
     assert victim.read_text() == "mine"
 
 

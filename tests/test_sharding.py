@@ -13,12 +13,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jnode
+from benchmarks.hlo_cost import collectives
 from jnode import sharding
-from jnode._hlo_cost import collectives
 from jnode.models.batched import batched
 from jnode.train import DataConfig, LossConfig, TrainConfig
-from jnode.train.state import TrainState, make_optimizer
-from jnode.train.step import make_step
+from jnode.train.step import TrainState, make_optimizer, make_step
 from tests.helpers import small_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -246,7 +245,7 @@ import jax, numpy as np
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 from tests import test_sharding as t
 from jnode import certify, sharding
-from jnode._hlo_cost import collectives
+from benchmarks.hlo_cost import collectives
 mesh = sharding.data_mesh()
 assert mesh.size == 8
 _, alone, _ = t.train_steps(None, 2)

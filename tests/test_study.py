@@ -11,15 +11,15 @@ import pytest
 
 import jnode
 from jnode import study
-from jnode._lock import claimed
+from jnode._files import claimed
 from jnode.models import ModelConfig
 from jnode.solvers import Solver
 from jnode.study import Cell, Measures, run, run_study, write_study
-from jnode.study.cell import PARTS
-from jnode.study.figures import figures, pareto
+from jnode.study.cells import PARTS
+from jnode.study.report import figures, pareto
 from jnode.study.tables import amount, spread, tables
-from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig
-from jnode.train.state import init_state
+from jnode.train import DataConfig, RunDir, TrainConfig
+from jnode.train.step import init_state
 from tests.test_scripts import script
 
 TINY = TrainConfig(
@@ -256,17 +256,13 @@ def test_small_pieces():
     assert pareto([useless, slow, fast], "linf", 0.1) == [fast, slow]
 
 
-def test_what_cells_are_estimated_to_cost():
-    """What cells share is counted once; a costlier training costs more."""
-    loss = LossConfig(inputs="adversarial", steps=3)
-    robust = dataclasses.replace(
-        GOOD, training="adversarial", train=dataclasses.replace(TINY, loss=loss)
-    )
-    good, again, solved, robust = study.estimate([GOOD, GOOD, SOLVED, robust])
-    assert good.training > 0 and again.training == 0 == solved.training
-    assert good.compilation > again.compilation == 0
-    assert robust.training > 2 * good.training
-    assert good.total == sum(good)
+def test_a_dry_run_names_the_cells_and_runs_nothing(tmp_path):
+    done = script("study.py", "small", tmp_path / "none", "--dry-run")
+    cells = study.STUDIES["small"]()
+    assert all(cell.name in done.stdout for cell in cells)
+    trained = len({cell.trained for cell in cells})
+    assert f"{len(cells)} cells, of {trained} trained models" in done.stdout
+    assert not (tmp_path / "none").exists()
 
 
 def test_script_refuses_nonsense(tmp_path):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jnode._hlo_cost import cycles, work
+from benchmarks.hlo_cost import cycles, work
 
 ROOT = Path(__file__).parent.parent
 

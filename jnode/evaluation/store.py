@@ -18,8 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jnode._files import write_atomic, write_json
-from jnode._lock import FolderInUse, claimed
+from jnode._files import FolderInUse, claimed, write_atomic, write_json
 from jnode.attacks.base import AbstractAttack
 
 

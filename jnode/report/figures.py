@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jnode.report.pictures import Pictures
-from jnode.report.plotting import (
+from jnode.report.results import RunReport
+from jnode.report.style import (
     COLOURS,
     INK,
     colour,
@@ -17,8 +18,6 @@ from jnode.report.plotting import (
     style,
     tidy,
 )
-from jnode.report.plotting import to_png as to_png
-from jnode.report.run_report import RunReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

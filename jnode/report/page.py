@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from jnode._files import write_atomic
 from jnode.report import figures, parts
-from jnode.report.checks import checks
-from jnode.report.run_report import RunReport, distinct
-from jnode.report.style import STYLE
+from jnode.report.results import RunReport, distinct
+from jnode.report.style import STYLE, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +66,7 @@ def render(runs: Sequence[RunReport]) -> str:
         "robust accuracy: a stronger attack may lower it. <em>Certified</em> accuracy "
         "is a proven lower bound: no attack within the radius can lower it.</p>",
     ]
-    body.append(checks(runs, [parts.dot(i) for i in range(len(runs))]))
+    body.append(parts.checks(runs))
     if any(run.evaluation["certified_accuracy"] for run in runs):
         body += [
             "<h2>What is proven</h2>",
@@ -126,7 +125,7 @@ def _drawn(name: str, figure: "Figure") -> str:
 
 def figure_html(figure: "Figure", caption: str) -> str:
     """A figure within the page, and its caption."""
-    data = base64.b64encode(figures.to_png(figure)).decode()
+    data = base64.b64encode(to_png(figure)).decode()
     width = round(96 * figure.get_size_inches()[0])
     return (
         f"<figure><img width='{width}' alt='{escape(caption)}' "

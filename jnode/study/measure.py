@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jnode import attacks, certify, data
-from jnode._versions import versions
+from jnode._process import versions
 from jnode.attacks import AbstractAttack
 from jnode.attacks.batches import predict
 from jnode.certify.search import stretch
@@ -20,12 +20,11 @@ from jnode.data import Dataset, padded_batches
 from jnode.evaluation import Store, Transfer
 from jnode.evaluation.cost import count_evaluations
 from jnode.evaluation.store import fingerprint
-from jnode.models import ODEClassifier
+from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
 from jnode.runs import evaluate_run
-from jnode.study.cell import Cell
-from jnode.train import load
-from jnode.train.state import dtype_of, init_state
+from jnode.study.cells import Cell
+from jnode.train.step import dtype_of, init_state
 
 BATCH = 250
 TRANSFERRED = 20

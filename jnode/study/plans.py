@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from jnode.solvers import Solver
-from jnode.study.cell import Cell, Measures
-from jnode.study.zoo import MODELS, configure
+from jnode.study.cells import MODELS, Cell, Measures, configure
 from jnode.train import DataConfig, TrainConfig
 
 DOPRI5 = Solver("dopri5", rtol=1e-3, atol=1e-4)

@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jnode._files import write_atomic, write_json
-from jnode._lock import claimed
-from jnode._memory import drop_programs_if_many
-from jnode._versions import versions
-from jnode.study.cell import Cell
+from jnode._files import claimed, write_atomic, write_json
+from jnode._process import drop_programs_if_many, versions
+from jnode.models import load, save
+from jnode.models.file import DESCRIPTION
+from jnode.study.cells import Cell
 from jnode.study.measure import measure
 from jnode.train import RunDir, train
 
@@ -96,6 +96,26 @@ def gather(cells: Sequence[Cell], folder: str | os.PathLike) -> list[dict[str, A
     return rows
 
 
+def read_rows(paths: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
+    """The rows of studies: of folders with a `results.jsonl`, or of such files.
+
+    **Raises:** `FileNotFoundError` for neither, `ValueError` for a damaged file.
+    """
+    rows = []
+    for given in paths:
+        path = Path(given)
+        path = path / RESULTS if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not there: run scripts/study.py first, and name its folder."
+            )
+        try:
+            rows += [json.loads(line) for line in path.read_text().splitlines()]
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    return rows
+
+
 def _rows_of_others(folder: Path, ours: set[str]) -> list[dict[str, Any]]:
     path = folder / RESULTS
     if not path.is_file():
@@ -168,7 +188,7 @@ def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, An
     """Trains the run that the cell shares with others, unless it is there."""
     run = RunDir(folder / cell.trained)
     with claimed(folder / f".{cell.trained}.training.lock", wait=True):
-        if not (run.path / "model.eqx").is_file():
+        if not (run.path / DESCRIPTION).is_file():
             data = dataclasses.replace(cell.train.data, dir=data_dir)
             config = dataclasses.replace(cell.train, data=data)
             resume = (run.path / "config.json").is_file()
@@ -192,5 +212,7 @@ def _derive(cell: Cell, folder: Path) -> None:
     if not (derived.path / "config.json").is_file():
         derived.create(overwrite=False)
     derived.write_config(config, **{**facts, "trained_in": trained.path.name})
-    shutil.copyfile(trained.path / "model.eqx", derived.path / "model.eqx")
+    sizes = {"image_shape": facts["image_shape"], "classes": facts["classes"]}
+    model = load(trained.path)
+    save(derived.path, model, config.model, cell.evaluated, **sizes)
     shutil.copyfile(trained.metrics, derived.metrics)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from jnode.report.table import NONE, NORMS, attack_label, percent
+from jnode.report.results import NONE, NORMS, attack_label, percent
 
 Row = dict[str, Any]
 

@@ -4,15 +4,11 @@ Orbax writes each into a folder under another name and renames it at the end; no
 in it is pickled, and reading it runs no code.
 """
 
-import gc
-import logging
+import os
 import shutil
-import sys
-import threading
-import time
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jnode.train.errors import explained
+from jnode.models import ODEClassifier
+from jnode.train.run_dir import RunDir, explained
+from jnode.train.step import empty_tally, init_state
 
 KEEP = 2  # the newest, and the one before should that be damaged
+
+
+def load_best(run_dir: str | os.PathLike) -> ODEClassifier:
+    """The model of a run's checkpoint with the lowest training loss, constrained.
+
+    Also of a run that has not ended.
+
+    **Raises:** `FileNotFoundError` for a folder that is not a run or has no checkpoint
+    of a whole epoch, `ValueError` for a damaged one.
+    """
+    run = RunDir(run_dir)
+    config, facts = run.read_config()
+    sizes = {"image_shape": facts["image_shape"], "classes": facts["classes"]}
+    checkpoints = Checkpoints(run.path)
+    step = checkpoints.best()
+    if step is None:
+        raise FileNotFoundError(f"{run.path} has no checkpoint of a whole epoch.")
+    like = init_state(config, **sizes, total_steps=1), empty_tally(config.loss)
+    found = checkpoints.restore(like, {}, step)
+    assert found is not None
+    return found[0][0].model
 
 
 class CheckpointMismatch(ValueError):
@@ -45,7 +64,6 @@ class Checkpoints:
         self.folder = run_dir / "checkpoints"
         self._writing = writing
         self._open: Any = None
-        self._hushed = ExitStack()
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, in order."""
@@ -99,7 +117,7 @@ class Checkpoints:
         """Waits until everything is written; raises `StorageError` if it was not."""
         if self._open is not None:
             manager, self._open = self._open, None
-            with self._hushed.pop_all(), explained(self.run_dir, writing=self._writing):
+            with explained(self.run_dir, writing=self._writing):
                 manager.wait_until_finished()
                 manager.close()
 
@@ -124,14 +142,12 @@ class Checkpoints:
         if not steps:
             return None
         for number in reversed(steps):
-            with _strays() as strays:
-                try:
-                    return self._read(number, like, facts), number
-                except CheckpointMismatch:
-                    raise
-                except Exception as error:
-                    reason = (str(error) or type(error).__name__).splitlines()[0]
-                strays.wait()
+            try:
+                return self._read(number, like, facts), number
+            except CheckpointMismatch:
+                raise
+            except Exception as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
             if len(reason) > 80:  # TensorStore's tale, which begins with a code
                 reason = reason.split(":")[0]
             print(f"{self.path(number)} is damaged ({reason}).")
@@ -229,107 +245,15 @@ class Checkpoints:
                 create=self._writing,
                 cleanup_tmp_directories=self._writing,
             )
-            with ExitStack() as hushed:
-                hushed.enter_context(_hush())
-                with explained(self.run_dir, writing=self._writing):
-                    self._open = ocp.CheckpointManager(
-                        self.folder.resolve(), options=options
-                    )
-                self._hushed = hushed.pop_all()
+            with explained(self.run_dir, writing=self._writing):
+                self._open = ocp.CheckpointManager(
+                    self.folder.resolve(), options=options
+                )
         try:
             yield self._open
         finally:
             if not self._writing:
                 self.close()
-
-
-_hushing = threading.Lock()
-_hushed: list[tuple[Any, int]] = []
-"""The hook and the level to come back to, once for each open manager."""
-
-
-@contextmanager
-def _hush() -> Iterator[None]:
-    """Keeps back Orbax's notes, and the pages that each of its threads writes of an
-    error that is raised here anyway, in one sentence; all else is told as before."""
-    absl = logging.getLogger("absl")
-    with _hushing:
-        if not _hushed:
-            _hushed.append((threading.excepthook, absl.level))
-            threading.excepthook = _told_elsewhere
-            absl.setLevel(logging.CRITICAL)
-        else:
-            _hushed.append(_hushed[0])
-    try:
-        yield
-    finally:
-        with _hushing:
-            hook, level = _hushed.pop()
-            if not _hushed:
-                # Unless somebody has put something else there since.
-                if threading.excepthook is _told_elsewhere:
-                    threading.excepthook = hook
-                if absl.level == logging.CRITICAL:
-                    absl.setLevel(level)
-
-
-def _told_elsewhere(args):
-    if type(args.thread).__module__.startswith("orbax"):
-        return
-    hook = _hushed[0][0] if _hushed else threading.__excepthook__
-    hook(args)
-
-
-class _Strays:
-    """Complaints of readers whose event loop is gone.
-
-    Orbax reads all arrays at once, in an event loop that it closes when the first of
-    them fails. The others end on TensorStore's own threads some time later, find the
-    loop closed, and complain to `sys.unraisablehook`, from before the error arrives
-    here until the last of them has ended.
-    """
-
-    def __init__(self, hook):
-        self._hook, self._last = hook, time.monotonic()
-
-    def __call__(self, unraisable):
-        error, text = unraisable.exc_value, str(unraisable.exc_value)
-        closed = isinstance(error, RuntimeError) and text == "Event loop is closed"
-        # A reader that had not begun, where warnings are errors.
-        unbegun = isinstance(error, RuntimeWarning) and "never awaited" in text
-        if closed or unbegun:
-            self._last = time.monotonic()
-        else:
-            self._hook(unraisable)
-
-    def wait(self, calm: float = 1.0, most: float = 10.0) -> None:
-        """Until none has come for so many seconds; at most so many in all.
-
-        The error must be let go of before, since what it holds complains too, to
-        asyncio's log, when it is freed.
-        """
-        gc.collect()
-        end = time.monotonic() + most
-        self._last = time.monotonic()
-        while time.monotonic() < min(self._last + calm, end):
-            time.sleep(0.05)
-        gc.collect()
-
-
-@contextmanager
-def _strays() -> Iterator[_Strays]:
-    """Keeps back the complaints of readers whose event loop is gone."""
-    asyncio = logging.getLogger("asyncio")
-    hook, level = sys.unraisablehook, asyncio.level
-    strays = _Strays(hook)
-    sys.unraisablehook = strays
-    asyncio.setLevel(logging.CRITICAL)
-    try:
-        yield strays
-    finally:
-        if sys.unraisablehook is strays:
-            sys.unraisablehook = hook
-        asyncio.setLevel(level)
 
 
 def _loss(metrics):

@@ -1,11 +1,9 @@
-"""A training run as plain data."""
+"""A training run as plain data, and runs that are known to work, by name."""
 
 import dataclasses
-import types
-import typing
 from typing import Any
 
-from jnode.models import ModelConfig
+from jnode.models import MODELS, ModelConfig
 from jnode.solvers import Solver
 from jnode.train.losses import LossConfig
 
@@ -48,7 +46,7 @@ class TrainConfig:
     - `accumulate`: in how many parts each device takes its share of a batch, one after
         another; more need less memory.
     - `learning_rate`: the peak of a cosine schedule with linear warm-up (AdamW).
-    - `weight_decay`: of AdamW, on weights alone (`jnode.train.state.decays`).
+    - `weight_decay`: of AdamW, on weights alone (`jnode.train.step.decays`).
     - `seed`: of the weights, the order of the images and the noise.
     - `skip_nonfinite`: leave out a step whose loss or gradient is not finite, or whose
         loss is above `max_loss`, and go on; by default training stops there.
@@ -99,24 +97,65 @@ class TrainConfig:
             raise ValueError(f"max_failed must be in [0, 1], not {self.max_failed}.")
 
 
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """The frozen dataclass `cls` from what `dataclasses.asdict` gave.
+def _of(name: str, **options: Any) -> TrainConfig:
+    """The training of a model of `jnode.models.MODELS`."""
+    model, solver = MODELS[name]
+    return TrainConfig(model=model, solver=solver, **options)
 
-    **Raises:** `ValueError` for a name that the class does not have.
-    """
-    hints = typing.get_type_hints(cls)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise ValueError(
-            f"{cls.__name__} has no {', '.join(sorted(unknown))}: the configuration "
-            "comes from another version."
-        )
-    parts = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if isinstance(hint, types.UnionType):
-            hint = next(h for h in typing.get_args(hint) if h is not type(None))
-        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        nested = nested and isinstance(value, dict)
-        parts[name] = from_dict(hint, value) if nested else value
-    return cls(**parts)
+
+PRESETS: dict[str, TrainConfig] = {
+    "ortho": _of(
+        "ortho",
+        data=DataConfig(pad=1),
+        loss=LossConfig("margin", rho=0.6, temperature=4.0),
+        epochs=20,
+        learning_rate=5e-3,
+    ),
+    "contractive": _of(
+        "contractive",
+        data=DataConfig(pad=1),
+        loss=LossConfig("margin", rho=0.86, temperature=8.0),
+        epochs=40,
+        learning_rate=5e-3,
+    ),
+    "certified_mnist": _of(
+        "certified_mnist",
+        data=DataConfig("mnist", pad=1),
+        loss=LossConfig("margin", rho=0.7, temperature=8.0),
+        epochs=16,
+        learning_rate=5e-3,
+        weight_decay=0.0,
+    ),
+    "certified_cifar10": _of(
+        "certified_cifar10",
+        data=DataConfig("cifar10", flip=True, pad=2),
+        loss=LossConfig("margin", rho=0.5, temperature=1.5),
+        epochs=36,
+        learning_rate=6e-3,
+        weight_decay=0.0,
+    ),
+    # Trained as usual, for comparison.
+    "twin": _of("twin", loss=LossConfig("natural")),
+    "odenet": _of("odenet", loss=LossConfig("natural"), epochs=10, learning_rate=1e-3),
+    # A steady state (TisODE; Yan et al., ICLR 2020).
+    "tisode": _of(
+        "autonomous",
+        loss=LossConfig("steady_state", weight=0.1),
+        epochs=10,
+        learning_rate=1e-3,
+    ),
+    # Ends that are Lyapunov-stable (after SODEF; Kang et al., NeurIPS 2021).
+    "sodef": _of(
+        "autonomous",
+        loss=LossConfig("lyapunov", weight=0.05),
+        epochs=10,
+        learning_rate=1e-3,
+    ),
+}
+
+
+def get_preset(name: str) -> TrainConfig:
+    """The preset of this name; `ValueError` with the known names for another."""
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}.")
+    return PRESETS[name]

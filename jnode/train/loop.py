@@ -5,19 +5,19 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode import data
-from jnode._files import write_tree
-from jnode._lock import locked
-from jnode._versions import provenance
+from jnode._files import locked
+from jnode._process import Interrupted, caught_signals, peak_memory, provenance
 from jnode.data import Dataset
-from jnode.models import ODEClassifier
+from jnode.models import ODEClassifier, save
 from jnode.sharding import (
     check_divides,
     is_first,
@@ -29,16 +29,22 @@ from jnode.sharding import (
 )
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig
-from jnode.train.errors import Interrupted, caught_signals, explained
-from jnode.train.log import Log, Trace, peak_memory, tensorboard_writer
-from jnode.train.run_dir import FORMAT, RunDir, without_paths
-from jnode.train.state import TrainState, init_state, learning_rate
+from jnode.train.run_dir import (
+    FORMAT,
+    Log,
+    RunDir,
+    explained,
+    tensorboard_writer,
+    without_paths,
+)
 from jnode.train.step import (
     Tally,
     add_step,
     check_tally,
     empty_tally,
     epoch_means,
+    init_state,
+    learning_rate,
     make_step,
 )
 
@@ -81,10 +87,21 @@ def train(
     **Raises:** `FileExistsError` for a folder that holds something; `RuntimeError` for
     one that another training writes into; `ValueError` for bad configurations, a
     resumed run of another one, of another format or precision, or checkpoints none of
-    which can be read; a `TrainingError` (`NonFiniteLossError`, `SolverFailedError`,
-    `OutOfMemoryError`); `StorageError`; `Interrupted`; what `jnode.data.load` raises.
+    which can be read; a `TrainingError`; `StorageError`; `Interrupted`, a
+    `KeyboardInterrupt`, after a signal; what `jnode.data.load` raises.
     """
     run = RunDir(run_dir)
+    _check_options(overwrite, resume, checkpoint_every, tensorboard, profile)
+    if resume:
+        _check_resumable(run, config)
+    loop = _Loop(config, run, mesh, checkpoint_every)
+    with _owned(run, resume=resume, overwrite=overwrite):
+        loop.prepare(resume=resume, overwrite=overwrite)
+        loop.run(resume, progress and is_first(), tensorboard, profile)
+    return loop.state.model
+
+
+def _check_options(overwrite, resume, checkpoint_every, tensorboard, profile) -> None:
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other: choose one.")
     if checkpoint_every is not None and checkpoint_every < 1:
@@ -93,66 +110,8 @@ def train(
         )
     if profile < 0:
         raise ValueError(f"profile must be at least 0, not {profile}.")
-    if resume:
-        _check_resumable(run, config)
     if tensorboard:
         tensorboard_writer()
-    share = check_divides(config.batch_size, mesh, accumulate=config.accumulate)
-    dataset = data.load(config.data.name, split="train", data_dir=config.data.dir)
-    if config.data.num_train is not None:
-        dataset = dataset.take(config.data.num_train)
-    steps_per_epoch = len(dataset) // config.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"batch_size must be at most the {len(dataset)} training images, "
-            f"not {config.batch_size}."
-        )
-    total = steps_per_epoch * config.epochs
-    shape = dataset.image_shape
-    state = init_state(
-        config, image_shape=shape, classes=dataset.num_classes, total_steps=total
-    )
-    with _owned(run, resume=resume, overwrite=overwrite):
-        if not resume and is_first():
-            run.create(overwrite=overwrite)
-            run.write_config(
-                config,
-                image_shape=shape,
-                classes=dataset.num_classes,
-                num_train=len(dataset),
-                **provenance(),
-            )
-        meet("the run folder is there")
-        progress = progress and is_first()
-        if progress:
-            print(_sizes(config, mesh, share))
-        with closing(Checkpoints(run.path, writing=True)) as kept:
-            loop = _Loop(config, run, kept, total, mesh, checkpoint_every)
-            loop.start(state, resume=resume)
-            trace = Trace(run.path / "profile", begin=3, steps=profile)
-            log = None
-            if is_first():
-                log = Log(run.path, loop.done, tensorboard=tensorboard)
-            bar = tqdm(
-                total=total, initial=loop.done, disable=not progress, unit="step"
-            )
-            with bar, closing(log) if log else nullcontext(), closing(trace):
-                loop.run(dataset, log, trace, bar)
-            if is_first():
-                write_tree(run.path / "model.eqx", loop.state.model)
-    return loop.state.model
-
-
-@contextmanager
-def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Keeps the folder for this training: of several processes, the first locks it."""
-    if is_first():
-        if not resume:
-            run.check_free(overwrite=overwrite)  # before a lock file is made there
-        run.check_links()
-    lock = locked(run.path, "training") if is_first() else nullcontext()
-    with explained(run.path), lock:
-        yield
 
 
 def _check_resumable(run: RunDir, config: TrainConfig) -> None:
@@ -170,16 +129,52 @@ def _check_resumable(run: RunDir, config: TrainConfig) -> None:
         )
 
 
+def _training_images(config: TrainConfig) -> Dataset:
+    dataset = data.load(config.data.name, split="train", data_dir=config.data.dir)
+    if config.data.num_train is not None:
+        dataset = dataset.take(config.data.num_train)
+    if len(dataset) < config.batch_size:
+        raise ValueError(
+            f"batch_size must be at most the {len(dataset)} training images, "
+            f"not {config.batch_size}."
+        )
+    return dataset
+
+
+@contextmanager
+def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Keeps the folder for this training: of several processes, the first locks it."""
+    if is_first():
+        if not resume:
+            run.check_free(overwrite=overwrite)  # before a lock file is made there
+        run.check_links()
+    lock = locked(run.path, "training") if is_first() else nullcontext()
+    with explained(run.path), lock:
+        yield
+
+
 class _Loop:
     """Where training stands, and how it goes on."""
 
-    state: TrainState
+    checkpoints: Checkpoints
+    tally: Tally
+    _compiled = False
 
-    def __init__(self, config, run, checkpoints, total, mesh, every):
-        self.config, self.run_dir, self.checkpoints = config, run, checkpoints
-        self.total, self.per_epoch = total, total // config.epochs
-        self.mesh, self.every, self.done = mesh, every, 0
-        self.step = make_step(config, total, mesh)
+    def __init__(self, config: TrainConfig, run: RunDir, mesh: Mesh | None, every):
+        self.config, self.run_dir, self.mesh = config, run, mesh
+        self.every, self.done = every, 0
+        # Looked at first, since it needs no data.
+        self.share = check_divides(
+            config.batch_size, mesh, accumulate=config.accumulate
+        )
+        self.dataset = _training_images(config)
+        self.per_epoch = len(self.dataset) // config.batch_size
+        self.total = self.per_epoch * config.epochs
+        self.sizes: dict[str, Any] = {
+            "image_shape": self.dataset.image_shape,
+            "classes": self.dataset.num_classes,
+        }
+        self.state = init_state(config, **self.sizes, total_steps=self.total)
         key = jax.random.key_data(jax.random.key(config.seed + 1))
         # What, with the step, the order of the images and all noise follow from.
         self.origin = {
@@ -188,20 +183,54 @@ class _Loop:
             "jax_enable_x64": bool(jax.config.jax_enable_x64),
         }
 
-    def start(self, state: TrainState, *, resume: bool) -> None:
-        self.state, self.tally = replicate((state, self._empty()), self.mesh)
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Makes the run folder, unless it is gone on with."""
+        if not resume and is_first():
+            self.run_dir.create(overwrite=overwrite)
+            number = len(self.dataset)
+            facts = {**self.sizes, "num_train": number, **provenance()}
+            self.run_dir.write_config(self.config, **facts)
+        meet("the run folder is there")
+
+    def run(self, resume: bool, progress: bool, tensorboard: bool, profile: int):
+        """Trains to the end, and writes the model."""
+        folder = self.run_dir.path
+        if progress:
+            print(_sizes(self.config, self.mesh, self.share))
+        with ExitStack() as stack:
+            kept = stack.enter_context(closing(Checkpoints(folder, writing=True)))
+            self.checkpoints = kept
+            self.step = make_step(self.config, self.total, self.mesh)
+            self._start(resume)
+            log = None
+            if is_first():
+                log = Log(folder, self.done, tensorboard=tensorboard)
+                stack.enter_context(closing(log))
+            bar = tqdm(
+                total=self.total, initial=self.done, disable=not progress, unit="step"
+            )
+            trace = Trace(folder / "profile", begin=3, steps=profile)
+            with bar, closing(trace):
+                self._epochs(log, trace, bar)
+            if is_first():
+                config = self.config
+                model = self.state.model
+                save(folder, model, config.model, config.solver, **self.sizes)
+
+    def _start(self, resume: bool) -> None:
+        self.state, self.tally = replicate((self.state, self._empty()), self.mesh)
         if resume:
             like = (self.state, self.tally)
             found = self.checkpoints.restore(like, self.origin)
             if found is not None:
                 (self.state, self.tally), self.done = found
 
-    def run(self, dataset: Dataset, log: Log | None, trace: Trace, bar: tqdm) -> None:
+    def _epochs(self, log: Log | None, trace: "Trace", bar: tqdm) -> None:
         begin = time.perf_counter()
         with caught_signals() as caught:
             for epoch in range(self.done // self.per_epoch, self.config.epochs):
                 epoch_begin, before = time.perf_counter(), self.done
-                compiling = self._epoch(dataset, epoch, trace, bar, caught)
+                compiling = self._epoch(epoch, trace, bar, caught)
                 row = self._check()
                 now = time.perf_counter()
                 images = (self.done - before) * self.config.batch_size
@@ -223,11 +252,11 @@ class _Loop:
                 if number:
                     self._stop(number, bar)
 
-    def _epoch(self, dataset, epoch, trace, bar, caught) -> float:
+    def _epoch(self, epoch, trace, bar, caught) -> float:
         """Takes the steps that are left of an epoch; returns what compiling took."""
         skip = self.done - epoch * self.per_epoch
         compiling, running = 0.0, deque()
-        for batch in _batches(dataset, self.config, epoch, self.mesh, skip=skip):
+        for batch in self._batches(epoch, skip=skip):
             begin = time.perf_counter()
             self.state, metrics = self.step(batch, self.state)
             self.tally = add_step(self.tally, metrics, self.state.step)
@@ -252,8 +281,6 @@ class _Loop:
                 self._check()
                 self._save()
         return compiling
-
-    _compiled = False
 
     def _asked(self, caught: list[int]) -> int:
         """The signal that asks to stop, or 0; the same in every process.
@@ -287,7 +314,17 @@ class _Loop:
         name = signal.Signals(number).name
         if is_first():
             bar.write(f"{name}: checkpoint {path}; go on with --resume.")
-        raise Interrupted(128 + number)
+        raise Interrupted(number)
+
+    def _batches(self, epoch: int, *, skip: int) -> Iterator:
+        config = self.config
+        rows = local_rows(config.batch_size, self.mesh)
+        batches = data.batches(
+            self.dataset, config.batch_size, seed=config.seed, epoch=epoch, rows=rows
+        )
+        for i, batch in enumerate(batches):
+            if i >= skip:
+                yield shard_batch(batch, self.mesh)
 
 
 def _sizes(config: TrainConfig, mesh: Mesh | None, share: int) -> str:
@@ -298,19 +335,36 @@ def _sizes(config: TrainConfig, mesh: Mesh | None, share: int) -> str:
     return f"batch of {config.batch_size} = {devices} device{plural}{turns} x {share}"
 
 
-def _batches(
-    dataset: Dataset, config, epoch: int, mesh: Mesh | None, *, skip: int
-) -> Iterator:
-    rows = local_rows(config.batch_size, mesh)
-    batches = data.batches(
-        dataset, config.batch_size, seed=config.seed, epoch=epoch, rows=rows
-    )
-    for i, batch in enumerate(batches):
-        if i >= skip:
-            yield shard_batch(batch, mesh)
-
-
 def _show(bar: tqdm, row: dict) -> None:
     bar.set_postfix_str(
         f"loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}, NFE {row['nfe']:.0f}"
     )
+
+
+class Trace:
+    """A `jax.profiler` trace of some steps, for TensorBoard or Perfetto.
+
+    **Arguments:** the folder; after how many steps of this start to begin; how many
+    steps to trace, 0 for none.
+    """
+
+    def __init__(self, folder: Path, *, begin: int, steps: int):
+        self.folder = folder
+        self._begin, self._end = begin, begin + steps
+        self._seen, self._on = 0, False
+
+    def step(self, result: Any) -> None:
+        """Told of each step, with what it gives."""
+        self._seen += 1
+        if self._on and self._seen == self._end:
+            jax.block_until_ready(result)
+            self.close()
+        elif self._seen == self._begin and self._end > self._begin:
+            jax.block_until_ready(result)
+            jax.profiler.start_trace(self.folder)
+            self._on = True
+
+    def close(self) -> None:
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()

@@ -1,22 +1,23 @@
-"""The folder of a run: configuration, metrics, model, checkpoints."""
+"""The folder of a run: what is in it, its metrics, and how writing to it fails."""
 
 import dataclasses
+import errno
 import json
 import operator
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jnode._files import read_tree, write_json
-from jnode._lock import lock_name
-from jnode._versions import own_version
-from jnode.models import ODEClassifier
-from jnode.train.checkpoints import Checkpoints
-from jnode.train.config import TrainConfig, from_dict
-from jnode.train.errors import explained
-from jnode.train.state import init_state
-from jnode.train.step import empty_tally
+import equinox as eqx
+import jax
+
+from jnode._files import check_links, lock_name, write_atomic, write_json
+from jnode._process import own_version
+from jnode.models.file import DESCRIPTION, WEIGHTS, from_dict
+from jnode.train.config import TrainConfig
 
 FORMAT = 2
 """The number of the run folder's format. Folders without a number are of format 1,
@@ -26,7 +27,7 @@ CONTENTS = (
     # Training.
     "config.json",
     "metrics.jsonl",
-    "model.eqx",
+    *(DESCRIPTION, WEIGHTS),  # the model file
     "checkpoints",
     "damaged",
     "tensorboard",
@@ -58,14 +59,14 @@ _NO_RUN = (*_LOCKS, "row.json")
 class RunDir:
     """The folder of a run.
 
-    It holds `config.json`, `metrics.jsonl`, `model.eqx` once training has ended,
-    `checkpoints/`, and what else `CONTENTS` names. Nothing in it can lead a reader or
-    writer out of it: it names no other folder, and links that leave it are refused.
+    It holds `config.json`, `metrics.jsonl`, `checkpoints/`, the model file
+    (`jnode.models.file`) once training has ended, and what else `CONTENTS` names.
+    Nothing in it can lead a reader or writer out of it: it names no other folder, and
+    links that leave it are refused.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.checkpoints = Checkpoints(self.path)
 
     @property
     def metrics(self) -> Path:
@@ -130,14 +131,7 @@ class RunDir:
 
     def check_links(self) -> None:
         """Raises `ValueError` where a link would lead out of the folder."""
-        root = self.path.resolve()
-        for name in CONTENTS:
-            target = (self.path / name).resolve()
-            if not target.is_relative_to(root):
-                raise ValueError(
-                    f"{self.path / name} is a link out of the run folder, to "
-                    f"{target}: remove it, or put the thing itself there."
-                )
+        check_links(self.path, CONTENTS)
 
     def write_config(self, config: TrainConfig, **facts: Any) -> None:
         """Writes `config.json`: the configuration, and facts about data and machine.
@@ -191,43 +185,149 @@ def without_paths(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, dir=None))
 
 
-def load(run_dir: str | os.PathLike, *, best: bool = False) -> ODEClassifier:
-    """The trained model of a run, as it was trained: constrained.
+class Log:
+    """Rows of metrics, one an epoch, in `metrics.jsonl` and perhaps TensorBoard.
 
-    It is ready for `jax.jit(jax.vmap(model))`, `jax.grad` and further training, and
-    what is certified of it stays true whatever becomes of its weights. `jnode.resolve`
-    gives an equal model that is quicker to call many times.
+    **Arguments:** the run's folder; the step that is gone on from, later rows being
+    dropped; whether to write TensorBoard's files into `tensorboard/` too.
 
-    **Arguments:** a folder that `scripts/train.py` or `jnode.train.train` wrote;
-    whether to take the checkpoint with the lowest training loss in place of the last
-    weights (also of a run that has not ended).
-
-    **Returns:** a model that maps one image in [0, 1] to logits. Loading runs no code
-    from the folder.
-
-    **Raises:** `FileNotFoundError` for a folder that is not a run or has no trained
-    model yet, `ValueError` for a damaged one.
+    **Raises:** `ImportError` naming the extra where TensorBoard's writer is missing.
     """
-    run = RunDir(run_dir)
-    config, facts = run.read_config()
-    state = init_state(
-        config,
-        image_shape=facts["image_shape"],
-        classes=facts["classes"],
-        total_steps=1,
-    )
-    if best:
-        step = run.checkpoints.best()
-        if step is None:
-            raise FileNotFoundError(f"{run.path} has no checkpoint of a whole epoch.")
-        like = (state, empty_tally(config.loss))
-        found = run.checkpoints.restore(like, {}, step)
-        assert found is not None
-        return found[0][0].model
-    path = run.path / "model.eqx"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{run.path} has no model.eqx: its training has not ended; continue it "
-            "with scripts/train.py --resume."
-        )
-    return read_tree(path, state.model)
+
+    def __init__(self, run_dir: Path, step: int, *, tensorboard: bool):
+        self.run_dir = run_dir
+        path = run_dir / "metrics.jsonl"
+        with explained(run_dir, writing=True):
+            _truncate(path, step)
+            self._file = open(path, "a")  # noqa: SIM115
+        self._board: Any = None
+        if tensorboard:
+            writer = tensorboard_writer()
+            with explained(run_dir, writing=True):
+                folder = str(run_dir / "tensorboard")
+                self._board = writer(folder, purge_step=step + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes a row through to the disk; it must hold `step`."""
+        with explained(self.run_dir, writing=True):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if self._board is not None:
+                for name, value in row.items():
+                    if name not in ("step", "epoch"):
+                        self._board.add_scalar(name, value, row["step"])
+                self._board.flush()
+
+    def close(self) -> None:
+        with explained(self.run_dir, writing=True):
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+
+def tensorboard_writer() -> Any:
+    """The class that writes TensorBoard's files.
+
+    **Raises:** `ImportError` naming the extra.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            'TensorBoard files need tensorboardX: pip install "jnode[tensorboard]".'
+        ) from error
+    return SummaryWriter
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drops rows past a step, and half a row."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line)
+    if kept != lines:
+        write_atomic(path, lambda file: file.write("".join(kept).encode()))
+
+
+_STORAGE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
+}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss or a gradient ceased to be finite, or the loss exploded."""
+
+
+class SolverFailedError(TrainingError):
+    """Too many solves ended at `max_steps`."""
+
+
+class OutOfMemoryError(TrainingError):
+    """The device or the machine has too little memory."""
+
+
+class StorageError(OSError):
+    """The run folder could not be written."""
+
+
+@contextmanager
+def explained(folder: Path, *, writing: bool = False) -> Iterator[None]:
+    """Turns what the machine raises into errors that say what to do.
+
+    **Arguments:** the run's folder; whether whatever fails inside fails at writing.
+
+    **Raises:** `OutOfMemoryError`, `SolverFailedError`, `StorageError`; others pass.
+    """
+    try:
+        yield
+    except (TrainingError, StorageError):
+        raise
+    except Exception as error:
+        text = str(error) or type(error).__name__
+        if isinstance(error, MemoryError) or (
+            isinstance(error, jax.errors.JaxRuntimeError)
+            and ("RESOURCE_EXHAUSTED" in text or "ut of memory" in text)
+        ):
+            raise OutOfMemoryError(
+                f"Out of memory ({text.splitlines()[0]}): lower batch_size, raise "
+                'accumulate, take solver.adjoint="checkpointed", or lower '
+                "model.features; checkpoints stay as they are."
+            ) from error
+        if writing or (isinstance(error, OSError) and error.errno in _STORAGE):
+            raise StorageError(
+                f"{folder} cannot be written ({_reason(text)}). Whatever was written "
+                "before is still there: mend the disk or its permissions, then go on "
+                "with --resume."
+            ) from error
+        if isinstance(error, eqx.EquinoxRuntimeError):
+            raise SolverFailedError(
+                f"A solve failed beside the loss's own: {text.splitlines()[0]}"
+            ) from error
+        raise
+
+
+def _reason(text: str) -> str:
+    """What an operating system says, without the library's stack around it."""
+    known = ("No space left on device", "Read-only file system", "File too large")
+    for reason in known:
+        if reason.lower() in text.lower():
+            return reason
+    return text.splitlines()[0][:200]

@@ -1,4 +1,6 @@
-"""Data parallelism over a mesh: every device holds the model and a share of the batch.
+"""One batch over many devices, and several processes as one.
+
+Every device of a mesh holds the model and a share of the batch.
 
 Under plain `jit` a batch that is spread over devices is still one program, so that an
 adaptive solve asks all devices before each step whether any of them is still at work.
@@ -9,20 +11,26 @@ A mesh may have any number of axes, of any names and types: the batch is spread 
 of its devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
+from jnode._process import Interrupted
+
 AXIS = "batch"
 """The name of the axis of `data_mesh`."""
+# Seconds until the others are missed: while starting, while running, while ending.
+START, SILENCE, END = 300, 60, 30
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -239,3 +247,62 @@ def _classify_bwd(pull, cotangent, perturbed, images, model, mesh):
         return jax.tree.map(lambda kept: kept[0], pull)(cotangent)[0]
 
     return sharded(local, mesh)(None, pull, cotangent)
+
+
+@contextmanager
+def connected(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[None]:
+    """Joins this process to the others for the length of the block.
+
+    If the block fails in one process, that process stays joined until it ends, as
+    leaving waits for the others, and they for it; it should end soon, so that they find
+    their connections closed and end too.
+
+    **Arguments:** the address `host:port` of process 0, how many processes there are,
+    and which of them this is; on TPU pods and under SLURM or Open MPI leave all out.
+
+    **Raises:** `ValueError` where the processes cannot find each other.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=START,
+            heartbeat_timeout_seconds=SILENCE,
+            shutdown_timeout_seconds=END,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the processes cannot find each other ({str(error).splitlines()[0]}): "
+            "outside of TPU pods and SLURM give --coordinator HOST:PORT, "
+            "--num-processes and --process-id to each."
+        ) from error
+    try:
+        yield
+    except Interrupted:
+        # All of them stop together, at the same step.
+        jax.distributed.shutdown()
+        raise
+    jax.distributed.shutdown()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Waits until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values, the same in each."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.asarray(value))))

@@ -1,11 +1,17 @@
-"""The rows of a study as figures: a panel says one thing, and says it in units."""
+"""A study told: figures, a panel of which says one thing, and the page around them."""
 
+import os
 from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jnode.report.plotting import (
+from jnode._files import write_atomic
+from jnode.report.page import document, figure_html
+from jnode.report.results import NORMS
+from jnode.report.style import (
     COLOURS,
     INK,
     MARKERS,
@@ -14,8 +20,8 @@ from jnode.report.plotting import (
     plain,
     share_axis,
     tidy,
+    to_png,
 )
-from jnode.report.table import NORMS
 from jnode.study.tables import (
     Row,
     amount,
@@ -24,6 +30,7 @@ from jnode.study.tables import (
     constant_label,
     grouped,
     radii,
+    tables,
     worst,
 )
 
@@ -294,3 +301,33 @@ _DRAWERS = {
     "solvers": _solvers,
     "steps": _steps,
 }
+
+
+def write_study(rows: Sequence[Row], folder: str | os.PathLike, name: str) -> Path:
+    """Writes `name`.md, `name`.html and the figures, `name`-*.png.
+
+    **Arguments:** rows as of `run_study`; where to; how to call the files.
+
+    **Returns:** the path of the page.
+
+    **Raises:** `ValueError` where there is no row, `ImportError` without Matplotlib.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one finished cell, not none.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = tables(rows)
+    text = "\n\n".join(table.markdown() for table in told) + "\n"
+    drawn = figures(rows)
+    body = [f"<h1>Study: {escape(name)}</h1>", *(table.html() for table in told)]
+    for key, figure in drawn.items():
+        part, _, dataset = key.partition("-")
+        body.append(f"<h2>{escape(part.capitalize())} on {escape(dataset)}</h2>")
+        body.append(figure_html(figure, CAPTIONS[part]))
+        png = to_png(figure)
+        write_atomic(folder / f"{name}-{key}.png", lambda f, png=png: f.write(png))
+    write_atomic(folder / f"{name}.md", lambda file: file.write(text.encode()))
+    page = folder / f"{name}.html"
+    html = document(f"study {name}", body)
+    write_atomic(page, lambda f: f.write(html.encode(errors="replace")))
+    return page

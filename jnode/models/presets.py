@@ -1,0 +1,55 @@
+"""Models that are known to work, by name: a configuration, and its solver.
+
+`jnode.build(*MODELS["ortho"], image_shape=(28, 28, 1), classes=10, key=key)` builds
+one.
+"""
+
+from jnode.models.config import ModelConfig
+from jnode.solvers import Solver
+
+MODELS: dict[str, tuple[ModelConfig, Solver]] = {
+    # The paper's model: both maps of the field orthogonal.
+    "ortho": (
+        ModelConfig(field="ortho", lipschitz=0.5, activation="maxmin"),
+        Solver("rk4", steps=2),
+    ),
+    # A gradient flow at the edge of circle contractivity: hL = 2, nonexpansive.
+    "contractive": (
+        ModelConfig(field="gradient_flow", lipschitz=8.0, hidden=64),
+        Solver("euler", steps=4),
+    ),
+    # Certified accuracy on real images: a flow whose weights change with time, each
+    # piece one Euler step with hL = 2 (a convex potential layer).
+    "certified_mnist": (
+        ModelConfig(
+            field="gradient_flow", features=64, hidden=32, pieces=6, lipschitz=12.0
+        ),
+        Solver("euler", steps=6),
+    ),
+    "certified_cifar10": (
+        ModelConfig(
+            field="gradient_flow", features=64, hidden=32, pieces=8, lipschitz=16.0
+        ),
+        Solver("euler", steps=8),
+    ),
+    # The Ortho-ODE's architecture with the constraint off.
+    "twin": (ModelConfig(field="free", padding="circular"), Solver("rk4", steps=2)),
+    # As in the neural ODE literature (Chen et al., NeurIPS 2018), adaptive.
+    "odenet": (
+        ModelConfig(
+            field="free",
+            encoder="conv",
+            features=64,
+            time=True,
+            group_norm=True,
+            unit_norm=False,
+        ),
+        Solver("dopri5"),
+    ),
+    # A time-invariant field, for a steady state (TisODE; Yan et al., ICLR 2020) or
+    # ends that are Lyapunov-stable (SODEF; Kang et al., NeurIPS 2021).
+    "autonomous": (
+        ModelConfig(field="free", encoder="conv", features=32, unit_norm=False),
+        Solver("rk4", steps=4),
+    ),
+}

@@ -1,0 +1,158 @@
+"""The rows of a study: what is trained, how it is solved, how it is attacked."""
+
+import dataclasses
+
+from jnode.models import MODELS as PRESETS
+from jnode.models import ModelConfig
+from jnode.solvers import Solver
+from jnode.train import DataConfig, LossConfig, TrainConfig
+
+PARTS = ("models", "lipschitz", "solvers", "steps")
+"""The questions: which model, which constant, which solver, which number of steps."""
+
+Budget = tuple[str, float]
+"""A norm and an epsilon."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What is measured of a trained model.
+
+    - `alone`: attacks as `jnode.attacks.parse` reads them, each on all of the first
+        `num_alone` test images.
+    - `via`: a solver through which PGD is made too and carried over, at the budgets of
+        `alone`; the weights are the same.
+    - `budgets`: norms and epsilons of AutoAttack, whose attacks run in turn on what
+        still stands of the first `num_ensemble` test images.
+    - `radii`: L2 radii at which certified accuracy is told, of all test images.
+    - `stretch`: whether to search for the strongest stretch (slow).
+    - `adaptive`: an adaptive solver whose evaluations are counted on the same weights.
+    """
+
+    alone: tuple[str, ...] = ()
+    num_alone: int = 1000
+    via: Solver | None = None
+    budgets: tuple[Budget, ...] = ()
+    num_ensemble: int = 200
+    radii: tuple[float, ...] = ()
+    stretch: bool = False
+    adaptive: Solver | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One row of a study.
+
+    - `part`: of what table and figure it is a row: one of `PARTS`.
+    - `model`, `training`: what tables call the model and its training.
+    - `train`: the whole training run, data and seed included.
+    - `solver`: of the evaluation, if another than the one trained with.
+    - `measures`: what to measure.
+    """
+
+    part: str
+    model: str
+    training: str
+    train: TrainConfig
+    measures: Measures
+    solver: Solver | None = None
+
+    @property
+    def trained(self) -> str:
+        """The name of the run that is trained; cells of one name share it."""
+        parts = (self.train.data.name, self.model, self.training)
+        return "-".join((*parts, f"seed{self.train.seed}"))
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's run folder."""
+        if self.solver is None:
+            return self.trained
+        solver = self.solver
+        detail = solver.steps if solver.steps else f"{solver.tolerances[0]:g}"
+        return f"{self.trained}--{solver.name}-{detail}"
+
+    @property
+    def evaluated(self) -> Solver:
+        """The solver that is evaluated."""
+        return self.train.solver if self.solver is None else self.solver
+
+
+RK4 = Solver("rk4", steps=2)
+WIDTHS = {1: 32, 3: 64}
+"""Channels of the state, by the image's channels."""
+
+# Alike but for what is compared: all have the same encoder (isometric), width and head,
+# and as many parameters as two 3x3 convolutions of that width; only the field and its
+# solver differ.
+MODELS: dict[str, tuple[ModelConfig, Solver]] = {
+    "cnn": (PRESETS["twin"][0], Solver("euler", steps=1)),
+    "resnet": (
+        dataclasses.replace(PRESETS["twin"][0], pieces=4, hidden=8),
+        Solver("euler", steps=4),
+    ),
+    "odenet": PRESETS["twin"],
+    "tisode": PRESETS["twin"],
+    "ortho": (ModelConfig("ortho"), RK4),
+    "contractive": (
+        ModelConfig("gradient_flow", lipschitz=8.0, hidden=64),
+        Solver("euler", steps=4),
+    ),
+    "skew": (ModelConfig("skew", lipschitz=2.0, damping=0.5), RK4),
+}
+"""A configuration and its solver, at 32 channels, as in `jnode.models.MODELS`."""
+LOSSES = {"tisode": "steady_state"}
+"""What a model is trained with in place of cross-entropy alone."""
+
+TRAININGS: dict[str, dict] = {
+    "natural": {},
+    # Originals and, as often, noisy ones (after Yan et al., ICLR 2020).
+    "noise": {"inputs": "noise", "sigma": 100 / 255, "share": 0.5},
+    "adversarial": {"inputs": "adversarial", "steps": 5},
+    "margin": {"name": "margin"},
+}
+
+
+def configure(
+    model: str,
+    training: str,
+    data: DataConfig,
+    *,
+    channels: int,
+    epochs: int,
+    seed: int = 0,
+    epsilon: float = 0.2,
+    lipschitz: float | None = None,
+    rho: float = 0.5,
+    temperature: float = 1.0,
+    solver: Solver | None = None,
+) -> TrainConfig:
+    """The training run of a model of `MODELS` under a training of `TRAININGS`.
+
+    **Arguments:** their names, the data, the channels of their images, the epochs and
+    the seed; the Linf budget of adversarial training; another Lipschitz constant, or
+    solver, than the model's; radius and temperature of margin training.
+
+    **Raises:** `ValueError` for an unknown name.
+    """
+    for name, known in ((model, MODELS), (training, TRAININGS)):
+        if name not in known:
+            raise ValueError(f"{name!r} must be one of {', '.join(known)}.")
+    (described, default), width = MODELS[model], WIDTHS[channels]
+    options: dict = {"features": width}
+    if described.hidden is not None:
+        options["hidden"] = described.hidden * width // described.features
+    if lipschitz is not None:
+        options["lipschitz"] = lipschitz
+    loss = {"name": LOSSES.get(model, "natural"), **TRAININGS[training]}
+    if training == "margin":
+        loss |= {"rho": rho, "temperature": temperature}
+    return TrainConfig(
+        data=data,
+        model=dataclasses.replace(described, **options),
+        solver=solver or default,
+        loss=LossConfig(epsilon=epsilon, **loss),
+        epochs=epochs,
+        learning_rate=5e-3,
+        seed=seed,
+    )
