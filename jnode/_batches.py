@@ -73,12 +73,6 @@ def _check_array(argument: str, value) -> None:
         )
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises `ValueError` for a batch of no images."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-
-
 def padded_batches(
     images: Float[np.ndarray, "n height width channels"]
     | UInt8[np.ndarray, "n height width channels"],
@@ -95,7 +89,8 @@ def padded_batches(
 
     **Raises:** `ValueError` at the call for no samples, or labels of another number.
     """
-    check_batch_size(batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     n = len(labels)
     if len(images) != n:
         raise ValueError(

@@ -9,7 +9,6 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
-from jnode._batches import check_batch_size
 from jnode.data.dataset import Dataset
 
 
@@ -38,10 +37,13 @@ def batches(
 
     **Raises:** `ValueError` at the call for sizes that give no batch.
     """
-    check_batch_size(batch_size)
-    for argument, value in (("seed", seed), ("epoch", epoch)):
-        if value < 0:
-            raise ValueError(f"{argument} must be at least 0, not {value}.")
+    for argument, least, value in (
+        ("batch_size", 1, batch_size),
+        ("seed", 0, seed),
+        ("epoch", 0, epoch),
+    ):
+        if value < least:
+            raise ValueError(f"{argument} must be at least {least}, not {value}.")
     n = len(dataset)
     if n == 0:
         raise ValueError("dataset must hold at least one image, not none.")

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from jnode.models import MODELS as PRESETS
-from jnode.models import ModelConfig
+from jnode.models import ModelConfig, presets
 from jnode.solvers import Solver
 from jnode.train import DataConfig, LossConfig, TrainConfig
 
@@ -78,7 +77,7 @@ class Cell:
         return self.train.solver if self.solver is None else self.solver
 
 
-RK4 = Solver("rk4", steps=2)
+FREE, RK4 = presets.MODELS["twin"]
 WIDTHS = {1: 32, 3: 64}
 """Channels of the state, by the image's channels."""
 
@@ -86,13 +85,13 @@ WIDTHS = {1: 32, 3: 64}
 # and as many parameters as two 3x3 convolutions of that width; only the field and its
 # solver differ.
 MODELS: dict[str, tuple[ModelConfig, Solver]] = {
-    "cnn": (PRESETS["twin"][0], Solver("euler", steps=1)),
+    "cnn": (FREE, Solver("euler", steps=1)),
     "resnet": (
-        dataclasses.replace(PRESETS["twin"][0], pieces=4, hidden=8),
+        dataclasses.replace(FREE, pieces=4, hidden=8),
         Solver("euler", steps=4),
     ),
-    "odenet": PRESETS["twin"],
-    "tisode": PRESETS["twin"],
+    "odenet": (FREE, RK4),
+    "tisode": (FREE, RK4),
     "ortho": (ModelConfig("ortho"), RK4),
     "contractive": (
         ModelConfig("gradient_flow", lipschitz=8.0, hidden=64),

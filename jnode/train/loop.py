@@ -192,7 +192,9 @@ class _Loop:
             self.run_dir.write_config(self.config, **facts)
         meet("the run folder is there")
 
-    def run(self, resume: bool, progress: bool, tensorboard: bool, profile: int):
+    def run(
+        self, resume: bool, progress: bool, tensorboard: bool, profile: int
+    ) -> None:
         """Trains to the end, and writes the model."""
         folder = self.run_dir.path
         if progress:
