@@ -6,12 +6,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jnode._rounding import unit_roundoff
+from jnode.bounds import unit_roundoff
 from jnode.certify.amplification import bounded
 from jnode.certify.precision import certifying
 from jnode.fields import AbstractVectorField
-from jnode.fields.piecewise import jumps, segment
 from jnode.linear import measured
+from jnode.solvers.schedule import everywhere
 
 
 def gronwall(field: AbstractVectorField, times: ArrayLike) -> Float[Array, " times"]:
@@ -53,11 +53,11 @@ def _integral(field, times, bound):
                 f"times must increase or decrease throughout, not {times.tolist()}."
             )
     field = measured(bounded(field))
-    edges = (-jnp.inf, *jumps(field), jnp.inf)
-    finite = _finite(edges)
+    schedule = everywhere(field)
+    edges = (-jnp.inf, *schedule.inside, jnp.inf)
     total = size = jnp.zeros_like(times)
-    for k in range(len(edges) - 1):
-        bounds = segment(field, k, finite).bounds()
+    for k in range(schedule.count):
+        bounds = schedule.at(field, k).bounds()
         forward, backward = bound(bounds), bound(-bounds)
         # How long the solve from times[0] has been in this segment.
         start, now = (jnp.clip(t, *edges[k : k + 2]) for t in (times[:1], times))
@@ -67,10 +67,3 @@ def _integral(field, times, bound):
         total, size = total + grown, size + jnp.abs(grown)
     # Of terms of both signs: the allowance is relative to their sizes.
     return total + 1e-5 * jnp.where(jnp.isfinite(size), size, 0)
-
-
-def _finite(edges):
-    """The same segments with finite ends."""
-    if len(edges) == 2:
-        return (0.0, 1.0)
-    return (edges[1] - 1, *edges[1:-1], edges[-2] + 1)

@@ -1,6 +1,7 @@
 """What solver, what steps, what adjoint; and the solve."""
 
-from jnode.solvers.frozen import freeze as freeze
+from jnode.solvers.schedule import Schedule as Schedule
+from jnode.solvers.schedule import plan as plan
 from jnode.solvers.solution import Solution as Solution
 from jnode.solvers.solve import solve as solve
 from jnode.solvers.solve import solve_batch as solve_batch

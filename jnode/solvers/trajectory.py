@@ -5,7 +5,6 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -13,9 +12,9 @@ from jaxtyping import Array, Float, PyTree
 from jnode.linear import plain
 from jnode.solvers.fixed import walk_fixed
 from jnode.solvers.schedule import is_known, plan
+from jnode.solvers.solution import is_fast, promoted, real_dtype
 from jnode.solvers.solve import solve
 from jnode.solvers.solver import Solver
-from jnode.solvers.state import is_fast, promoted, real_dtype
 from jnode.solvers.tableaus import rows, tableau
 
 
@@ -43,34 +42,25 @@ def trajectory(
     `jnode.solve`.
     """
     y0 = promoted(field, y0, t0, t1, args)
+    tree, dtype = (field, args), real_dtype(y0)
     if ts is not None:
         times = _checked(ts, t0, t1)
     elif solver.adaptive:
-        times = _between(t0, t1, np.linspace(0, 1, points))
+        times = plan(None, t0, t1, dtype=dtype, steps=points - 1).times
     else:
-        times = _between(t0, t1, solver.shares)
+        schedule = solver.plan(tree, t0, t1, dtype)
+        times = schedule.times
         if is_fast(y0):
-            name = "steps" if solver.grid is None else "grid"
-            tree = (field, args)
-            schedule = plan(tree, t0, t1, solver.shares, y0.dtype, name)
-            return times, _walk(tree, y0, schedule, rows(tableau(solver.name)))
-    saveat = diffrax.SaveAt(ts=jnp.asarray(times, real_dtype(y0)))
+            method = rows(tableau(solver.name))
+            return times, _walk(tree, y0, schedule.astype(dtype), method)
+    saveat = diffrax.SaveAt(ts=jnp.asarray(times, dtype))
     return times, solve(field, y0, solver, t0=t0, t1=t1, args=args, saveat=saveat).ys
 
 
 @functools.partial(eqx.filter_jit, inline=True)
 def _walk(tree, y0, schedule, method):
     states = walk_fixed(plain(tree), y0, schedule, method)
-    return jnp.concatenate([y0[None], *states])
-
-
-def _between(t0, t1, shares):
-    if is_known(t0, t1):
-        return float(t0) + (float(t1) - float(t0)) * shares
-    with jax.numpy_dtype_promotion("standard"):
-        times = t0 + (t1 - t0) * jnp.asarray(shares, jnp.result_type(t0, t1))
-    # Rounding must not take the last one past the end.
-    return times.at[-1].set(t1)
+    return jnp.concatenate([y0[None], states])
 
 
 def _checked(ts, t0, t1):
