@@ -1,10 +1,11 @@
-"""The Lipschitz constant of a numerical solve: certified bounds for fixed steps."""
+"""How far two solutions may part: certified bounds for fixed steps, and of the flow."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jnode.bounds import Bounds, unit_roundoff
@@ -12,7 +13,7 @@ from jnode.certify.precision import certifying
 from jnode.fields import AbstractVectorField
 from jnode.linear import measured
 from jnode.solvers import Schedule, Solver, plan, tableau
-from jnode.solvers.schedule import is_known
+from jnode.solvers.schedule import everywhere, is_known
 
 
 def stage_bounds(
@@ -253,3 +254,58 @@ def _steps_amplification(bounds: Bounds, method, part: Schedule) -> Float[Array,
     # A product that vanished would be a bound no more.
     total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
     return total * (1 + (4 * len(lengths) + 4) * u)
+
+
+def gronwall(field: AbstractVectorField, times: ArrayLike) -> Float[Array, " times"]:
+    r"""Gronwall's envelope $e^{\int L}$ of $\|y(t) - z(t)\| / \|y(t_0) - z(t_0)\|$.
+
+    $L$ may change with time: each segment of a field that jumps counts for as long as
+    it lasts. It speaks of the exact flow; `amplification` speaks of a numerical solve.
+
+    **Arguments:** the field, and a vector of times, the first of which is $t_0$:
+    increasing, or decreasing for a solve backward, whose field is $-f$.
+
+    **Raises:** `ValueError` for times that turn back; `TypeError` for times in half
+    precision, or a field without bounds.
+    """
+    return jnp.exp(_integral(field, times, lambda bounds: bounds.lipschitz))
+
+
+def log_norm_envelope(
+    field: AbstractVectorField, times: ArrayLike
+) -> Float[Array, " times"]:
+    r"""The sharper envelope $e^{\int \mu_2}$ from the logarithmic norm.
+
+    It speaks of the exact flow (Dahlquist 1958; Söderlind, BIT 2006). Arguments and
+    errors as of `gronwall`.
+    """
+    return jnp.exp(_integral(field, times, lambda bounds: bounds.log_norm[1]))
+
+
+@certifying
+def _integral(field, times, bound):
+    times = jnp.asarray(times)
+    if not jnp.issubdtype(times.dtype, jnp.floating):
+        times = times.astype(float)
+    unit_roundoff(times.dtype)  # refuses half precision
+    if is_known(times):
+        steps = np.diff(np.asarray(times))
+        if not (np.all(steps >= 0) or np.all(steps <= 0)):
+            raise ValueError(
+                f"times must increase or decrease throughout, not {times.tolist()}."
+            )
+    field = measured(bounded(field))
+    schedule = everywhere(field)
+    edges = (-jnp.inf, *schedule.inside, jnp.inf)
+    total = size = jnp.zeros_like(times)
+    for k in range(schedule.count):
+        bounds = schedule.at(field, k).bounds()
+        forward, backward = bound(bounds), bound(-bounds)
+        # How long the solve from times[0] has been in this segment.
+        start, now = (jnp.clip(t, *edges[k : k + 2]) for t in (times[:1], times))
+        spent = now - start
+        rate = jnp.where(spent < 0, backward, forward).astype(times.dtype)
+        grown = jnp.where(spent == 0, 0, rate) * jnp.abs(spent)
+        total, size = total + grown, size + jnp.abs(grown)
+    # Of terms of both signs: the allowance is relative to their sizes.
+    return total + 1e-5 * jnp.where(jnp.isfinite(size), size, 0)

@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, PyTree
 
 from jnode.fields.base import add_bias
 from jnode.fields.inner_form import InnerForm
+from jnode.linear import plain
 from jnode.solvers.schedule import Schedule
+from jnode.solvers.solution import compiled, finished, statistics
 from jnode.solvers.tableaus import Rows
 
 
@@ -65,13 +67,19 @@ def step(
     return y + combine(h, b, ks, y)
 
 
+@compiled
 def solve_fixed(
     tree: tuple[Any, PyTree],
     y0: Float[Array, "*state"],
     schedule: Schedule,
     method: Rows,
-) -> Float[Array, "*state"]:
-    """The state after all steps, of a baked field and its arguments."""
+    label: str,
+    throw: bool,
+) -> tuple[Float[Array, "*state"], dict[str, Any], Array, Array]:
+    """The state after all steps of a field with its arguments; statistics; the times.
+
+    With `throw`, a state that is not finite raises, in the name of `label`.
+    """
 
     def segment(tree, y, part):
         field, args = tree
@@ -81,21 +89,27 @@ def solve_fixed(
             return _solve_inside(form, y, method, part.starts[0], part.lengths[0]), None
         return _scan(RightHandSide(field, args), y, part, method, keep=False)
 
-    return schedule.over(tree, y0, segment)[0]
+    y, _ = schedule.over(plain(tree), y0, segment)
+    steps = schedule.steps
+    stats = statistics(steps, steps, 0, steps * len(method[1]), 0)
+    if throw:
+        y = finished(y, stats, label, None)
+    return y, stats, schedule.t0, schedule.t1
 
 
+@compiled
 def walk_fixed(
     tree: tuple[Any, PyTree],
     y0: Float[Array, "*state"],
     schedule: Schedule,
     method: Rows,
-) -> Float[Array, "steps *state"]:
-    """The states after each step."""
+) -> Float[Array, "times *state"]:
+    """The first state, and the states after each step."""
 
     def segment(tree, y, part):
         return _scan(RightHandSide(*tree), y, part, method, keep=True)
 
-    return schedule.over(tree, y0, segment)[1]
+    return jnp.concatenate([y0[None], schedule.over(plain(tree), y0, segment)[1]])
 
 
 def _scan(side, y, part, method, *, keep):

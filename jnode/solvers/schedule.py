@@ -156,8 +156,7 @@ class Schedule(eqx.Module):
 
         **Raises:** `ValueError` where a step would cross one of its jumps.
         """
-        times = np.asarray(self.times, np.float64)
-        return _known(marks(tree), times[0], times[-1], times, "ts")
+        return _recut(marks(tree), np.asarray(self.times))
 
     def refined(self, ends: Float[Any, " ends"]) -> "Schedule":
         """A solver's steps on these segments, from where each was seen to end.
@@ -165,14 +164,8 @@ class Schedule(eqx.Module):
         **Arguments:** the times, in order, of the precision that they were solved in;
         infinite ones fill up and do not count.
         """
-        ends = np.asarray(ends)
-        near = 4 * float(jnp.finfo(ends.dtype).eps)
-        times = np.asarray([self.t0, *ends[np.isfinite(ends)]], np.float64)
-        # The jumps themselves, not as rounded, nor the last number before them.
-        for edge in (*self.marks[1:-1], float(self.t1)):
-            times[np.abs(times - edge) <= near * np.max(np.abs(times))] = edge
-        times = times[np.append(True, np.diff(times) != 0)]
-        return _known(self.marks, times[0], times[-1], times, "ts")
+        times = np.append(np.asarray(self.t0, ends.dtype), ends[np.isfinite(ends)])
+        return _recut(self.marks, times, float(self.t1))
 
 
 def everywhere(tree: PyTree) -> Schedule:
@@ -209,10 +202,9 @@ def plan(
     shares of the interval from 0 to 1 that they end at, or the times from `t0` to `t1`.
     Without any of these, one for each segment, for a solver to choose its own in.
 
-    **Raises:** `ValueError` for times that are not finite numbers or out of order,
-    steps that are none or would cross a jump, and, where `t0` or `t1` is traced, for a
-    jump that cannot lie between them; at run time where traced times leave a jump
-    outside.
+    **Raises:** `ValueError` for times that are not finite numbers or out of order, and
+    for steps that are none or would cross a jump; at run time where `t0` or `t1` is
+    traced and a jump does not lie between them.
     """
     for name, t in (("t0", t0), ("t1", t1)):
         if is_known(t) and not math.isfinite(float(t)):
@@ -228,7 +220,8 @@ def plan(
     if shares is not None:
         shares = np.asarray(shares, np.float64)
     if ts is not None:
-        return _known(times, float(t0), float(t1), _checked(ts, t0, t1), "ts")
+        ts = checked_times(ts, t0, t1, whole=True)
+        return _known(times, float(t0), float(t1), ts, "ts")
     if not is_known(t0, t1):
         return _traced(times, t0, t1, dtype, shares, name)
     t0, t1 = float(t0), float(t1)
@@ -236,7 +229,13 @@ def plan(
     return _known(times, t0, t1, ends, name)
 
 
-def _checked(ts, t0, t1):
+def checked_times(
+    ts: Any, t0: Any, t1: Any, *, whole: bool
+) -> Float[np.ndarray, " times"]:
+    """Known times in order between `t0` and `t1`, from end to end if `whole`.
+
+    **Raises:** `ValueError` for others.
+    """
     if not is_known(ts, t0, t1):
         raise ValueError(
             "ts, t0 and t1 must be known numbers; where they are traced, give "
@@ -244,11 +243,26 @@ def _checked(ts, t0, t1):
         )
     ts, t0, t1 = np.asarray(ts, np.float64), float(t0), float(t1)
     near = 1e-6 * abs(t1 - t0)
-    runs = ts.ndim == 1 and len(ts) > 1 and np.all((t1 - t0) * np.diff(ts) > 0)
-    if not runs or abs(ts[0] - t0) > near or abs(ts[-1] - t1) > near:
+    fine = ts.ndim == 1 and len(ts) > whole and np.all((t1 - t0) * np.diff(ts) > 0)
+    if fine and whole:
+        fine = abs(ts[0] - t0) <= near and abs(ts[-1] - t1) <= near
+    elif fine:
+        fine = np.all((min(t0, t1) <= ts) & (ts <= max(t0, t1)))
+    if not fine:
         way = "increase" if t1 > t0 else "decrease"
         raise ValueError(f"ts must {way} from t0 = {t0:g} to t1 = {t1:g}; it is {ts}.")
-    return np.concatenate([[t0], ts[1:-1], [t1]])
+    return np.concatenate([[t0], ts[1:-1], [t1]]) if whole else ts
+
+
+def _recut(marks, times, *ends):
+    """The schedule of recorded times, which were rounded to their type."""
+    near = 4 * float(jnp.finfo(times.dtype).eps) * np.max(np.abs(times))
+    times = times.astype(np.float64)
+    for jump in (*marks[1:-1], *ends):
+        # Itself, where a step ended with it as rounded, or the last number before.
+        times[np.abs(times - jump) <= near] = jump
+    times = times[np.append(True, np.diff(times) != 0)]
+    return _known(marks, times[0], times[-1], times, "ts")
 
 
 def _known(marks, t0, t1, ends, name):
@@ -293,10 +307,8 @@ def _traced(marks, t0, t1, dtype, shares, name):
                 f"jumps where t0 or t1 is traced, not {len(shares) - 1}."
             )
         shares = shares[: (len(shares) - 1) // count + 1] * count
-    direction = _direction(jumps, t0, t1) if jumps else None
     t0, t1 = (jnp.asarray(float(t) if is_known(t) else t) for t in (t0, t1))
-    edges = _edges(jumps, t0.astype(dtype), t1.astype(dtype), direction)
-    order = tuple(range(count))
+    edges = _edges(jumps, t0.astype(dtype), t1.astype(dtype))
     shares = np.arange(2.0) if shares is None else shares
     starts, widths = (jnp.asarray(x, dtype) for x in (shares[:-1], np.diff(shares)))
     return Schedule(
@@ -304,19 +316,16 @@ def _traced(marks, t0, t1, dtype, shares, name):
         tuple(a + (b - a) * starts for a, b in pairwise(edges)),
         tuple((b - a) * widths for a, b in pairwise(edges)),
         marks,
-        order[::-1] if direction == -1 else order,
-        direction,
+        tuple(range(count)),
+        None,
     )
 
 
-def _edges(jumps, t0, t1, direction):
+def _edges(jumps, t0, t1):
     if not jumps:
         return jnp.stack([t0, t1])
     inside = jnp.asarray(jumps, t0.dtype)
-    if direction is None:
-        inside = jnp.where(t0 < t1, inside, inside[::-1])
-    elif direction < 0:
-        inside = inside[::-1]
+    inside = jnp.where(t0 < t1, inside, inside[::-1])
     return eqx.error_if(
         jnp.concatenate([t0[None], inside, t1[None]]),
         (jnp.minimum(t0, t1) >= jumps[0]) | (jnp.maximum(t0, t1) <= jumps[-1]),
@@ -324,22 +333,6 @@ def _edges(jumps, t0, t1, direction):
         f"{jumps[-1]:g}, between them where one of them is traced: give Python numbers "
         "to solve over some of its pieces.",
     )
-
-
-def _direction(jumps, t0, t1):
-    """The direction in which all jumps can lie inside, if it is known."""
-    for name, t, side in (("t0", t0, 1), ("t1", t1, -1)):
-        if is_known(t):
-            if float(t) <= jumps[0]:
-                return side
-            if float(t) >= jumps[-1]:
-                return -side
-            raise ValueError(
-                f"{name} must lie before or after all jumps of the field, from "
-                f"{jumps[0]:g} to {jumps[-1]:g}, where the other time is traced; it is "
-                f"{float(t):g}."
-            )
-    return None
 
 
 def ends_at(

@@ -1,5 +1,6 @@
 """What goes into a solve and what comes out: a state of one type, and the solution."""
 
+import functools
 from typing import Any
 
 import diffrax
@@ -7,12 +8,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jnode.fields.base import AbstractVectorField
 from jnode.solvers.schedule import Schedule, is_known
 
 RESULTS = diffrax.RESULTS
+NOT_FINITE = (
+    "The state ceased to be finite while {} solved the ODE: look for NaN in the input, "
+    "or take more steps or a smaller Lipschitz constant."
+)
+
+# Compiled once for all calls outside jit; inside, the code that is called.
+compiled = functools.partial(eqx.filter_jit, inline=True)
 
 
 def promoted(field: Any, y0: PyTree, t0: Any, t1: Any, args: PyTree) -> PyTree:
@@ -193,3 +201,30 @@ def statistics(num_steps, accepted, rejected, nfe, failed) -> dict[str, Any]:
         "num_failed": failed,
     }
     return {k: jnp.asarray(v) for k, v in counts.items() if v is not None}
+
+
+def finished(
+    y: PyTree[Array], stats: dict[str, Any], label: str, max_steps: int | None
+) -> PyTree[Array]:
+    """The state, with an error at run time unless the solve reached its end."""
+    failed = jnp.any(stats["num_failed"] > 0)
+    return eqx.branched_error_if(
+        y,
+        failed | ~is_finite(y),
+        jnp.where(failed, 0, 1),
+        [
+            f"{label} did not reach the end within max_steps={max_steps}: allow more "
+            "steps, loosen the tolerances, or look for NaN in the input.",
+            NOT_FINITE.format(label),
+        ],
+    )
+
+
+def is_finite(y: PyTree[Array]) -> Bool[Array, ""]:
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]
+    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
+
+
+def name_of(x: Any) -> str:
+    """Of a class, or of what something is an instance of."""
+    return x.__name__ if isinstance(x, type) else type(x).__name__

@@ -1,6 +1,5 @@
 """Integrating a vector field: one call, whichever the field, state and solver."""
 
-import functools
 from typing import Any, NamedTuple
 
 import diffrax
@@ -8,29 +7,29 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jnode.fields import AbstractVectorField
 from jnode.linear import plain
 from jnode.solvers.adaptive import solve_adaptive
-from jnode.solvers.fixed import RightHandSide, solve_fixed
-from jnode.solvers.schedule import Schedule, is_known, plan
+from jnode.solvers.fixed import RightHandSide, solve_fixed, walk_fixed
+from jnode.solvers.schedule import Schedule, checked_times, is_known, plan
 from jnode.solvers.solution import (
     Solution,
+    compiled,
+    finished,
     is_fast,
+    name_of,
     promoted,
     real_dtype,
     statistics,
 )
 from jnode.solvers.solver import Solver
-from jnode.solvers.tableaus import Rows, rows, tableau
-from jnode.solvers.through import Engine, counts, is_adaptive, solve_chain, solve_whole
+from jnode.solvers.tableaus import rows, tableau
+from jnode.solvers.through import Engine, is_adaptive, solve_chain, solve_whole
 
 MAX_STEPS = 4096
 """Diffrax's limit where a step size controller of Diffrax's is given."""
-
-# Compiled once for all calls outside jit; inside, the code that is called.
-_compiled = functools.partial(eqx.filter_jit, inline=True)
 
 
 class _Asked(NamedTuple):
@@ -46,9 +45,10 @@ class _Asked(NamedTuple):
     max_steps: int | None = None
     throw: bool = True
 
-    def given(self, *names: str) -> list[str]:
-        """Which of these arguments were given."""
-        return [name for name in names if getattr(self, name) is not None]
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of these arguments that were given."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def solve(
@@ -125,7 +125,7 @@ def solve_batch(
     **Raises:** as `solve`.
     """
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a jnode.Solver, not {_name_of(solver)}.")
+        raise TypeError(f"solver must be a jnode.Solver, not {name_of(solver)}.")
     if isinstance(y0, list) and isinstance(field, AbstractVectorField):
         y0 = np.asarray(y0)
     y0 = jax.tree.map(jnp.asarray, y0)
@@ -138,9 +138,50 @@ def solve_batch(
     return Solution(*_batch(tree, y0, schedule, engine, _label(solver), throw))
 
 
+def trajectory(
+    field: Any,
+    y0: PyTree,
+    solver: Solver,
+    *,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    points: int = 17,
+    ts: Any = None,
+    args: PyTree = None,
+) -> tuple[Float[Any, " times"], PyTree[Array]]:
+    """The states that a solver passes through.
+
+    **Arguments:** as `jnode.solve`; `ts` are the times to read the states at, from `t0`
+    towards `t1`, between steps by Diffrax's interpolation. By default those of a
+    fixed-step solver's steps, and of an adaptive one `points` equally spaced.
+
+    **Returns:** the times (of NumPy, where they are known) and the states there, with
+    an axis for times in front; by default the first at `t0`, the last at `t1`.
+
+    **Raises:** `ValueError` for `ts` out of order or outside of the interval; as
+    `jnode.solve`.
+    """
+    y0 = promoted(field, y0, t0, t1, args)
+    tree, dtype = (field, args), real_dtype(y0)
+    if ts is not None:
+        known = is_known(ts, t0, t1)
+        times = checked_times(ts, t0, t1, whole=False) if known else ts
+    elif solver.adaptive:
+        times = plan(None, t0, t1, dtype=dtype, steps=points - 1).times
+    else:
+        schedule = solver.plan(tree, t0, t1, dtype)
+        times = schedule.times
+        if is_fast(y0):
+            method = rows(tableau(solver.name))
+            return times, walk_fixed(tree, y0, schedule.astype(dtype), method)
+    saveat = diffrax.SaveAt(ts=jnp.asarray(times, dtype))
+    return times, solve(field, y0, solver, t0=t0, t1=t1, args=args, saveat=saveat).ys
+
+
 def _ours(tree, y0, solver, t0, t1, asked):
     """A solve by a `jnode.Solver`."""
-    _check_agreement(solver, asked)
+    given = asked.given("steps", "ts", "dt0", "stepsize_controller")
+    solver.check_agreement(given, asked.adjoint, asked.max_steps)
     dtype = real_dtype(y0)
     schedule = solver.plan(tree, t0, t1, dtype)
     engine = _engine(solver, asked.adjoint or solver.adjoint, dtype)
@@ -151,7 +192,7 @@ def _ours(tree, y0, solver, t0, t1, asked):
     if asked.given("saveat", "event"):
         return _saved(tree, y0, schedule, engine, asked)
     inputs = (schedule.astype(dtype), engine, _label(solver), asked.throw)
-    *found, ends = _chain(tree, y0, *inputs)
+    *found, ends = solve_chain(tree, y0, *inputs)
     kept = ends is not None or not engine.chooses
     return Solution(*found, schedule if kept else None, ends)
 
@@ -161,7 +202,7 @@ def _theirs(tree, y0, solver, t0, t1, asked):
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(
             "solver must be a jnode.Solver or a solver of Diffrax, as diffrax.Tsit5(), "
-            f"not {_name_of(solver)}."
+            f"not {name_of(solver)}."
         )
     _check_choice(asked, t0, t1)
     schedule = plan(tree, t0, t1, dtype=real_dtype(y0), steps=asked.steps, ts=asked.ts)
@@ -169,14 +210,14 @@ def _theirs(tree, y0, solver, t0, t1, asked):
     engine = Engine(solver, adjoint, max_steps=asked.max_steps)
     if asked.given("steps", "ts"):
         _check_fixed(schedule, engine, asked)
-        found = _quick(tree, y0, schedule, engine, _name_of(solver), asked)
+        found = _quick(tree, y0, schedule, engine, name_of(solver), asked)
         return found or _saved(tree, y0, schedule, engine, asked)
     control = asked.stepsize_controller or diffrax.ConstantStepSize()
     if schedule.inside and not is_adaptive(control):
         raise ValueError(
             f"steps or ts must be given for a field that jumps (at t = "
             f"{schedule.inside[0]:g}), so that no step crosses a jump; "
-            f"{_name_of(control)} knows of none."
+            f"{name_of(control)} knows of none."
         )
     most = MAX_STEPS if asked.max_steps is None else asked.max_steps
     engine = engine._replace(control=control, dt0=asked.dt0, max_steps=most)
@@ -192,6 +233,10 @@ def _engine(solver, adjoint, dtype):
     return Engine(method, adjoint, tolerances=tolerances, max_steps=solver.max_steps)
 
 
+def _rows(engine):
+    return rows(tableau(engine.method))
+
+
 def _label(solver):
     return solver.name if solver.adaptive else str(solver)
 
@@ -201,59 +246,25 @@ def _quick(tree, y0, schedule, engine, label, asked):
     if engine.chooses or asked.given("adjoint", "saveat", "event") or not is_fast(y0):
         return None
     try:
-        method = rows(tableau(engine.method))
+        method = _rows(engine)
     except TypeError:  # no explicit method
         return None
     inputs = (schedule.astype(y0.dtype), method, label, asked.throw)
-    return Solution(*_fixed(tree, y0, *inputs), schedule)
+    return Solution(*solve_fixed(tree, y0, *inputs), schedule)
 
 
 def _saved(tree, y0, schedule, engine, asked):
     times = schedule.astype(real_dtype(y0))
     inputs = (asked.saveat, asked.event, asked.throw)
-    *found, ends, inner = _whole(tree, y0, times, engine, *inputs)
+    *found, ends, inner = solve_whole(tree, y0, times, engine, *inputs)
     known = not engine.chooses and asked.event is None
     kept = schedule if known or ends is not None else None
     return Solution(*found, kept, ends, inner)
 
 
-def _check_agreement(solver, asked):
-    """Raises `ValueError` for arguments that contradict a `jnode.Solver`."""
-    for name in asked.given("steps", "ts", "dt0", "stepsize_controller"):
-        value = getattr(asked, name)
-        if name == "steps" and solver.grid is None and value == solver.steps:
-            continue
-        raise ValueError(
-            f"{name} must be left out beside a jnode.Solver, which has its own steps "
-            f"({solver}), or be the same; it is {value}. Give a Diffrax solver to "
-            f"choose {name} here."
-        )
-    if asked.adjoint is not None:
-        if solver.adjoint != "direct":
-            raise ValueError(
-                f"adjoint must be left out beside a jnode.Solver with "
-                f"adjoint={solver.adjoint!r}; it is {_name_of(asked.adjoint)}."
-            )
-        if isinstance(asked.adjoint, diffrax.BacksolveAdjoint) and solver.grid:
-            raise ValueError(
-                "adjoint must not be BacksolveAdjoint on a grid: it needs equal steps."
-            )
-    most = asked.max_steps
-    if most is not None and solver.adaptive and most != solver.max_steps:
-        raise ValueError(
-            f"max_steps must be left out beside {solver}, which has max_steps="
-            f"{solver.max_steps}; it is {most}."
-        )
-    if most is not None and not solver.adaptive and most < solver.steps:
-        raise ValueError(
-            f"max_steps must be at least the {solver.steps} steps of {solver}, not "
-            f"{most}."
-        )
-
-
 def _check_choice(asked, t0, t1):
     """Raises `ValueError` unless a call says once what steps a Diffrax solver takes."""
-    ways = asked.given("steps", "ts", "stepsize_controller")
+    ways = list(asked.given("steps", "ts", "stepsize_controller"))
     if len(ways) > 1 or (ways in (["steps"], ["ts"]) and asked.dt0 is not None):
         raise ValueError(
             f"{' and '.join([*ways, 'dt0'][:2])} must not be given together: each says "
@@ -284,39 +295,21 @@ def _check_fixed(schedule, engine, asked):
         )
 
 
-@_compiled
-def _fixed(tree, y0, schedule: Schedule, method: Rows, label, throw):
-    y = solve_fixed(plain(tree), y0, schedule, method)
-    steps = schedule.steps
-    stats = statistics(steps, steps, 0, steps * len(method[1]), 0)
-    y = _finished(y, stats, label, None, throw)
-    return y, stats, schedule.t0, schedule.t1
-
-
-@_compiled
-def _chain(tree, y0, schedule: Schedule, engine: Engine, label, throw):
-    y, stats, ends = solve_chain(plain(tree), y0, schedule, engine)
-    y = _finished(y, stats, label, engine.max_steps, throw)
-    return y, stats, schedule.t0, schedule.t1, ends
-
-
-@_compiled
+@compiled
 def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
     tree, batch = plain(tree), len(jax.tree.leaves(y0)[0])
-    steps = schedule.steps
-
-    def fixed(y):
-        method = rows(tableau(engine.method))
-        stats = statistics(steps, steps, 0, steps * len(method[1]), 0)
-        return solve_fixed(tree, y, schedule, method), stats
+    sign, most = schedule.sign, engine.max_steps
 
     def adaptive(tree, y, part):
-        inputs = (engine.method, engine.tolerances, engine.max_steps)
-        times = (part.t0, part.t1)
-        y1, found = solve_adaptive(
-            RightHandSide(*tree), y, *inputs, times, schedule.sign
-        )
+        inputs = (engine.method, engine.tolerances, most, (part.t0, part.t1), sign)
+        y1, found = solve_adaptive(RightHandSide(*tree), y, *inputs)
         return y1, jax.tree.map(lambda x: x[None], statistics(*found))
+
+    def fixed(y):
+        return solve_fixed(tree, y, schedule, _rows(engine), label, throw=False)[:2]
+
+    def alone(y):
+        return solve_chain(tree, y, schedule, engine, label, throw=False)[:2]
 
     if _together(schedule.at(tree, 0)[0], y0, engine):
         y = jnp.moveaxis(y0, 0, -2)
@@ -329,9 +322,10 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
     elif engine.adjoint == "direct" and not engine.chooses and is_fast(y0):
         y, stats = jax.vmap(fixed)(y0)
     else:
-        y, stats = jax.vmap(lambda y: solve_chain(tree, y, schedule, engine)[:2])(y0)
+        y, stats = jax.vmap(alone)(y0)
     stats = {k: jnp.broadcast_to(v, batch) for k, v in stats.items()}
-    y = _finished(y, stats, label, engine.max_steps, throw)
+    if throw:
+        y = finished(y, stats, label, most)
     times = (jnp.broadcast_to(t, batch) for t in (schedule.t0, schedule.t1))
     return y, stats, *times
 
@@ -343,48 +337,3 @@ def _together(field, y0, engine):
     if not getattr(field, "takes_batches", False):
         return False
     return not engine.chooses or field.time_invariant
-
-
-@_compiled
-def _whole(tree, y0, schedule: Schedule, engine: Engine, saveat, event, throw):
-    y, sol, ends = solve_whole(plain(tree), y0, schedule, engine, saveat, event)
-    if throw:
-        y, sol = sol.result.error_if((y, sol), ~diffrax.is_okay(sol.result))
-        label = _NOT_FINITE.format(_name_of(engine.method))
-        y, sol = eqx.error_if((y, sol), ~_is_finite(y), label)
-    first_steps = 0 if engine.tolerances is None else 2
-    stats = counts(sol, engine.method, 1 + len(schedule.inside), first_steps)
-    return y, stats, sol.t0, sol.t1, ends, sol
-
-
-_NOT_FINITE = (
-    "The state ceased to be finite while {} solved the ODE: look for NaN in the input, "
-    "or take more steps or a smaller Lipschitz constant."
-)
-
-
-def _finished(y, stats, label, max_steps, throw):
-    """The state; where asked, an error unless the solve reached its end."""
-    if not throw:
-        return y
-    failed = jnp.any(stats["num_failed"] > 0)
-    return eqx.branched_error_if(
-        y,
-        failed | ~_is_finite(y),
-        jnp.where(failed, 0, 1),
-        [
-            f"{label} did not reach the end within max_steps={max_steps}: allow more "
-            "steps, loosen the tolerances, or look for NaN in the input.",
-            _NOT_FINITE.format(label),
-        ],
-    )
-
-
-def _is_finite(y):
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]
-    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
-
-
-def _name_of(x):
-    """Of a class, or of what something is an instance of."""
-    return x.__name__ if isinstance(x, type) else type(x).__name__

@@ -150,6 +150,45 @@ class Solver:
         grid = (0.0, *inside.tolist(), 1.0)
         return dataclasses.replace(self, grid=grid, steps=None)
 
+    def check_agreement(
+        self,
+        given: dict[str, Any],
+        adjoint: diffrax.AbstractAdjoint | None,
+        max_steps: int | None,
+    ) -> None:
+        """Raises `ValueError` for arguments of a solve that contradict this solver.
+
+        **Arguments:** what was given of `steps`, `ts`, `dt0` and `stepsize_controller`;
+        the other two, or `None`.
+        """
+        for name, value in given.items():
+            if name == "steps" and self.grid is None and value == self.steps:
+                continue
+            raise ValueError(
+                f"{name} must be left out beside a jnode.Solver, which has its own "
+                f"steps ({self}), or be the same; it is {value}. Give a Diffrax solver "
+                f"to choose {name} here."
+            )
+        if adjoint is not None and self.adjoint != "direct":
+            raise ValueError(
+                f"adjoint must be left out beside a jnode.Solver with "
+                f"adjoint={self.adjoint!r}; it is {type(adjoint).__name__}."
+            )
+        if isinstance(adjoint, diffrax.BacksolveAdjoint) and self.grid:
+            raise ValueError(
+                "adjoint must not be BacksolveAdjoint on a grid: it needs equal steps."
+            )
+        if max_steps is not None and self.steps is None and max_steps != self.max_steps:
+            raise ValueError(
+                f"max_steps must be left out beside {self}, which has max_steps="
+                f"{self.max_steps}; it is {max_steps}."
+            )
+        if max_steps is not None and self.steps is not None and max_steps < self.steps:
+            raise ValueError(
+                f"max_steps must be at least the {self.steps} steps of {self}, not "
+                f"{max_steps}."
+            )
+
     @property
     def adaptive(self) -> bool:
         """Whether the solver chooses its steps from its input."""

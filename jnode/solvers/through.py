@@ -11,9 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jnode.fields.piecewise import segment
+from jnode.linear import plain
 from jnode.solvers.adaptive import CHECKPOINTS, controller, first_step, turned
 from jnode.solvers.schedule import Schedule
-from jnode.solvers.solution import statistics
+from jnode.solvers.solution import (
+    NOT_FINITE,
+    compiled,
+    finished,
+    is_finite,
+    name_of,
+    statistics,
+)
 from jnode.solvers.tableaus import evaluations
 
 END = diffrax.SaveAt(t1=True)
@@ -110,7 +118,7 @@ def fixed_steps(schedule: Schedule) -> FixedSteps:
     return FixedSteps(starts, ends, tuple(leaps))
 
 
-def run(
+def _run(
     tree: tuple[Any, PyTree],
     y0: PyTree[Array],
     schedule: Schedule,
@@ -178,10 +186,17 @@ def _adjoint(engine, steps):
     return diffrax.RecursiveCheckpointAdjoint(checkpoints=most)
 
 
+@compiled
 def solve_chain(
-    tree: tuple[Any, PyTree], y0: PyTree[Array], schedule: Schedule, engine: Engine
-) -> tuple[PyTree[Array], dict[str, Array], Float[Array, " ends"] | None]:
-    """The state at the end, segment after segment; statistics; where steps ended.
+    tree: tuple[Any, PyTree],
+    y0: PyTree[Array],
+    schedule: Schedule,
+    engine: Engine,
+    label: str,
+    throw: bool,
+) -> tuple[PyTree[Array], dict[str, Array], Array, Array, Float[Array, " _"] | None]:
+    """The state at the end, segment after segment; statistics; the times $t_0$ and
+    $t_1$; where steps ended, if they were chosen.
 
     Each segment is a solve of its own, so an adaptive solver chooses its first step
     anew after each jump, by two evaluations.
@@ -190,17 +205,20 @@ def solve_chain(
     saveat = diffrax.SaveAt(subs=(END.subs, _STEPS)) if records else END
 
     def one(tree, y, part):
-        sol = run(tree, y, part, engine, saveat)
+        sol = _run(tree, y, part, engine, saveat)
         ends = jax.lax.stop_gradient(sol.ts[1]) if records else None
         states = sol.ys[0] if records else sol.ys
-        stats = counts(sol, engine.method, 1, 2 if engine.chooses else 0)
-        stats = jax.tree.map(lambda x: x[None], stats)
+        stats = jax.tree.map(lambda x: x[None], _counts(sol, engine, 1))
         return jax.tree.map(lambda ys: ys[-1], states), (stats, ends)
 
-    y, (stats, ends) = schedule.over(tree, y0, one)
-    return y, jax.tree.map(lambda x: jnp.sum(x, axis=0), stats), ends
+    y, (stats, ends) = schedule.over(plain(tree), y0, one)
+    stats = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
+    if throw:
+        y = finished(y, stats, label, engine.max_steps)
+    return y, stats, schedule.t0, schedule.t1, ends
 
 
+@compiled
 def solve_whole(
     tree: tuple[Any, PyTree],
     y0: PyTree[Array],
@@ -208,36 +226,42 @@ def solve_whole(
     engine: Engine,
     saveat: diffrax.SaveAt | None,
     event: diffrax.Event | None,
-) -> tuple[PyTree[Array], diffrax.Solution, Float[Array, " ends"] | None]:
-    """One call of Diffrax over all segments: the last state, Diffrax's solution, and
-    where steps ended, if they are saved."""
-    wanted = END if saveat is None else saveat
-    last = diffrax.SubSaveAt(t1=True)
-    # Beside what is asked for, the state at the end, and the times of steps.
-    saved = jax.tree.leaves(
-        wanted.subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt)
-    )
+    throw: bool,
+) -> tuple:
+    """As `solve_chain`, by one call of Diffrax, whose own solution comes last.
+
+    Where steps ended is there if they are saved and cannot be known before.
+    """
+    subs = END.subs if saveat is None else saveat.subs
+    each = jax.tree.leaves(subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt))
     unknown = engine.chooses or event is not None
-    steps = _STEPS if unknown and any(sub.steps for sub in saved) else None
-    all_ = eqx.tree_at(lambda s: s.subs, wanted, (wanted.subs, last, steps))
-    sol = run(tree, y0, schedule, engine, all_, event)
-    (ts, _, ends), (ys, at_end, _) = sol.ts, sol.ys
-    given = eqx.tree_at(
+    steps = _STEPS if unknown and any(sub.steps for sub in each) else None
+    if saveat is not None:
+        # Beside what is asked for, the state at the end, and the times of steps.
+        saveat = eqx.tree_at(lambda s: s.subs, saveat, (subs, END.subs, steps))
+    sol = _run(plain(tree), y0, schedule, engine, saveat or END, event)
+    ts, ys, at_end, ends = sol.ts, sol.ys, sol.ys, None
+    if saveat is not None:
+        (ts, _, ends), (ys, at_end, _) = sol.ts, sol.ys
+    y = jax.tree.map(lambda y: y[-1], at_end)
+    sol = eqx.tree_at(
         lambda s: (s.ts, s.ys), sol, (ts, ys), is_leaf=lambda x: x is None
     )
-    return jax.tree.map(lambda y: y[-1], at_end), given, ends
+    if throw:
+        y, sol = sol.result.error_if((y, sol), ~diffrax.is_okay(sol.result))
+        message = NOT_FINITE.format(name_of(engine.method))
+        y, sol = eqx.error_if((y, sol), ~is_finite(y), message)
+    stats = _counts(sol, engine, 1 + len(schedule.inside))
+    return y, stats, sol.t0, sol.t1, ends, sol
 
 
-def counts(
-    sol: diffrax.Solution, method: Any, starts: int, extra: int
-) -> dict[str, Array]:
-    """Diffrax's statistics under our names.
-
-    The solve started so often anew, after a jump, and `extra` evaluations came before.
-    """
+def _counts(sol, engine, starts) -> dict[str, Array]:
+    """Diffrax's statistics under our names, of a solve that jumps started anew."""
     taken, kept, lost = (
         sol.stats[f"num_{name}steps"] for name in ("", "accepted_", "rejected_")
     )
-    nfe = evaluations(method, taken, starts)
+    nfe = evaluations(engine.method, taken, starts)
+    if engine.tolerances is not None:
+        nfe = nfe + 2  # they choose the first step
     failed = (~diffrax.is_okay(sol.result)).astype(jnp.int32)
-    return statistics(taken, kept, lost, None if nfe is None else nfe + extra, failed)
+    return statistics(taken, kept, lost, nfe, failed)
