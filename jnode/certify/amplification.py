@@ -173,38 +173,37 @@ def amplification(
     traced times, and for weights in half precision; `ValueError` for steps that do not
     fit the times or the jumps of the field.
     """
+    if not is_known(t0, t1, schedule):
+        raise TypeError(
+            "t0, t1 and schedule must be numbers where something is certified, not "
+            "traced values: the certificate is made for one interval."
+        )
     if schedule is None:
         schedule = _planned(field, solver, t0, t1, steps, ts)
     elif steps is not None or ts is not None:
         raise ValueError("steps and ts must be left out beside a schedule.")
     if schedule is None:
         return jnp.asarray(jnp.inf)
-    if not is_known(schedule):
-        raise TypeError(
-            "t0, t1 and schedule must be numbers where something is certified, not "
-            "traced values: the certificate is made for one interval."
-        )
     method = solver.name if isinstance(solver, Solver) else solver
     return _product(field, method, schedule.cut(field))
 
 
 def _planned(field, solver, t0, t1, steps, ts) -> Schedule | None:
     """The steps of a solve; `None` of an adaptive one."""
-    dtype = jnp.zeros(()).dtype
     if isinstance(solver, Solver):
         if steps is not None or ts is not None:
             raise ValueError(
                 f"steps and ts must be left out beside {solver}, which has its own."
             )
-        planned = solver.plan(field, t0, t1, dtype)
-        return None if solver.adaptive else planned
+        schedule = solver.plan(field, t0, t1)
+        return None if solver.adaptive else schedule
     tableau(solver)  # refuses what is not explicit
     if steps is None and ts is None:
         raise ValueError(
             "steps or ts must be given for a Diffrax solver: only known steps can be "
             "certified."
         )
-    return plan(field, t0, t1, dtype=dtype, steps=steps, ts=ts)
+    return plan(field, t0, t1, steps=steps, ts=ts)
 
 
 @certifying

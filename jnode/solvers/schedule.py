@@ -165,7 +165,7 @@ class Schedule(eqx.Module):
         infinite ones fill up and do not count.
         """
         times = np.append(np.asarray(self.t0, ends.dtype), ends[np.isfinite(ends)])
-        return _recut(self.marks, times, float(self.t1))
+        return _recut(self.marks, times, float(self.t0), float(self.t1))
 
 
 def everywhere(tree: PyTree) -> Schedule:

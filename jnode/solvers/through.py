@@ -25,7 +25,7 @@ from jnode.solvers.solution import (
 from jnode.solvers.tableaus import evaluations
 
 END = diffrax.SaveAt(t1=True)
-_STEPS = diffrax.SubSaveAt(steps=True, fn=lambda t, y, args: jnp.zeros(()))
+_STEPS = diffrax.SubSaveAt(steps=True, fn=lambda t, y, args: None)
 
 
 class Engine(NamedTuple):
