@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode._rounding import gamma
+from jnode.bounds import gamma
 
 
 class AbstractActivation(eqx.Module):

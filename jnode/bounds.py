@@ -1,7 +1,9 @@
 r"""What is known of a vector field: its constants as one value, with its algebra.
 
 Every operation rounds outwards, so a bound computed in float32 or float64 holds in
-exact arithmetic.
+exact arithmetic. Rounding allowances are those of Higham, *Accuracy and Stability of
+Numerical Algorithms* (2002), section 3: a dot product of length $n$ errs by at most
+$\gamma_n |x|^\top |y|$, $\gamma_n = nu/(1-nu)$.
 """
 
 import equinox as eqx
@@ -11,7 +13,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jnode._rounding import unit_roundoff
+CERTIFIABLE = ("float32", "float64")
+"""The types in which a bound can be certified."""
 
 # How far a claim may exceed what its Lipschitz constant allows before it is called
 # false: more than rounding can explain, in float32.
@@ -146,6 +149,32 @@ class Bounds(eqx.Module):
             (jnp.min(low, axis=0), jnp.max(high, axis=0)),
             jnp.min(self.cocoercivity, axis=0),
         )
+
+
+def unit_roundoff(dtype) -> float:
+    """$u$: half the spacing of `dtype` at 1.
+
+    **Raises:** `TypeError` for a type that is neither float32 nor float64. In half
+    precision the allowances would exceed what they are allowances for.
+    """
+    if np.dtype(dtype).name not in CERTIFIABLE:
+        raise TypeError(
+            "Bounds and constraints are computed in float32 or float64, not in "
+            f"{np.dtype(dtype).name}: cast the arrays to float32. To evaluate a "
+            "model in half precision, cast what jnode.resolve returns; nothing is "
+            "certified of that."
+        )
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def gamma(n: int, dtype) -> float:
+    r"""$\gamma_n$ of Higham, for sums of `n` products in `dtype`; `inf` if $nu \ge 1$,
+    where nothing is known.
+
+    **Raises:** `TypeError` as `unit_roundoff`.
+    """
+    nu = n * unit_roundoff(dtype)
+    return nu / (1 - nu) if nu < 1 else float("inf")
 
 
 def up(bound: Float[Array, "*stack"]) -> Float[Array, "*stack"]:

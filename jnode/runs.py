@@ -215,8 +215,9 @@ def _cost(model, run: Opened, sources, batch_size, store: Store) -> Cost:
 
 def _proven(run: Opened, batch_size, mesh) -> dict[str, Any]:
     """The solver, and what an evaluation says of the certificate."""
-    rows, note = [], certify.refusal(run.model)
-    if note is None:
+    rows, reason = [], certify.refusal(run.model)
+    note = f"none: {reason}"
+    if reason is None:
         radii = certify.certified_radii(
             run.model, run.images, run.test.labels, batch_size=batch_size, mesh=mesh
         )
@@ -287,7 +288,7 @@ def certify_run(
         model = model.freeze(data.to_float(jnp.asarray(first.images))[0])
     reason = certify.refusal(model)
     if reason is not None:
-        raise ValueError(f"No certificate: {reason.removeprefix('none: ')}.")
+        raise ValueError(f"No certificate: {reason}.")
     spread = {"batch_size": shareable(BATCH, mesh), "mesh": mesh}
     proven = certify.certified_radii(model, run.images, test.labels, **spread)
     some, labels = run.images[:num_attacked], test.labels[:num_attacked]

@@ -13,7 +13,6 @@ LONGEST = 400
 MATHEMATICS = (
     "_batches",
     "_resolve",
-    "_rounding",
     "activations",
     "bounds",
     "certify",

@@ -15,7 +15,7 @@ import jnode
 from jnode import certify
 from jnode.fields import Decay
 from jnode.fields.piecewise import jumps, segment, segments
-from jnode.solvers import freeze, solve_batch, trajectory
+from jnode.solvers import solve_batch, trajectory
 
 GRID = (0.0, 0.1, 0.5, 1.0)
 
@@ -120,7 +120,8 @@ def test_frozen_steps_give_the_adaptive_result(getkey, count, adaptive):
     field = pieces(getkey(), count)
     field = field if count > 1 else field.piece(0)
     y0, other = jr.normal(getkey(), (2, 5))
-    frozen = freeze(field, y0, adaptive)
+    taken = jnode.solve(field, y0, adaptive).schedule
+    frozen = adaptive.freeze(taken)
     solve = eqx.filter_jit(jnode.solve)
     ours, theirs = (solve(field, y0, s) for s in (frozen, adaptive))
     assert jnp.abs(ours.y - theirs.y).max() < 1e-5
@@ -130,7 +131,7 @@ def test_frozen_steps_give_the_adaptive_result(getkey, count, adaptive):
     near = solve(field, other, frozen).y
     assert jnp.abs(near - solve(field, other, adaptive).y).max() < 0.1
     with pytest.raises(ValueError, match="must be adaptive"):
-        freeze(field, y0, frozen)
+        frozen.freeze(taken)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,8 @@ def test_derivatives_with_respect_to_the_times(getkey):
 def test_frozen_steps_run_backwards_too(getkey):
     field, y0 = pieces(getkey(), 2), jr.normal(getkey(), (5,))
     adaptive = jnode.Solver("bosh3", rtol=1e-4)
-    frozen = freeze(field, y0, adaptive, t0=1.0, t1=0.0)
+    taken = jnode.solve(field, y0, adaptive, t0=1.0, t1=0.0).schedule
+    frozen = adaptive.freeze(taken)
     ours, theirs = (
         jnode.solve(field, y0, s, t0=1.0, t1=0.0) for s in (frozen, adaptive)
     )

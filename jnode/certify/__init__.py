@@ -7,9 +7,9 @@ from jnode.certify.amplification import amplification as amplification
 from jnode.certify.amplification import (
     circle_contractivity_radius as circle_contractivity_radius,
 )
+from jnode.certify.amplification import gronwall as gronwall
+from jnode.certify.amplification import log_norm_envelope as log_norm_envelope
 from jnode.certify.amplification import step_amplification as step_amplification
-from jnode.certify.gronwall import gronwall as gronwall
-from jnode.certify.gronwall import log_norm_envelope as log_norm_envelope
 from jnode.certify.local import local_radius as local_radius
 from jnode.certify.precision import arithmetic as arithmetic
 from jnode.certify.precision import assumptions as assumptions

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from jnode.models import ODEClassifier
 
 REFUSAL = (
-    "none: {solver} chooses its steps from its input, so its map may jump where a step "
+    "{solver} chooses its steps from its input, so its map may jump where a step "
     "is accepted or rejected; certify the model with a fixed-step solver, or on the "
     "steps that it takes for one image (--freeze), or smoothed (--smoothing 0.25)"
 )
 CURVE = 201  # radii in the curves for plots
-UNBOUNDED = "none: no Lipschitz constant is known of an unconstrained part of the model"
+UNBOUNDED = "no Lipschitz constant is known of an unconstrained part of the model"
 
 
 def refusal(model: "ODEClassifier") -> str | None:
-    """Why nothing can be certified of a model, or `None` where something can."""
+    """The reason why nothing of a model can be certified; `None` if something can."""
     if model.solver.adaptive:
         return REFUSAL.format(solver=model.solver)
     if not np.isfinite(float(model.lipschitz())):

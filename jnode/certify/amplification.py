@@ -1,20 +1,19 @@
-"""The Lipschitz constant of a numerical solve: certified bounds for fixed steps."""
+"""How far two solutions may part: certified bounds for fixed steps, and of the flow."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jnode._rounding import unit_roundoff
-from jnode.bounds import Bounds
+from jnode.bounds import Bounds, unit_roundoff
 from jnode.certify.precision import certifying
 from jnode.fields import AbstractVectorField
-from jnode.fields.piecewise import jumps, segment
 from jnode.linear import measured
-from jnode.solvers import Solver, tableau
+from jnode.solvers import Schedule, Solver, plan, tableau
+from jnode.solvers.schedule import everywhere, is_known
 
 
 def stage_bounds(
@@ -70,25 +69,34 @@ def step_amplification(
     # Nothing is multiplied by an unknown constant, so that no NaN arises.
     known = jnp.isfinite(bounds.lipschitz)
     lipschitz = jnp.where(known, bounds.lipschitz, 0)
-    cocoercivity = bounds.cocoercivity
-    b, stages, inner = stage_bounds(method, lipschitz * h)
-    u = unit_roundoff(lipschitz.dtype)
     mu = jnp.where(known, bounds.log_norm[1], 0)
+    b, stages, inner = stage_bounds(method, lipschitz * h)
     weighted = [(w, s, i) for w, s, i in zip(b, stages, inner, strict=True) if w != 0]
-    one = jnp.ones_like(lipschitz)
-    triangle = sum((abs(w) * s for w, s, _ in weighted), start=one)
-    triangle = triangle * (1 + (len(b) + 4) * u)
+    u = unit_roundoff(lipschitz.dtype)
+    triangle = sum((abs(w) * s for w, s, _ in weighted), jnp.ones_like(lipschitz))
+    best = triangle * (1 + (len(b) + 4) * u)
     radius = circle_contractivity_radius(method)
-    if radius == 0:
-        return jnp.where(known, triangle, jnp.inf)
-    up = (1 + (2 * len(b) + 16) * u) * one
-    growth = sum((w * (1 + i) ** 2 for w, _, i in weighted), start=0 * one)
+    if radius > 0:
+        square = _square(radius, weighted, (shortest, h), mu, bounds.cocoercivity)
+        # Its sums cancel where a step contracts: one unit of 1, not of the result.
+        square = square + 32 * u * jnp.where(mu < 0, 1, 0)
+        best = jnp.minimum(best, jnp.sqrt(square) * (1 + 8 * u))
+    return jnp.where(known, best, jnp.inf)
+
+
+def _square(radius, weighted, lengths, mu, cocoercivity) -> Float[Array, ""]:
+    r"""The square of the smaller of the energy and the circle bound.
+
+    Of a circle contractive method, by its weights $b_i > 0$, $\ell_i$ and $s_i$.
+    """
+    shortest, h = lengths
+    u, zero = unit_roundoff(mu.dtype), jnp.zeros_like(mu)
+    up = (1 + (2 * len(weighted) + 16) * u) * jnp.ones_like(mu)
+    growth = sum((w * (1 + i) ** 2 for w, _, i in weighted), zero)
     # Contraction counts only as far as no stage can have shrunk the difference.
-    least = sum(
-        (w * jnp.maximum(1 - i * up, 0) ** 2 for w, _, i in weighted), start=0 * one
-    )
+    least = sum((w * jnp.maximum(1 - i * up, 0) ** 2 for w, _, i in weighted), zero)
     least = least / up
-    squares = sum((w * s**2 for w, s, _ in weighted), start=0 * one) * up
+    squares = sum((w * s**2 for w, s, _ in weighted), zero) * up
     drift = jnp.where(
         mu > 0, 2 * h * mu * growth * up**2, 2 * shortest * mu * least / up
     )
@@ -100,10 +108,7 @@ def step_amplification(
     slope = jnp.maximum(slope, 0)
     circle = 1 + excess * squares + slope / up * jnp.minimum(mu, 0) * least
     circle = jnp.where(cocoercivity > 0, circle, jnp.inf)
-    best = jnp.maximum(jnp.minimum(energy, circle), 0)
-    # The sums above cancel where a step contracts: one unit of 1, not of the result.
-    best = jnp.sqrt(best + 32 * u * jnp.where(mu < 0, 1, 0)) * (1 + 8 * u)
-    return jnp.where(known, jnp.minimum(triangle, best), jnp.inf)
+    return jnp.maximum(jnp.minimum(energy, circle), 0)
 
 
 def circle_contractivity_radius(method: Any) -> float:
@@ -138,6 +143,7 @@ def amplification(
     t1: float = 1.0,
     steps: int | None = None,
     ts: Sequence[float] | None = None,
+    schedule: Schedule | None = None,
 ) -> Float[Array, ""]:
     r"""A certified upper bound on $\|y_N - z_N\| / \|y_0 - z_0\|$ of a numerical solve.
 
@@ -155,33 +161,64 @@ def amplification(
       explicit `diffrax.ButcherTableau`.
     - `t0`, `t1`: where the solve begins and ends; `t1 < t0` solves backward.
     - `steps`, `ts`: of a Diffrax solver: the number of equal steps, or the times at
-      which steps end, from `t0` to `t1`.
+        which steps end, from `t0` to `t1`.
+    - `schedule`: in place of all these, the steps of another solve, as
+        `jnode.Solution.schedule` of an adaptive one. The bound is then that of the map
+        that takes these steps from every state.
 
     **Returns:** the bound; `inf` for an adaptive solver, whose map may jump where a
     step is accepted or rejected, so that no such bound holds; and 1 for `t1 == t0`.
 
-    **Raises:** `TypeError` for a solver that is not an explicit Runge-Kutta method, and
-    for weights in half precision; `ValueError` for steps that do not fit the times or
-    the jumps of the field.
+    **Raises:** `TypeError` for a solver that is not an explicit Runge-Kutta method, for
+    traced times, and for weights in half precision; `ValueError` for steps that do not
+    fit the times or the jumps of the field.
     """
-    times = step_times(solver, t0=t0, t1=t1, steps=steps, ts=ts)
-    if times is None:
+    if not is_known(t0, t1, schedule):
+        raise TypeError(
+            "t0, t1 and schedule must be numbers where something is certified, not "
+            "traced values: the certificate is made for one interval."
+        )
+    if schedule is None:
+        schedule = _planned(field, solver, t0, t1, steps, ts)
+    elif steps is not None or ts is not None:
+        raise ValueError("steps and ts must be left out beside a schedule.")
+    if schedule is None:
         return jnp.asarray(jnp.inf)
-    return _product(field, solver, times)
+    method = solver.name if isinstance(solver, Solver) else solver
+    return _product(field, method, schedule.cut(field))
+
+
+def _planned(field, solver, t0, t1, steps, ts) -> Schedule | None:
+    """The steps of a solve; `None` of an adaptive one."""
+    if isinstance(solver, Solver):
+        if steps is not None or ts is not None:
+            raise ValueError(
+                f"steps and ts must be left out beside {solver}, which has its own."
+            )
+        schedule = solver.plan(field, t0, t1)
+        return None if solver.adaptive else schedule
+    tableau(solver)  # refuses what is not explicit
+    if steps is None and ts is None:
+        raise ValueError(
+            "steps or ts must be given for a Diffrax solver: only known steps can be "
+            "certified."
+        )
+    return plan(field, t0, t1, steps=steps, ts=ts)
 
 
 @certifying
-def _product(field, solver, times) -> Float[Array, ""]:
-    if isinstance(field, Bounds):
-        return _amplification(field, solver, np.diff(times))
-    field = measured(bounded(field))
-    edges, lengths = by_segment(field, times)
+def _product(field, method, schedule) -> Float[Array, ""]:
+    if not isinstance(field, Bounds):
+        field = measured(bounded(field))
     total = jnp.asarray(1.0)
-    for k, widths in enumerate(lengths):
-        bounds = segment(field, k, edges).bounds()
-        factor = _amplification(bounds, solver, widths)
+    for k, part in enumerate(schedule.parts):
+        here = schedule.at(field, k)
+        bounds = here if isinstance(here, Bounds) else here.bounds()
+        factor = _steps_amplification(
+            -bounds if schedule.direction < 0 else bounds, method, part
+        )
         total = total.astype(factor.dtype) * factor
-    return total * (1 + 2 * len(lengths) * unit_roundoff(total.dtype))
+    return total * (1 + 2 * schedule.count * unit_roundoff(total.dtype))
 
 
 def bounded(field: Any) -> Any:
@@ -195,95 +232,79 @@ def bounded(field: Any) -> Any:
     return field
 
 
-def step_times(
-    solver: Any,
-    *,
-    t0: float = 0.0,
-    t1: float = 1.0,
-    steps: int | None = None,
-    ts: Sequence[float] | None = None,
-) -> Float[np.ndarray, " times"] | None:
-    """Where the steps of a fixed-step solve begin and end; `None` of an adaptive one.
-
-    **Raises:** as `amplification`.
-    """
-    for name, value in (("t0", t0), ("t1", t1)):
-        if isinstance(value, jax.core.Tracer):
-            raise TypeError(
-                f"{name} must be a number where something is certified, not a traced "
-                "value: the certificate is made for one interval."
-            )
-        if not np.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, not {value}.")
-    if isinstance(solver, Solver):
-        if steps is not None or ts is not None:
-            raise ValueError(
-                f"steps and ts must be left out beside {solver}, which has its own."
-            )
-        if solver.adaptive:
-            return None
-        return t0 + (t1 - t0) * solver.shares
-    tableau(solver)  # refuses what is not explicit
-    if (steps is None) == (ts is None):
-        raise ValueError(
-            "steps or ts must be given for a Diffrax solver, and not both: only known "
-            "steps can be certified."
-        )
-    if ts is None:
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be an integer of at least 1, not {steps!r}.")
-        return t0 + (t1 - t0) * np.arange(steps + 1) / steps
-    times = np.asarray(ts, np.float64)
-    widths = np.diff(times) * (1 if t1 >= t0 else -1)
-    ends = len(times) > 1 and times[0] == t0 and times[-1] == t1
-    if not ends or np.any(widths <= 0):
-        raise ValueError(
-            f"ts must run from t0 = {t0} to t1 = {t1} without turning back; it is "
-            f"{times.tolist()}."
-        )
-    return times
-
-
-def by_segment(
-    field: Any, times: Float[np.ndarray, " times"]
-) -> tuple[tuple[float, ...], list[Float[np.ndarray, " steps"]]]:
-    """The ends of the segments between the jumps of a field, and the lengths of the
-    steps in each, in the order of the solve.
-
-    **Raises:** `ValueError` where a step would cross a jump.
-    """
-    t0, t1 = float(times[0]), float(times[-1])
-    low, high = min(t0, t1), max(t0, t1)
-    inside = [t for t in jumps(field) if low < t < high]
-    if t1 < t0:
-        inside = inside[::-1]
-    ends = [int(np.argmin(np.abs(times - t))) for t in inside]
-    for t, end in zip(inside, ends, strict=True):
-        if abs(times[end] - t) > 1e-9 * max(1.0, abs(t), high - low):
-            raise ValueError(
-                f"solver must end a step at t = {t:g}, where the field jumps: take a "
-                "multiple of its segments as steps, or give the times."
-            )
-    return (t0, *inside, t1), np.split(np.diff(times), ends)
-
-
-def _amplification(bounds: Bounds, solver, lengths) -> Float[Array, ""]:
-    method = solver.name if isinstance(solver, Solver) else solver
-    lengths = lengths[lengths != 0]
-    if len(lengths) == 0:
-        return jnp.ones_like(bounds.lipschitz)
-    if lengths[0] < 0:
-        bounds, lengths = -bounds, -lengths
-    lipschitz = bounds.lipschitz
-    u = unit_roundoff(lipschitz.dtype)
+def _steps_amplification(bounds: Bounds, method, part: Schedule) -> Float[Array, ""]:
+    """The product over the steps of one segment, by the bounds in their direction."""
+    u = unit_roundoff(bounds.lipschitz.dtype)
+    lengths = np.abs(part.lengths[0])
+    # A state has at least the precision of the field. Its times are rounded to it, and
+    # Diffrax takes a length as the difference of two of them, of which one may be the
+    # last number before a jump.
+    error = 3 * u * (np.abs(part.times[:-1]) + np.abs(part.times[1:])) + 2 * u * lengths
+    lengths, error = lengths[lengths != 0], error[lengths != 0]
     # Steps that agree to rounding, relative to themselves, share one factor.
     classes = np.round(np.log(lengths), 9)
-    total = jnp.ones_like(lipschitz)
+    total = jnp.ones_like(bounds.lipschitz)
     for one in np.unique(classes):
-        alike = lengths[classes == one]
-        longest, shortest = float(np.max(alike)), float(np.min(alike))
+        alike = classes == one
+        longest = float(np.max((lengths + error)[alike]))
+        shortest = max(float(np.min((lengths - error)[alike])), 0.0)
         factor = step_amplification(method, longest, bounds, shortest=shortest)
-        total = total * factor ** len(alike)
+        total = total * factor ** int(np.sum(alike))
     # A product that vanished would be a bound no more.
     total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
     return total * (1 + (4 * len(lengths) + 4) * u)
+
+
+def gronwall(field: AbstractVectorField, times: ArrayLike) -> Float[Array, " times"]:
+    r"""Gronwall's envelope $e^{\int L}$ of $\|y(t) - z(t)\| / \|y(t_0) - z(t_0)\|$.
+
+    $L$ may change with time: each segment of a field that jumps counts for as long as
+    it lasts. It speaks of the exact flow; `amplification` speaks of a numerical solve.
+
+    **Arguments:** the field, and a vector of times, the first of which is $t_0$:
+    increasing, or decreasing for a solve backward, whose field is $-f$.
+
+    **Raises:** `ValueError` for times that turn back; `TypeError` for times in half
+    precision, or a field without bounds.
+    """
+    return jnp.exp(_integral(field, times, lambda bounds: bounds.lipschitz))
+
+
+def log_norm_envelope(
+    field: AbstractVectorField, times: ArrayLike
+) -> Float[Array, " times"]:
+    r"""The sharper envelope $e^{\int \mu_2}$ from the logarithmic norm.
+
+    It speaks of the exact flow (Dahlquist 1958; Söderlind, BIT 2006). Arguments and
+    errors as of `gronwall`.
+    """
+    return jnp.exp(_integral(field, times, lambda bounds: bounds.log_norm[1]))
+
+
+@certifying
+def _integral(field, times, bound):
+    times = jnp.asarray(times)
+    if not jnp.issubdtype(times.dtype, jnp.floating):
+        times = times.astype(float)
+    unit_roundoff(times.dtype)  # refuses half precision
+    if is_known(times):
+        steps = np.diff(np.asarray(times))
+        if not (np.all(steps >= 0) or np.all(steps <= 0)):
+            raise ValueError(
+                f"times must increase or decrease throughout, not {times.tolist()}."
+            )
+    field = measured(bounded(field))
+    schedule = everywhere(field)
+    edges = (-jnp.inf, *schedule.inside, jnp.inf)
+    total = size = jnp.zeros_like(times)
+    for k in range(schedule.count):
+        bounds = schedule.at(field, k).bounds()
+        forward, backward = bound(bounds), bound(-bounds)
+        # How long the solve from times[0] has been in this segment.
+        start, now = (jnp.clip(t, *edges[k : k + 2]) for t in (times[:1], times))
+        spent = now - start
+        rate = jnp.where(spent < 0, backward, forward).astype(times.dtype)
+        grown = jnp.where(spent == 0, 0, rate) * jnp.abs(spent)
+        total, size = total + grown, size + jnp.abs(grown)
+    # Of terms of both signs: the allowance is relative to their sizes.
+    return total + 1e-5 * jnp.where(jnp.isfinite(size), size, 0)

@@ -8,7 +8,7 @@ to it is bounded step by step on the way back through the solve.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -16,20 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jnode.certify.amplification import (
-    by_segment,
-    stage_bounds,
-    step_amplification,
-    step_times,
-)
+from jnode.certify.amplification import stage_bounds, step_amplification
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.certify.radius import ROUNDING, inner_size, margins, radii
 from jnode.fields import AbstractVectorField
 from jnode.fields.base import safe_norm
-from jnode.fields.piecewise import segment
 from jnode.linear import measured
-from jnode.solvers import Solver, tableau
-from jnode.solvers.inside import combine
+from jnode.solvers import tableau
+from jnode.solvers.fixed import combine
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -136,23 +130,14 @@ class _Step:
     factor: Float[Array, ""]
 
 
-def _schedule(field, solver: Solver) -> Iterator[tuple[Any, float, float]]:
-    """Each step from 0 to 1: the field that rules it, its start and its length."""
-    times = step_times(solver)
-    edges, lengths = by_segment(field, times)
-    starts = iter(times.tolist())
-    for k, widths in enumerate(lengths):
-        ruling = segment(field, k, edges)
-        for h in widths.tolist():
-            yield ruling, next(starts), h
-
-
 def _forward(model, image) -> Iterator[_Step]:
     solver = model.solver
     a, b, c = (x.tolist() for x in tableau(solver.name))
     y = model.encoder(image)
     spread = model.encoder.lipschitz().astype(y.dtype)
-    for field, t, h in _schedule(model.field, solver):
+    schedule = solver.plan(model.field, 0.0, 1.0)
+    for k, t, h in schedule.numbers():
+        field = schedule.at(model.field, k)
         bounds = field.bounds()
         factor = step_amplification(solver.name, h, bounds)
         _, _, inner = stage_bounds(solver.name, bounds.lipschitz * h)

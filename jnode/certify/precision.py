@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from jnode._rounding import unit_roundoff
+from jnode.bounds import unit_roundoff
 from jnode.fields.certified import Certified
 
 
@@ -49,7 +49,9 @@ def certifying(function: Callable) -> Callable:
             if traced or jax.default_backend() != "tpu":
                 return function(*args, **kwargs)
             host = jax.devices("cpu")[0]
-            move = lambda x: jax.device_put(x, host) if eqx.is_array(x) else x  # noqa: E731
+            # Not NumPy's arrays, which hold the exact times of steps.
+            on_device = lambda x: isinstance(x, jax.Array)  # noqa: E731
+            move = lambda x: jax.device_put(x, host) if on_device(x) else x  # noqa: E731
             args, kwargs = jax.tree.map(move, (args, kwargs))
             with jax.default_device(host):
                 return function(*args, **kwargs)

@@ -21,8 +21,7 @@ from jnode.evaluation.gradient_checks import adjoint as adjoint
 from jnode.evaluation.gradient_checks import gradient as gradient
 from jnode.evaluation.gradient_checks import held_steps as held_steps
 from jnode.evaluation.transfers import Transfer, ascend, rescaled
-from jnode.fields.piecewise import jumps
-from jnode.solvers import Solver, solve
+from jnode.solvers import Solver, plan, solve
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -253,7 +252,7 @@ class Hardness(eqx.Module):
 
     def one(self, image: Float[Array, "height width channels"]) -> Float[Array, " two"]:
         y0 = self.model.encoder(image)
-        n = len(jumps(self.model.field)) + 1
+        n = plan(self.model.field, 0.0, 1.0).count
         one, two = (
             solve(self.model.field, y0, Solver("rk4", steps=k * n)).y for k in (1, 2)
         )

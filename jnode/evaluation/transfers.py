@@ -24,10 +24,9 @@ from jnode.attacks.base import (
     wide,
 )
 from jnode.attacks.norms import project, random_start, steepest
-from jnode.fields.piecewise import jumps
 from jnode.models.batched import batched
 from jnode.models.encoders import AbstractEncoder
-from jnode.solvers import Solver
+from jnode.solvers import Solver, plan
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -159,7 +158,7 @@ def twins(
     own = dataclasses.replace(model.solver, adjoint="direct")
     if model.solver.adjoint == "backsolve":
         found[f"{own}, direct adjoint"] = batched(model.with_solver(own))
-    pieces = len(jumps(model.field)) + 1
+    pieces = plan(model.field, 0.0, 1.0).count
     makers = {
         "fixed": lambda: Solver("rk4", steps=pieces * -(-FIXED_STEPS // pieces)),
         "finer": lambda: rescaled(own, 10),

@@ -133,6 +133,12 @@ def jumps(tree: PyTree) -> tuple[float, ...]:
     return tuple(t for i, t in enumerate(times) if i == 0 or t - times[i - 1] > near)
 
 
+def marks(tree: PyTree) -> tuple[float, ...]:
+    """All jumps of a tree, between one time before and one after them."""
+    times = jumps(tree)
+    return (times[0] - 1, *times, times[-1] + 1) if times else (0.0, 1.0)
+
+
 def segment(tree: PyTree, index: Any, edges: Sequence[float]) -> PyTree:
     """`tree` as it is between two of its jumps, with no `PiecewiseField` left.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode._rounding import gamma, unit_roundoff
+from jnode.bounds import gamma, unit_roundoff
 from jnode.linear.cayley import adjoint, embed
 
 ITERATIONS = 6

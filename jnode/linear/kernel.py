@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode._rounding import unit_roundoff
+from jnode.bounds import unit_roundoff
 from jnode.linear.base import (
     AbstractLinear,
     AbstractReparametrized,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode._rounding import gamma
+from jnode.bounds import gamma
 from jnode.linear.base import AbstractLinear
 from jnode.linear.dense import Dense, dense_of
 from jnode.linear.kernel import (

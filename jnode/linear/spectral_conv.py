@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode._rounding import gamma, unit_roundoff
+from jnode.bounds import gamma, unit_roundoff
 from jnode.linear import fourier
 from jnode.linear.base import (
     AbstractPlain,

@@ -13,7 +13,7 @@ from jnode.fields import AbstractVectorField
 from jnode.linear import measured, plain
 from jnode.linear.base import check_positive
 from jnode.models.encoders import AbstractEncoder
-from jnode.solvers import Solution, Solver, freeze, solve
+from jnode.solvers import Solution, Solver, solve
 
 
 class Head(eqx.Module):
@@ -125,7 +125,7 @@ class ODEClassifier(eqx.Module):
 
         **Raises:** `ValueError` for a model whose steps are fixed.
         """
-        return self.with_solver(freeze(self.field, self.encoder(image), self.solver))
+        return self.with_solver(self.solver.freeze(self.solution(image).schedule))
 
     def bake(self) -> "ODEClassifier":
         """An equal model that holds plain matrices: for inference, attacks."""

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from jnode.solvers.inside import combine
-from jnode.solvers.state import RightHandSide
-from jnode.solvers.tableaus import SOLVERS, embedded_pair, evaluations
+from jnode.solvers.fixed import RightHandSide, combine
+from jnode.solvers.tableaus import embedded_pair, evaluations
 
 # How many states the way back keeps. Where more steps were taken, some are repeated.
 CHECKPOINTS = 16
@@ -40,7 +39,7 @@ def turned(sign: Sign, x: Any) -> Any:
 def solve_adaptive(
     field: RightHandSide,
     y0: Float[Array, "*positions batch channels"],
-    name: str,
+    method: diffrax.AbstractSolver,
     tolerances: Float[Array, "2"],
     max_steps: int,
     times: tuple[Float[Array, ""], Float[Array, ""]],
@@ -48,7 +47,7 @@ def solve_adaptive(
 ) -> tuple[Float[Array, "*positions batch channels"], tuple[Int[Array, " batch"], ...]]:
     """Integrates a time-invariant field for a batch of states.
 
-    **Arguments:** the field, the states, the method's name, its relative and absolute
+    **Arguments:** the field, the states, the method, its relative and absolute
     tolerance, the most steps, the times $t_0$ and $t_1$, and which way they run.
 
     **Returns:** the states at $t_1$, and of each sample: how many steps it took, how
@@ -57,10 +56,10 @@ def solve_adaptive(
     """
     differentiable = (field, y0, times)
     tolerances = jax.lax.stop_gradient(tolerances)
-    y1, counts = _solve(differentiable, tolerances, name, max_steps, sign)
+    y1, counts = _solve(differentiable, tolerances, method, max_steps, sign)
     taken, accepted, failed = counts
     # Two evaluations more choose the first step.
-    nfe = evaluations(name, taken) + 2
+    nfe = evaluations(method, taken) + 2
     return y1, (taken, accepted, taken - accepted, nfe, failed)
 
 
@@ -84,7 +83,7 @@ def first_step(
     field: Any,
     y0: PyTree[Array],
     args: PyTree,
-    name: str,
+    method: diffrax.AbstractSolver,
     tolerances: Float[Array, "2"],
     t0: Float[Array, ""],
     sign: Sign,
@@ -97,7 +96,7 @@ def first_step(
     """
     forward = isinstance(sign, int) and sign == 1
     term = diffrax.ODETerm(field if forward else Reversed(field, sign))
-    method, t0 = SOLVERS[name](), turned(sign, t0)
+    t0 = turned(sign, t0)
     order = method.error_order(term)
     # The state is cut off before, as the step is held when gradients are taken.
     arrays, static = eqx.partition((term, y0, args, t0), eqx.is_array)
@@ -108,21 +107,21 @@ def first_step(
 
 
 @eqx.filter_custom_vjp
-def _solve(differentiable, tolerances, name, max_steps, sign):
-    y1, counts, _ = _forward(differentiable, tolerances, name, max_steps, sign)
+def _solve(differentiable, tolerances, method, max_steps, sign):
+    y1, counts, _ = _forward(differentiable, tolerances, method, max_steps, sign)
     return y1, counts
 
 
 @_solve.def_fwd
-def _solve_fwd(perturbed, differentiable, tolerances, name, max_steps, sign):
+def _solve_fwd(perturbed, differentiable, tolerances, method, max_steps, sign):
     del perturbed
-    y1, counts, lengths = _forward(differentiable, tolerances, name, max_steps, sign)
+    y1, counts, lengths = _forward(differentiable, tolerances, method, max_steps, sign)
     return (y1, counts), (counts, lengths)
 
 
 @_solve.def_bwd
 def _solve_bwd(
-    residuals, cotangent, perturbed, differentiable, tolerances, name, max_steps, sign
+    residuals, cotangent, perturbed, differentiable, tolerances, method, max_steps, sign
 ):
     del tolerances
     (_, accepted, failed), lengths = residuals
@@ -143,7 +142,7 @@ def _solve_bwd(
             h = jnp.where(i < accepted, lengths[i], 0)
             if clocks:
                 h = h + jnp.where(i == accepted - 1, shift, 0)
-            return i + 1, _step(field, held, h, y, None, name, sign)[0]
+            return i + 1, _step(field, held, h, y, None, method, sign)[0]
 
         first = (jnp.zeros((), accepted.dtype), y0)
         return eqxi.while_loop(
@@ -159,12 +158,12 @@ def _solve_bwd(
     return pull(cotangent[0])[0]
 
 
-def _step(field, t, h, y, k, name, sign):
+def _step(field, t, h, y, k, method, sign):
     """The state, the error and the last stage of a step of each sample.
 
     The field does not move with time, so `t` may be any.
     """
-    a, b, error = (x.tolist() for x in embedded_pair(name))
+    a, b, error = (x.tolist() for x in embedded_pair(method))
     h = _along(turned(sign, h), y)
     ks = [field(t, y, None) if k is None else k]
     for i in range(1, len(b)):
@@ -178,9 +177,9 @@ def _along(samples, y):
     return samples.reshape((1,) * (y.ndim - 2) + (len(samples), 1))
 
 
-def _forward(differentiable, tolerances, name, max_steps, sign):
+def _forward(differentiable, tolerances, method, max_steps, sign):
     field, y0, (begin, stop) = differentiable
-    method, batch, dtype = SOLVERS[name](), y0.shape[-2], y0.dtype
+    batch, dtype = y0.shape[-2], y0.dtype
     term = diffrax.ODETerm(field)
     control, order = controller(tolerances), method.error_order(term)
     t0, t1 = turned(sign, begin), turned(sign, stop)
@@ -191,7 +190,7 @@ def _forward(differentiable, tolerances, name, max_steps, sign):
 
     def start(y):
         # A length that is given, the controller does not choose.
-        length = first_step(field, y, None, name, tolerances, begin, sign)
+        length = first_step(field, y, None, method, tolerances, begin, sign)
         return control.init(None, t0, t1, y, length, None, None, order)  # pyright: ignore
 
     end, memory = jax.vmap(start, in_axes=axis)(y0)
@@ -209,7 +208,7 @@ def _forward(differentiable, tolerances, name, max_steps, sign):
 
     def body(carry):
         count, done, t, end, memory, y, k, taken, accepted, lengths = carry
-        y1, error, last = _step(field, begin, end - t, y, k, name, sign)
+        y1, error, last = _step(field, begin, end - t, y, k, method, sign)
         keep, start, ahead, _, after, _ = adapt(t, end, y, y1, error, memory)
         new = keep & ~done
         rows = jnp.arange(batch)

@@ -1,19 +1,59 @@
 """Fixed steps of explicit Runge-Kutta methods: a scan that JAX differentiates.
 
 Diffrax's loop costs half as much again at a known number of steps, since it must be
-ready for steps that are rejected; this one is what a user would write.
+ready for steps that are rejected; this one is what a user would write. A field whose
+inner units cost less is solved by way of these (see `jnode.fields.inner_form`).
 """
 
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jnode.solvers.inside import combine, solve_inside
+from jnode.fields.base import add_bias
+from jnode.fields.inner_form import InnerForm
+from jnode.linear import plain
 from jnode.solvers.schedule import Schedule
-from jnode.solvers.solution import statistics
-from jnode.solvers.state import RightHandSide
+from jnode.solvers.solution import compiled, finished, statistics
 from jnode.solvers.tableaus import Rows
+
+
+class RightHandSide(eqx.Module):
+    """$f(t, y)$ of one array, its arguments bound, its value of the state's type."""
+
+    field: Any
+    args: PyTree = None
+
+    def __call__(self, t: Any, y: Array, args: Any = None) -> Array:
+        del args
+        value = self.field(t, y, self.args)
+        if not eqx.is_array_like(value):
+            raise TypeError(
+                "field must return an array for a state that is one, not "
+                f"{type(value).__name__}."
+            )
+        value = jnp.asarray(value)
+        if value.dtype != y.dtype:
+            value = value.astype(y.dtype)
+        if value.shape == y.shape:
+            return value
+        sizes = zip(value.shape[::-1], y.shape[::-1], strict=False)
+        if value.ndim > y.ndim or any(size not in (1, full) for size, full in sizes):
+            raise ValueError(
+                f"field must return an array of the state's shape {y.shape}, not "
+                f"{value.shape}."
+            )
+        return jnp.broadcast_to(value, y.shape)
+
+
+def combine(h, weights, ks, y):
+    """The weighted sum of stages, times the step; zero weights cost nothing."""
+    terms = [
+        (h * w).astype(y.dtype) * k for w, k in zip(weights, ks, strict=True) if w != 0
+    ]
+    return sum(terms, start=jnp.zeros_like(y))
 
 
 def step(
@@ -27,48 +67,120 @@ def step(
     return y + combine(h, b, ks, y)
 
 
+@compiled
 def solve_fixed(
     tree: tuple[Any, PyTree],
     y0: Float[Array, "*state"],
     schedule: Schedule,
     method: Rows,
-) -> tuple[Float[Array, "*state"], dict[str, Any]]:
-    """The state after all steps, of a baked field and its arguments; statistics."""
+    label: str,
+    throw: bool,
+) -> tuple[Float[Array, "*state"], dict[str, Any], Array, Array]:
+    """The state after all steps of a field with its arguments; statistics; the times.
+
+    With `throw`, a state that is not finite raises, in the name of `label`.
+    """
 
     def segment(tree, y, part):
         field, args = tree
-        times, lengths = part
-        nfe = len(times) * len(method[1])
+        evaluations = part.steps * len(method[1])
         form = getattr(field, "inner_form", lambda: None)()
-        if form is not None and form.pays(nfe, y.shape[-1]):
-            return solve_inside(form, y, method, times, lengths), {}
-        side = RightHandSide(field, args)
+        if form is not None and form.pays(evaluations, y.shape[-1]):
+            return _solve_inside(form, y, method, part.starts[0], part.lengths[0]), None
+        return _scan(RightHandSide(field, args), y, part, method, keep=False)
 
-        def body(y, this):
-            return step(side, *this, y, method), None
-
-        return jax.lax.scan(body, y, (times, lengths))[0], {}
-
-    y1, _ = schedule.segments.over(tree, y0, schedule.parts, segment)
+    y, _ = schedule.over(plain(tree), y0, segment)
     steps = schedule.steps
-    return y1, statistics(steps, steps, 0, steps * len(method[1]), 0)
+    stats = statistics(steps, steps, 0, steps * len(method[1]), 0)
+    if throw:
+        y = finished(y, stats, label, None)
+    return y, stats, schedule.t0, schedule.t1
 
 
+@compiled
 def walk_fixed(
     tree: tuple[Any, PyTree],
     y0: Float[Array, "*state"],
     schedule: Schedule,
     method: Rows,
-) -> list[Float[Array, "steps *state"]]:
-    """The states after each step, segment by segment."""
-    states = []
-    for k, part in enumerate(schedule.parts):
-        side = RightHandSide(*schedule.segments.at(tree, k))
+) -> Float[Array, "times *state"]:
+    """The first state, and the states after each step."""
 
-        def body(y, this, side=side):
-            after = step(side, *this, y, method)
-            return after, after
+    def segment(tree, y, part):
+        return _scan(RightHandSide(*tree), y, part, method, keep=True)
 
-        y0, found = jax.lax.scan(body, y0, part)
-        states.append(found)
-    return states
+    return jnp.concatenate([y0[None], schedule.over(plain(tree), y0, segment)[1]])
+
+
+def _scan(side, y, part, method, *, keep):
+    def body(y, this):
+        after = step(side, *this, y, method)
+        return after, after if keep else None
+
+    return jax.lax.scan(body, y, (part.starts[0], part.lengths[0]))
+
+
+def _solve_inside(form: InnerForm, y0, method: Rows, times, lengths):
+    """The state after these steps, by way of the inner units.
+
+    They carry $u = Wy$ and the sum $q$ of weighted activations, from which the state
+    follows at the end as $y_0 + L V q$ and the drift.
+    """
+    _, b, c = method
+    drift = _along(form.drift, y0)
+    clocks = None if form.clocks is None else _along(form.clocks[1], y0)
+    pushes = [None if x is None else form.enter(x) for x in (drift, clocks)]
+
+    def step(carry, this):
+        u, q = carry
+        t, h = this
+        actives, ks = _stages(form, pushes, method, t, h, u)
+        ks.append(_speed(form, pushes, t + c[-1] * h, actives[-1]))
+        return (u + combine(h, b, ks, u), q + combine(h, b, actives, q)), None
+
+    u = form.enter(y0)
+    q = jnp.zeros_like(u)
+    if len(times) > 1:
+        (u, q), _ = jax.lax.scan(step, (u, q), (times[:-1], lengths[:-1]))
+    # The inner units at the end are not needed.
+    actives, _ = _stages(form, pushes, method, times[-1], lengths[-1], u)
+    q = q + combine(lengths[-1], b, actives, q)
+    y = y0 + form.scale * form.leave(q)
+    if drift is not None:
+        y = y + jnp.sum(lengths) * drift
+    if clocks is not None:
+        middles = sum(w * (times + s * lengths) for w, s in zip(b, c, strict=True))
+        y = y + jnp.sum(lengths * jnp.asarray(middles, y0.dtype)) * clocks
+    return y
+
+
+def _stages(form, pushes, method, t, h, u):
+    """Each stage's activation, and the speeds of all but the last."""
+    a, b, c = method
+    actives, ks = [], []
+    for i in range(len(b)):
+        if i:
+            ks.append(_speed(form, pushes, t + c[i - 1] * h, actives[-1]))
+        bias = form.bias
+        if form.clocks is not None:
+            bias = bias + (t + c[i] * h) * form.clocks[0]
+        inner = add_bias(u + combine(h, a[i][:i], ks, u), bias)
+        actives.append(form.activation(inner))
+    return actives, ks
+
+
+def _speed(form, pushes, t, active):
+    """How fast the inner units move."""
+    constant, growing = pushes
+    k = form.scale * form.loop(active)
+    if constant is not None:
+        k = k + constant
+    return k if growing is None else k + t * growing
+
+
+def _along(channels, y):
+    """A vector of channels at each position, with room for a batch."""
+    if channels is None:
+        return None
+    shape = (*y.shape[:2], *(1,) * (y.ndim - 3)) if y.ndim > 2 else (1,) * (y.ndim - 1)
+    return jnp.broadcast_to(channels.astype(y.dtype), (*shape, y.shape[-1]))

@@ -5,281 +5,366 @@ step crosses one. Times are arrays, so that other times compile nothing anew and
 may be differentiated; which segments there are is static.
 """
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from jnode.fields.piecewise import jumps, segment, segments
+from jnode.fields.piecewise import marks, segment, segments
 
 
-class Segments(eqx.Module):
-    """The parts of $[t_0, t_1]$ between a field's jumps, in the order of the solve.
+class Schedule(eqx.Module):
+    """The steps from $t_0$ to $t_1$, in segments between the jumps of a field.
+
+    Made by `plan` and by `jnode.Solver.plan`; `jnode.Solution.schedule` is that of a
+    solve. Known times are NumPy's, in double precision, and lengths their exact
+    differences; times that are traced are JAX's.
 
     - `edges`: $t_0$, the jumps on the way, $t_1$; decreasing where $t_1 < t_0$.
-    - `marks`: all the field's jumps, between one time before and one after them.
-    - `order`: of each segment, between which marks it lies. Integers, or an array of
-        them where only the values of $t_0$ and $t_1$ tell the direction.
-    - `sign`: -1 where time runs backwards, else 1; an array in that same case.
+    - `starts`, `lengths`: of each segment, where its steps begin and how long they are,
+        negative where time runs backwards. Where a solver has yet to choose its steps,
+        a segment counts as one step.
+    - `marks`: all jumps of the field, between one time before and one after them.
+    - `order`: between which marks each segment lies, in the order of the solve.
+    - `direction`: 1 where time runs forwards, -1 where backwards; `None` where only
+        running tells, and `order` is that of time.
     """
 
-    edges: Float[Array, " edges"]
+    edges: Float[Any, " edges"]
+    starts: tuple[Float[Any, "_"], ...]
+    lengths: tuple[Float[Any, "_"], ...]
     marks: tuple[float, ...] = eqx.field(static=True)
-    order: tuple[int, ...] | Int[Array, " segments"]
-    sign: int | Float[Array, ""]
+    order: tuple[int, ...] = eqx.field(static=True)
+    direction: int | None = eqx.field(static=True)
 
     @property
-    def t0(self) -> Float[Array, ""]:
+    def t0(self) -> Float[Any, ""]:
         return self.edges[0]
 
     @property
-    def t1(self) -> Float[Array, ""]:
+    def t1(self) -> Float[Any, ""]:
         return self.edges[-1]
 
     @property
     def count(self) -> int:
+        """The number of segments."""
         return len(self.order)
 
     @property
-    def pairs(self) -> list[tuple[Float[Array, ""], Float[Array, ""]]]:
-        """The start and the end of each segment."""
-        return [(self.edges[k], self.edges[k + 1]) for k in range(self.count)]
+    def steps(self) -> int:
+        """The number of steps."""
+        return sum(len(starts) for starts in self.starts)
+
+    @property
+    def times(self) -> Float[Any, " times"]:
+        """Where steps begin, and where the last one ends."""
+        join = np.concatenate if is_known(self) else jnp.concatenate
+        return join([*self.starts, self.edges[-1:]])
 
     @property
     def inside(self) -> tuple[float, ...]:
         """The jumps on the way, in increasing order."""
-        low, high = self.span
-        return self.marks[low + 1 : high + 1]
+        return self.marks[min(self.order) + 1 : max(self.order) + 1]
 
     @property
-    def span(self) -> tuple[int, int]:
-        """The first and the last part between marks that the solve goes through."""
-        if isinstance(self.order, tuple):
-            return min(self.order), max(self.order)
-        return 0, len(self.marks) - 2
+    def sign(self) -> int | Float[Array, ""]:
+        """The direction; an array where only running tells."""
+        if self.direction is not None:
+            return self.direction
+        return jnp.where(self.t1 < self.t0, -1, 1).astype(self.edges.dtype)
+
+    @property
+    def parts(self) -> list["Schedule"]:
+        """Each segment's own schedule, which knows of no jump."""
+        return [
+            Schedule(
+                self.edges[k : k + 2],
+                (self.starts[k],),
+                (self.lengths[k],),
+                (0.0, 1.0),
+                (0,),
+                self.direction,
+            )
+            for k in range(self.count)
+        ]
+
+    def numbers(self) -> list[tuple[int, float, float]]:
+        """Each step of known times: its segment, its start and its length."""
+        return [
+            (k, float(t), float(h))
+            for k, each in enumerate(zip(self.starts, self.lengths, strict=True))
+            for t, h in zip(*each, strict=True)
+        ]
+
+    def astype(self, dtype: Any) -> "Schedule":
+        """The same times, rounded to a type."""
+        convert = np.asarray if is_known(self) else jnp.asarray
+        return jax.tree.map(lambda times: convert(times, dtype), self)
 
     def at(self, tree: PyTree, k: int) -> PyTree:
         """`tree` in the `k`-th segment."""
-        return segment(tree, self.order[k], self.marks)
+        index = self.order[k]
+        if self.direction is None:
+            index = jnp.where(self.sign < 0, self.count - 1 - index, index)
+        return segment(tree, index, self.marks)
 
     def over(
         self,
         tree: PyTree,
         y: PyTree,
-        parts: list[Any],
-        body: Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]],
+        body: Callable[[PyTree, PyTree, "Schedule"], tuple[PyTree, PyTree]],
     ) -> tuple[PyTree, PyTree]:
-        """The state after `y, stats = body(tree's segment, y, part)` for each segment.
+        """The state after `y, out = body(tree's segment, y, part)` for each segment.
 
-        **Returns:** it, and the statistics summed. Where all parts have one shape, it
-        is compiled once, and the weights of each are read as its turn comes.
+        **Returns:** it, and what came out, one segment after another along the first
+        axis. Where all parts have one shape, it is compiled once, and the weights of
+        each are read as its turn comes.
         """
+        parts = self.parts
         if self.count == 1:
             return body(self.at(tree, 0), y, parts[0])
-        like = {str(jax.tree.map(jnp.shape, part)) for part in parts}
-        if len(like) > 1:
-            stats = []
+        if len({len(starts) for starts in self.starts}) > 1:
+            outs = []
             for k, part in enumerate(parts):
-                y, found = body(self.at(tree, k), y, part)
-                stats.append(found)
-            return y, jax.tree.map(lambda *counts: sum(counts), *stats)
+                y, out = body(self.at(tree, k), y, part)
+                outs.append(out)
+            return y, jax.tree.map(lambda *each: jnp.concatenate(each), *outs)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-        if isinstance(self.order, tuple):
-            moving, still = segments(tree, self.order, self.marks)
+        if self.direction is None:
+            order = jnp.asarray(self.order)
+            moving, still = jnp.where(self.sign < 0, order[::-1], order), tree
+            here = lambda index, tree: segment(tree, index, self.marks)  # noqa: E731
         else:
-            moving, still = self.order, tree
+            moving, still = segments(tree, self.order, self.marks)
+            here = eqx.combine
 
         def step(y, this):
             moving, part = this
-            if isinstance(self.order, tuple):
-                return body(eqx.combine(moving, still), y, part)
-            return body(segment(still, moving, self.marks), y, part)
+            return body(here(moving, still), y, part)
 
-        y, stats = jax.lax.scan(step, y, (moving, stacked))
-        return y, jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
+        y, outs = jax.lax.scan(step, y, (moving, stacked))
+        return y, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
 
+    def cut(self, tree: PyTree) -> "Schedule":
+        """The same steps, of known times, in the segments of another field.
 
-class Schedule(eqx.Module):
-    """Fixed steps: of each segment, where they start and how long they are.
+        **Raises:** `ValueError` where a step would cross one of its jumps.
+        """
+        return _recut(marks(tree), np.asarray(self.times))
 
-    Lengths are negative where time runs backwards.
-    """
+    def refined(self, ends: Float[Any, " ends"]) -> "Schedule":
+        """A solver's steps on these segments, from where each was seen to end.
 
-    segments: Segments
-    starts: tuple[Float[Array, "_"], ...]
-    lengths: tuple[Float[Array, "_"], ...]
-
-    @property
-    def steps(self) -> int:
-        return sum(len(starts) for starts in self.starts)
-
-    @property
-    def parts(self) -> list[Any]:
-        return list(zip(self.starts, self.lengths, strict=True))
+        **Arguments:** the times, in order, of the precision that they were solved in;
+        infinite ones fill up and do not count.
+        """
+        times = np.append(np.asarray(self.t0, ends.dtype), ends[np.isfinite(ends)])
+        return _recut(self.marks, times, float(self.t0), float(self.t1))
 
 
-def is_known(*times: Any) -> bool:
-    """Whether times are numbers and not traced."""
-    return not any(isinstance(t, jax.core.Tracer) for t in times)
+def everywhere(tree: PyTree) -> Schedule:
+    """All segments of a field, the first and the last of which have no end."""
+    times = marks(tree)
+    return _known(times, times[0], times[-1], None, "ts")
 
 
-def cut(tree: PyTree, t0: Any, t1: Any, dtype: Any) -> Segments:
-    """The segments of `tree` from `t0` to `t1`, their times of type `dtype`.
-
-    **Raises:** `ValueError` for times that are not finite numbers, and, where one of
-    them is traced, for a jump that cannot lie between them; at run time where traced
-    times leave a jump outside.
-    """
-    times = jumps(tree)
-    low, high = (times[0] - 1, times[-1] + 1) if times else (0.0, 1.0)
-    marks = (low, *times, high)
-    for name, t in (("t0", t0), ("t1", t1)):
-        if is_known(t) and not math.isfinite(float(t)):
-            raise ValueError(f"{name} must be a finite number, not {t}.")
-    if is_known(t0, t1):
-        start, end = float(t0), float(t1)
-        near = 1e-9 * abs(end - start) + 4e-16 * max(abs(start), abs(end))
-        first, last = min(start, end) + near, max(start, end) - near
-        low, high = np.searchsorted(times, first, "right"), np.searchsorted(times, last)
-        order = tuple(range(int(low), int(max(low, high)) + 1))
-        inside = times[order[0] : order[-1]]
-        if end < start:
-            order, inside = order[::-1], inside[::-1]
-        edges = jnp.asarray([start, *inside, end], dtype)
-        return Segments(edges, marks, order, -1 if end < start else 1)
-    t0, t1 = (jnp.asarray(t).astype(dtype) for t in _both(t0, t1))
-    if not times:
-        return Segments(jnp.stack([t0, t1]), marks, (0,), _sign(t0, t1))
-    return _traced(times, t0, t1, marks, dtype)
+def is_known(*trees: PyTree) -> bool:
+    """Whether all in these is numbers and not traced."""
+    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
 
 
-def _both(t0, t1):
-    return tuple(float(t) if is_known(t) else t for t in (t0, t1))
-
-
-def _traced(times, t0, t1, marks, dtype):
-    """All jumps are taken to lie between the times, which running then checks."""
-    forward = _direction(times, t0, t1)
-    inside = jnp.asarray(times, dtype)
-    order = tuple(range(len(marks) - 1))
-    low, high = (t0, t1) if forward else (t1, t0)
-    if forward is None:
-        ahead = t0 < t1
-        inside = jnp.where(ahead, inside, inside[::-1])
-        order = jnp.where(ahead, jnp.arange(len(order)), jnp.arange(len(order))[::-1])
-        low, high = jnp.minimum(t0, t1), jnp.maximum(t0, t1)
-    elif not forward:
-        inside, order = inside[::-1], order[::-1]
-    edges = jnp.concatenate([t0[None], inside, t1[None]])
-    edges = eqx.error_if(
-        edges,
-        (low >= times[0]) | (high <= times[-1]),
-        f"t0 and t1 must have all jumps of the field, from {times[0]:g} to "
-        f"{times[-1]:g}, between them where one of them is traced: give Python numbers "
-        "to solve over some of its pieces.",
-    )
-    sign = _sign(t0, t1) if forward is None else (1 if forward else -1)
-    return Segments(edges, marks, order, sign)
-
-
-def _sign(t0, t1):
-    return jnp.where(t1 < t0, -1, 1).astype(t0.dtype)
-
-
-def _direction(times, t0, t1):
-    """Whether time must run forwards for all jumps to lie inside, if known."""
-    for name, t, other in (("t0", t0, True), ("t1", t1, False)):
-        if is_known(t):
-            if float(t) <= times[0]:
-                return other
-            if float(t) >= times[-1]:
-                return not other
-            raise ValueError(
-                f"{name} must lie before or after all jumps of the field, from "
-                f"{times[0]:g} to {times[-1]:g}, where the other time is traced; it is "
-                f"{float(t):g}."
-            )
-    return None
+def check_steps(steps: Any) -> None:
+    """Raises `ValueError` for what is no number of steps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, not {steps!r}.")
 
 
 def plan(
     tree: PyTree,
     t0: Any,
     t1: Any,
-    shares: Float[np.ndarray, " times"],
-    dtype: Any,
-    name: str,
+    *,
+    dtype: Any = None,
+    steps: int | None = None,
+    grid: Sequence[float] | None = None,
+    ts: Any = None,
 ) -> Schedule:
-    """The schedule of fixed steps that end at these shares of the interval.
+    """The schedule of a field from `t0` to `t1`.
 
-    **Arguments:** the field (and whatever else jumps), the times, the shares from 0 to
-    1, the type of the times, and what gave the shares: "steps", which are equal, "grid"
-    or "ts".
+    **Arguments:** the field, or any tree that holds it; the times, which may be traced,
+    and the type that traced ones take on; and the steps: how many equal ones, or the
+    shares of the interval from 0 to 1 that they end at, or the times from `t0` to `t1`.
+    Without any of these, one for each segment, for a solver to choose its own in.
 
-    **Raises:** `ValueError` for steps that cross a jump; as `cut`.
+    **Raises:** `ValueError` for times that are not finite numbers or out of order, and
+    for steps that are none or would cross a jump; at run time where `t0` or `t1` is
+    traced and a jump does not lie between them.
     """
-    parts = cut(tree, t0, t1, dtype)
-    as_array = functools.partial(jnp.asarray, dtype=dtype)
+    for name, t in (("t0", t0), ("t1", t1)):
+        if is_known(t) and not math.isfinite(float(t)):
+            raise ValueError(f"{name} must be a finite number, not {t}.")
+    if steps is not None and ts is not None:
+        raise ValueError(
+            "steps and ts must not be given together: each says what steps to take."
+        )
+    times, name, shares = marks(tree), "grid", grid
+    if steps is not None:
+        check_steps(steps)
+        name, shares = "steps", np.arange(steps + 1) / steps
+    if shares is not None:
+        shares = np.asarray(shares, np.float64)
+    if ts is not None:
+        ts = checked_times(ts, t0, t1, whole=True)
+        return _known(times, float(t0), float(t1), ts, "ts")
     if not is_known(t0, t1):
-        return _traced_plan(parts, shares, name)
-    start, end = float(t0), float(t1)
-    ends = start + (end - start) * shares
-    lengths = (end - start) * np.diff(shares)
-    inside = parts.inside[::-1] if end < start else parts.inside
-    cuts = [int(np.argmin(np.abs(ends - jump))) for jump in inside]
-    for jump, at in zip(inside, cuts, strict=True):
-        if abs(ends[at] - jump) > 1e-9 * max(abs(end - start), 1e-6 * abs(jump)):
-            raise ValueError(_crossing(jump, inside, start, end, len(lengths), name))
-    pairs = list(zip([0, *cuts], [*cuts, len(lengths)], strict=True))
+        return _traced(times, t0, t1, dtype, shares, name)
+    t0, t1 = float(t0), float(t1)
+    ends = None if shares is None else t0 + (t1 - t0) * shares
+    return _known(times, t0, t1, ends, name)
+
+
+def checked_times(
+    ts: Any, t0: Any, t1: Any, *, whole: bool
+) -> Float[np.ndarray, " times"]:
+    """Known times in order between `t0` and `t1`, from end to end if `whole`.
+
+    **Raises:** `ValueError` for others.
+    """
+    if not is_known(ts, t0, t1):
+        raise ValueError(
+            "ts, t0 and t1 must be known numbers; where they are traced, give "
+            "stepsize_controller=diffrax.StepTo(ts)."
+        )
+    ts, t0, t1 = np.asarray(ts, np.float64), float(t0), float(t1)
+    near = 1e-6 * abs(t1 - t0)
+    fine = ts.ndim == 1 and len(ts) > whole and np.all((t1 - t0) * np.diff(ts) > 0)
+    if fine and whole:
+        fine = abs(ts[0] - t0) <= near and abs(ts[-1] - t1) <= near
+    elif fine:
+        fine = np.all((min(t0, t1) <= ts) & (ts <= max(t0, t1)))
+    if not fine:
+        way = "increase" if t1 > t0 else "decrease"
+        raise ValueError(f"ts must {way} from t0 = {t0:g} to t1 = {t1:g}; it is {ts}.")
+    return np.concatenate([[t0], ts[1:-1], [t1]]) if whole else ts
+
+
+def _recut(marks, times, *ends):
+    """The schedule of recorded times, which were rounded to their type."""
+    near = 4 * float(jnp.finfo(times.dtype).eps) * np.max(np.abs(times))
+    times = times.astype(np.float64)
+    for jump in (*marks[1:-1], *ends):
+        # Itself, where a step ended with it as rounded, or the last number before.
+        times[np.abs(times - jump) <= near] = jump
+    times = times[np.append(True, np.diff(times) != 0)]
+    return _known(marks, times[0], times[-1], times, "ts")
+
+
+def _known(marks, t0, t1, ends, name):
+    """The schedule of known times; without `ends` one step a segment."""
+    near = 1e-9 * abs(t1 - t0) + 4e-16 * max(abs(t0), abs(t1))
+    first, last = min(t0, t1) + near, max(t0, t1) - near
+    low = int(np.searchsorted(marks[1:-1], first, "right"))
+    high = int(np.searchsorted(marks[1:-1], last))
+    order = tuple(range(low, max(low, high) + 1))
+    inside = marks[order[0] + 1 : order[-1] + 1]
+    direction = -1 if t1 < t0 else 1
+    if direction < 0:
+        order, inside = order[::-1], inside[::-1]
+    edges = np.asarray([t0, *inside, t1], np.float64)
+    ends = edges if ends is None else np.array(ends, np.float64)
+    cuts = ends_at(ends, inside, name)
+    ends[cuts] = inside
+    lengths = np.diff(ends)
+    pairs = list(pairwise([0, *cuts, len(lengths)]))
     return Schedule(
-        parts,
-        tuple(as_array(ends[a:b]) for a, b in pairs),
-        tuple(as_array(lengths[a:b]) for a, b in pairs),
+        edges,
+        tuple(ends[a:b] for a, b in pairs),
+        tuple(lengths[a:b] for a, b in pairs),
+        marks,
+        order,
+        direction,
     )
 
 
-def _traced_plan(parts, shares, name):
-    edges, count, steps = parts.edges, parts.count, len(shares) - 1
-    if count > 1:
+def _traced(marks, t0, t1, dtype, shares, name):
+    """All jumps are taken to lie between the times, which running then checks."""
+    jumps, count = marks[1:-1], len(marks) - 1
+    if jumps and shares is not None:
         if name != "steps":
             raise ValueError(
                 f"t0 and t1 must be Python numbers for a field that jumps and a {name}:"
                 " where they are traced, give equal steps."
             )
-        if steps % count:
+        if (len(shares) - 1) % count:
             raise ValueError(
                 f"steps must be a multiple of the field's {count} segments between its "
-                f"jumps where t0 or t1 is traced, not {steps}."
+                f"jumps where t0 or t1 is traced, not {len(shares) - 1}."
             )
-        shares = np.arange(steps // count + 1) / (steps // count)
-    starts, lengths = [], []
-    for a, b in parts.pairs:
-        starts.append(a + (b - a) * jnp.asarray(shares[:-1], edges.dtype))
-        lengths.append((b - a) * jnp.asarray(np.diff(shares), edges.dtype))
-    return Schedule(parts, tuple(starts), tuple(lengths))
+        shares = shares[: (len(shares) - 1) // count + 1] * count
+    t0, t1 = (jnp.asarray(float(t) if is_known(t) else t) for t in (t0, t1))
+    edges = _edges(jumps, t0.astype(dtype), t1.astype(dtype))
+    shares = np.arange(2.0) if shares is None else shares
+    starts, widths = (jnp.asarray(x, dtype) for x in (shares[:-1], np.diff(shares)))
+    return Schedule(
+        edges,
+        tuple(a + (b - a) * starts for a, b in pairwise(edges)),
+        tuple((b - a) * widths for a, b in pairwise(edges)),
+        marks,
+        tuple(range(count)),
+        None,
+    )
 
 
-def _crossing(jump, inside, start, end, steps, name):
-    share = (jump - start) / (end - start)
+def _edges(jumps, t0, t1):
+    if not jumps:
+        return jnp.stack([t0, t1])
+    inside = jnp.asarray(jumps, t0.dtype)
+    inside = jnp.where(t0 < t1, inside, inside[::-1])
+    return eqx.error_if(
+        jnp.concatenate([t0[None], inside, t1[None]]),
+        (jnp.minimum(t0, t1) >= jumps[0]) | (jnp.maximum(t0, t1) <= jumps[-1]),
+        f"t0 and t1 must have all jumps of the field, from {jumps[0]:g} to "
+        f"{jumps[-1]:g}, between them where one of them is traced: give Python numbers "
+        "to solve over some of its pieces.",
+    )
+
+
+def ends_at(
+    ends: Float[np.ndarray, " times"], jumps: Sequence[float], name: str
+) -> list[int]:
+    """Which of the times that steps end at is each jump.
+
+    **Raises:** `ValueError` where a step crosses a jump, in the words of what gave the
+    steps: "steps", "grid" or "ts".
+    """
+    span = abs(ends[-1] - ends[0])
+    cuts = [int(np.argmin(np.abs(ends - jump))) for jump in jumps]
+    for jump, at in zip(jumps, cuts, strict=True):
+        if abs(ends[at] - jump) > 1e-9 * max(span, 1e-6 * abs(jump)):
+            raise ValueError(_crossing(jump, jumps, ends, name))
+    return cuts
+
+
+def _crossing(jump, jumps, ends, name):
+    shares = (np.asarray([jump, *jumps]) - ends[0]) / (ends[-1] - ends[0])
     if name == "grid":
         return (
-            f"grid must hold {share:g}, the field's jump at t = {jump:g} as a share of "
-            "the interval, so that no step crosses it."
+            f"grid must hold {shares[0]:g}, the field's jump at t = {jump:g} as a share"
+            " of the interval, so that no step crosses it."
         )
     if name == "ts":
         return f"ts must hold {jump:g}, where the field jumps: no step may cross it."
-    shares = (np.asarray(inside) - start) / (end - start)
     for fewest in range(2, 1025):
         if np.all(np.abs(shares * fewest - np.round(shares * fewest)) < 1e-9 * fewest):
             return (
                 f"steps must be a multiple of {fewest}, so that none crosses the "
-                f"field's jump at t = {jump:g}, not {steps}."
+                f"field's jump at t = {jump:g}, not {len(ends) - 1}."
             )
     return (
         f"steps must end at t = {jump:g}, where the field jumps, and equal ones do not:"

@@ -1,14 +1,67 @@
-"""What a solve returns."""
+"""What goes into a solve and what comes out: a state of one type, and the solution."""
 
+import functools
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jnode.fields.base import AbstractVectorField
+from jnode.solvers.schedule import Schedule, is_known
 
 RESULTS = diffrax.RESULTS
+NOT_FINITE = (
+    "The state ceased to be finite while {} solved the ODE: look for NaN in the input, "
+    "or take more steps or a smaller Lipschitz constant."
+)
+
+# Compiled once for all calls outside jit; inside, the code that is called.
+compiled = functools.partial(eqx.filter_jit, inline=True)
+
+
+def promoted(field: Any, y0: PyTree, t0: Any, t1: Any, args: PyTree) -> PyTree:
+    """A state as Diffrax would have it: arrays, of at least the times' type.
+
+    Python's times count as the default float. A state narrower than what the field
+    makes of it (float32, where the weights are float64) takes on that type. A list of
+    numbers is an array for one of the package's fields, else, as in Diffrax, a PyTree.
+    """
+    if isinstance(y0, list) and isinstance(field, AbstractVectorField):
+        numbers = all(isinstance(x, (int, float)) for x in jax.tree.leaves(y0))
+        y0 = np.asarray(y0) if numbers else y0
+    with jax.numpy_dtype_promotion("standard"):
+        time = _time_dtype(t0, t1)
+        y0 = jax.tree.map(lambda y: jnp.asarray(y, jnp.result_type(y, time)), y0)
+        widest = jnp.finfo(jnp.asarray(0.0).dtype).bits
+        if all(jnp.finfo(y.dtype).bits >= widest for y in jax.tree.leaves(y0)):
+            return y0
+        rates = eqx.filter_eval_shape(field, jnp.asarray(t0, time), y0, args)
+        if jax.tree.structure(rates) != jax.tree.structure(y0):
+            return y0  # the solve itself will say what is wrong
+        return jax.tree.map(
+            lambda y, rate: jnp.asarray(y, jnp.result_type(y, rate)), y0, rates
+        )
+
+
+def _time_dtype(*times):
+    dtype = jnp.result_type(*times)
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.asarray(0.0).dtype
+
+
+def is_fast(y0: PyTree) -> bool:
+    """Whether a state is one array of real numbers."""
+    return eqx.is_array(y0) and jnp.issubdtype(y0.dtype, jnp.floating)
+
+
+def real_dtype(y0: PyTree[Array]) -> Any:
+    """The real type that all arrays of a state promote to."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*jax.tree.leaves(y0), jnp.zeros((), jnp.bfloat16))
+    return jnp.finfo(dtype).dtype
 
 
 class Solution(eqx.Module):
@@ -21,6 +74,9 @@ class Solution(eqx.Module):
         that is no explicit Runge-Kutta method; and `num_failed`, the solves (one of
         each segment between jumps) that did not reach their end.
     - `t0`, `t1`: the times.
+    - `plan`: the steps of a fixed solve; of an adaptive one whose steps were kept, the
+        segments between jumps.
+    - `ends`: where the steps of that adaptive solve ended, filled up with `inf`.
     - `inner`: Diffrax's own solution, where one call of Diffrax solved it all.
 
     Under Diffrax's names: `ts`, `ys`, `result`, `event_mask`, `interpolation`,
@@ -31,7 +87,44 @@ class Solution(eqx.Module):
     stats: dict[str, Any]
     t0: Float[Array, "*batch"]
     t1: Float[Array, "*batch"]
+    plan: Schedule | None = None
+    ends: Float[Array, "*batch ends"] | None = None
     inner: diffrax.Solution | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The steps that were taken by one solve: to certify, replay or inspect them.
+
+        Those of an adaptive `jnode.Solver` are kept, unless its adjoint is "backsolve".
+        Where `saveat`, `event` or a `stepsize_controller` is given, they are kept by
+        `saveat=diffrax.SaveAt(steps=True)`.
+
+        **Raises:** `ValueError` where they were not kept, for a batch, and for a solve
+        that failed; `TypeError` inside jit, where an adaptive solve's are not known.
+        """
+        if self.plan is None:
+            raise ValueError(
+                "The steps of this solve were not kept: solve one state by an adaptive "
+                "jnode.Solver, or with saveat=diffrax.SaveAt(steps=True)."
+            )
+        if jnp.ndim(self.t0) > 0:
+            raise ValueError(
+                "A batch of solves has a schedule each: take one of them by "
+                "jax.tree.map(lambda x: x[0], solution)."
+            )
+        if self.ends is None:
+            return self.plan
+        if not is_known(self):
+            raise TypeError(
+                "The steps of an adaptive solve are known only once it has run: take "
+                "the schedule of its solution outside of jit."
+            )
+        if self.stats["num_failed"] > 0:
+            raise ValueError(
+                "The solve did not reach its end, so it has no schedule: allow more "
+                "steps, or loosen the tolerances."
+            )
+        return self.plan.refined(self.ends)
 
     @property
     def ts(self) -> PyTree:
@@ -108,3 +201,30 @@ def statistics(num_steps, accepted, rejected, nfe, failed) -> dict[str, Any]:
         "num_failed": failed,
     }
     return {k: jnp.asarray(v) for k, v in counts.items() if v is not None}
+
+
+def finished(
+    y: PyTree[Array], stats: dict[str, Any], label: str, max_steps: int | None
+) -> PyTree[Array]:
+    """The state, with an error at run time unless the solve reached its end."""
+    failed = jnp.any(stats["num_failed"] > 0)
+    return eqx.branched_error_if(
+        y,
+        failed | ~is_finite(y),
+        jnp.where(failed, 0, 1),
+        [
+            f"{label} did not reach the end within max_steps={max_steps}: allow more "
+            "steps, loosen the tolerances, or look for NaN in the input.",
+            NOT_FINITE.format(label),
+        ],
+    )
+
+
+def is_finite(y: PyTree[Array]) -> Bool[Array, ""]:
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]
+    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
+
+
+def name_of(x: Any) -> str:
+    """Of a class, or of what something is an instance of."""
+    return x.__name__ if isinstance(x, type) else type(x).__name__

@@ -1,8 +1,5 @@
 """Integrating a vector field: one call, whichever the field, state and solver."""
 
-import contextlib
-import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import diffrax
@@ -10,31 +7,48 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jnode.fields import AbstractVectorField
 from jnode.linear import plain
-from jnode.solvers.adaptive import controller, first_step, solve_adaptive
-from jnode.solvers.arguments import check_agreement, is_backsolve, name_of, shares_of
-from jnode.solvers.fixed import solve_fixed
-from jnode.solvers.schedule import Schedule, Segments, cut, plan
-from jnode.solvers.solution import Solution, statistics
-from jnode.solvers.solver import Solver
-from jnode.solvers.state import RightHandSide, is_fast, promoted, real_dtype
-from jnode.solvers.tableaus import rows, tableau
-from jnode.solvers.through import (
-    counts,
-    fixed_steps,
-    solve_chain,
-    solve_whole,
-    solver_adjoint,
+from jnode.solvers.adaptive import solve_adaptive
+from jnode.solvers.fixed import RightHandSide, solve_fixed, walk_fixed
+from jnode.solvers.schedule import Schedule, checked_times, is_known, plan
+from jnode.solvers.solution import (
+    Solution,
+    compiled,
+    finished,
+    is_fast,
+    name_of,
+    promoted,
+    real_dtype,
+    statistics,
 )
+from jnode.solvers.solver import Solver
+from jnode.solvers.tableaus import rows, tableau
+from jnode.solvers.through import Engine, is_adaptive, solve_chain, solve_whole
 
 MAX_STEPS = 4096
 """Diffrax's limit where a step size controller of Diffrax's is given."""
 
-# Compiled once for all calls outside jit; inside, the code that is called.
-_compiled = functools.partial(eqx.filter_jit, inline=True)
+
+class _Asked(NamedTuple):
+    """What a call of `solve` asks for beside the field, the state and the times."""
+
+    steps: int | None = None
+    ts: Any = None
+    dt0: Any = None
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None
+    adjoint: diffrax.AbstractAdjoint | None = None
+    saveat: diffrax.SaveAt | None = None
+    event: diffrax.Event | None = None
+    max_steps: int | None = None
+    throw: bool = True
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of these arguments that were given."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def solve(
@@ -58,58 +72,34 @@ def solve(
     """Integrates $dy/dt = f(t, y)$ from `t0` to `t1`, backwards where $t_1 < t_0$.
 
     One state at a time: an adaptive solver under `jax.vmap` chooses the steps of each
-    sample by itself, so no sample changes another's result. No step crosses a jump of a
-    `PiecewiseField`, wherever in `field` or `args` it stands.
-
-    Fixed steps of an explicit Runge-Kutta method on one array run in a scan, which can
-    be differentiated in both modes and any number of times. All else goes through
-    `diffrax.diffeqsolve`. Outside jit, calls that differ in numbers alone compile once.
+    sample by itself. No step crosses a jump of a `PiecewiseField`, wherever in `field`
+    or `args` it stands. Calls outside jit that differ in numbers alone compile once.
 
     **Arguments:**
 
-    - `field`: any function `f(t, y, args)`.
-    - `y0`: the state $y(t_0)$: any PyTree of arrays or numbers. Dtypes are promoted as
-        in Diffrax, so that integers become floats.
+    - `field`: any function `f(t, y, args)`; `args` are handed to it.
+    - `y0`: the state: any PyTree of arrays or numbers, promoted as in Diffrax.
     - `solver`: a `jnode.Solver`, which knows its steps; or an ODE solver of Diffrax,
         with one of `steps`, `ts`, `stepsize_controller` and `dt0`.
-    - `t0`, `t1`: numbers, or scalar arrays that may be traced. Where one is traced and
-        the field jumps, all its jumps must lie between them.
-    - `args`: handed to the field.
-    - `steps`: the number of equal steps.
-    - `ts`: the times that steps end at, from `t0` to `t1`.
+    - `t0`, `t1`: numbers, or traced scalars, which must hold all the field's jumps.
+    - `steps`: the number of equal steps; `ts`: the times that steps end at.
     - `dt0`: the first step of a `stepsize_controller`; alone, the length of all steps.
-    - `stepsize_controller`, `adjoint`, `saveat`, `event`: Diffrax's. The adjoint is by
-        default the solver's own, and Diffrax's default for a Diffrax solver.
-    - `max_steps`: past which the solve fails; by default the solver's own, 4096 for a
-        step size controller, and as many as there are for fixed steps.
+    - `stepsize_controller`, `adjoint`, `saveat`, `event`: Diffrax's.
+    - `max_steps`: past which the solve fails; by default the solver's own, and 4096 for
+        a step size controller.
     - `throw`: whether a failure raises. If not, `y` is the state that was reached,
-        perhaps not finite, and `stats["num_failed"]` and `result` tell: look at both.
-
-    **Returns:** a `Solution`.
+        perhaps not finite; look at `stats["num_failed"]` and `result` too.
 
     **Raises:** `TypeError` for a solver that is none; `ValueError` for arguments that
     contradict each other, and fixed steps that cross a jump; with `throw`, at run time,
     under jit too, where a solve takes more than `max_steps` steps or the state ceases
     to be finite.
     """
-    given = {
-        "steps": steps,
-        "ts": ts,
-        "dt0": dt0,
-        "stepsize_controller": stepsize_controller,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
     y0 = promoted(field, y0, t0, t1, args)
-    options = _Options(adjoint, saveat, event, max_steps, throw)
-    if isinstance(solver, Solver):
-        check_agreement(solver, given, options)
-        return _ours(field, y0, solver, t0, t1, args, options)
-    if not isinstance(solver, diffrax.AbstractSolver):
-        raise TypeError(
-            "solver must be a jnode.Solver or a solver of Diffrax, as diffrax.Tsit5(), "
-            f"not {name_of(solver)}."
-        )
-    return _theirs(field, y0, solver, t0, t1, args, given, options)
+    choice = (steps, ts, dt0, stepsize_controller)
+    asked = _Asked(*choice, adjoint, saveat, event, max_steps, throw)
+    prepare = _ours if isinstance(solver, Solver) else _theirs
+    return prepare((field, args), y0, solver, t0, t1, asked)
 
 
 def solve_batch(
@@ -142,240 +132,208 @@ def solve_batch(
     one = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), y0)
     like = eqx.filter_eval_shape(promoted, field, one, t0, t1, args)
     y0 = jax.tree.map(lambda y, one: jnp.asarray(y, one.dtype), y0, like)
-    tree = (field, args)
-    steps = _steps(tree, y0, solver, t0, t1)
-    return _batch(tree, y0, steps, *_parts(solver), throw)
-
-
-class _Options(NamedTuple):
-    """What Diffrax is asked for beyond the state at the end."""
-
-    adjoint: diffrax.AbstractAdjoint | None
-    saveat: diffrax.SaveAt | None
-    event: diffrax.Event | None
-    max_steps: int | None
-    throw: bool
-
-    @property
-    def saves(self) -> bool:
-        return self.saveat is not None or self.event is not None
-
-
-def _ours(field, y0, solver, t0, t1, args, options):
-    tree = (field, args)
-    steps = _steps(tree, y0, solver, t0, t1)
-    if options.saves:
-        return _save(tree, y0, steps, solver, options)
-    if _is_plain(solver) and options.adjoint is None and is_fast(y0):
-        method = rows(tableau(solver.name))
-        return _fixed(tree, y0, steps, method, str(solver), options.throw)
-    return _chain(tree, y0, steps, *_parts(solver), options.adjoint, options.throw)
-
-
-def _steps(tree, y0, solver, t0, t1) -> Schedule | Segments:
-    dtype = real_dtype(y0)
-    if solver.adaptive:
-        return cut(tree, t0, t1, dtype)
-    name = "steps" if solver.grid is None else "grid"
-    return plan(tree, t0, t1, solver.shares, dtype, name)
-
-
-def _parts(solver):
-    """A solver without its tolerances, and they, so that others compile nothing anew.
-
-    They may be traced (`Solver.at`).
-    """
-    if not solver.adaptive:
-        return solver, None
-    tolerances = jnp.stack([jnp.asarray(x) for x in solver.tolerances])
-    return dataclasses.replace(solver, rtol=None, atol=None), tolerances
-
-
-def _is_plain(solver):
-    return not solver.adaptive and solver.adjoint == "direct"
-
-
-def _save(tree, y0, steps, solver, options):
-    adjoint, first, dt0 = options.adjoint, None, None
-    if isinstance(steps, Schedule):
-        name = "steps" if solver.grid is None else "grid"
-        backsolve = solver.adjoint == "backsolve" or is_backsolve(adjoint)
-        control, dt0, most = _control(steps, name, backsolve)
-        parts = steps.segments
-    else:
-        bare, tolerances = _parts(solver)
-        control, most, parts = None, solver.max_steps, steps
-        first = (bare.name, tolerances)
-    adjoint = adjoint or solver_adjoint(solver, most)
-    method = solver.diffrax()
-    options = options._replace(adjoint=adjoint, max_steps=most)
-    return _whole(tree, y0, parts, method, control, dt0, options, first)
-
-
-def _theirs(field, y0, solver, t0, t1, args, given, options):
-    shares, name = shares_of(given, t0, t1)
     tree, dtype = (field, args), real_dtype(y0)
-    adjoint = options.adjoint or diffrax.RecursiveCheckpointAdjoint()
-    dt0 = given.get("dt0")
-    if shares is None:
-        parts = cut(tree, t0, t1, dtype)
-        control = given.get("stepsize_controller", diffrax.ConstantStepSize())
-        adaptive = isinstance(control, diffrax.AbstractAdaptiveStepSizeController)
-        if parts.inside and not adaptive:
-            raise ValueError(
-                f"steps or ts must be given for a field that jumps (at t = "
-                f"{parts.inside[0]:g}), so that no step crosses a jump; "
-                f"{name_of(control)} knows of none."
-            )
-        most = MAX_STEPS if options.max_steps is None else options.max_steps
-        options = options._replace(adjoint=adjoint, max_steps=most)
-        return _whole(tree, y0, parts, solver, control, dt0, options, None)
-    schedule = plan(tree, t0, t1, shares, dtype, name)
-    if options.max_steps is not None and options.max_steps < schedule.steps:
+    schedule = solver.plan(tree, t0, t1, dtype).astype(dtype)
+    engine = _engine(solver, solver.adjoint, dtype)
+    return Solution(*_batch(tree, y0, schedule, engine, _label(solver), throw))
+
+
+def trajectory(
+    field: Any,
+    y0: PyTree,
+    solver: Solver,
+    *,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    points: int = 17,
+    ts: Any = None,
+    args: PyTree = None,
+) -> tuple[Float[Any, " times"], PyTree[Array]]:
+    """The states that a solver passes through.
+
+    **Arguments:** as `jnode.solve`; `ts` are the times to read the states at, from `t0`
+    towards `t1`, between steps by Diffrax's interpolation. By default those of a
+    fixed-step solver's steps, and of an adaptive one `points` equally spaced.
+
+    **Returns:** the times (of NumPy, where they are known) and the states there, with
+    an axis for times in front; by default the first at `t0`, the last at `t1`.
+
+    **Raises:** `ValueError` for `ts` out of order or outside of the interval; as
+    `jnode.solve`.
+    """
+    y0 = promoted(field, y0, t0, t1, args)
+    tree, dtype = (field, args), real_dtype(y0)
+    if ts is not None:
+        known = is_known(ts, t0, t1)
+        times = checked_times(ts, t0, t1, whole=False) if known else ts
+    elif solver.adaptive:
+        times = plan(None, t0, t1, dtype=dtype, steps=points - 1).times
+    else:
+        schedule = solver.plan(tree, t0, t1, dtype)
+        times = schedule.times
+        if is_fast(y0):
+            method = rows(tableau(solver.name))
+            return times, walk_fixed(tree, y0, schedule.astype(dtype), method)
+    saveat = diffrax.SaveAt(ts=jnp.asarray(times, dtype))
+    return times, solve(field, y0, solver, t0=t0, t1=t1, args=args, saveat=saveat).ys
+
+
+def _ours(tree, y0, solver, t0, t1, asked):
+    """A solve by a `jnode.Solver`."""
+    given = asked.given("steps", "ts", "dt0", "stepsize_controller")
+    solver.check_agreement(given, asked.adjoint, asked.max_steps)
+    dtype = real_dtype(y0)
+    schedule = solver.plan(tree, t0, t1, dtype)
+    engine = _engine(solver, asked.adjoint or solver.adjoint, dtype)
+    if engine.adjoint == "direct":
+        found = _quick(tree, y0, schedule, engine, _label(solver), asked)
+        if found is not None:
+            return found
+    if asked.given("saveat", "event"):
+        return _saved(tree, y0, schedule, engine, asked)
+    inputs = (schedule.astype(dtype), engine, _label(solver), asked.throw)
+    *found, ends = solve_chain(tree, y0, *inputs)
+    kept = ends is not None or not engine.chooses
+    return Solution(*found, schedule if kept else None, ends)
+
+
+def _theirs(tree, y0, solver, t0, t1, asked):
+    """A solve by a solver of Diffrax."""
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(
+            "solver must be a jnode.Solver or a solver of Diffrax, as diffrax.Tsit5(), "
+            f"not {name_of(solver)}."
+        )
+    _check_choice(asked, t0, t1)
+    schedule = plan(tree, t0, t1, dtype=real_dtype(y0), steps=asked.steps, ts=asked.ts)
+    adjoint = asked.adjoint or "checkpointed"
+    engine = Engine(solver, adjoint, max_steps=asked.max_steps)
+    if asked.given("steps", "ts"):
+        _check_fixed(schedule, engine, asked)
+        found = _quick(tree, y0, schedule, engine, name_of(solver), asked)
+        return found or _saved(tree, y0, schedule, engine, asked)
+    control = asked.stepsize_controller or diffrax.ConstantStepSize()
+    if schedule.inside and not is_adaptive(control):
+        raise ValueError(
+            f"steps or ts must be given for a field that jumps (at t = "
+            f"{schedule.inside[0]:g}), so that no step crosses a jump; "
+            f"{name_of(control)} knows of none."
+        )
+    most = MAX_STEPS if asked.max_steps is None else asked.max_steps
+    engine = engine._replace(control=control, dt0=asked.dt0, max_steps=most)
+    return _saved(tree, y0, schedule, engine, asked)
+
+
+def _engine(solver, adjoint, dtype):
+    method = solver.diffrax()
+    if not solver.adaptive:
+        return Engine(method, adjoint)
+    # Data, so that other ones compile nothing anew; they may be traced (`Solver.at`).
+    tolerances = jnp.stack([jnp.asarray(x) for x in solver.tolerances]).astype(dtype)
+    return Engine(method, adjoint, tolerances=tolerances, max_steps=solver.max_steps)
+
+
+def _rows(engine):
+    return rows(tableau(engine.method))
+
+
+def _label(solver):
+    return solver.name if solver.adaptive else str(solver)
+
+
+def _quick(tree, y0, schedule, engine, label, asked):
+    """The solve in a plain scan, where that is all that is asked for."""
+    if engine.chooses or asked.given("adjoint", "saveat", "event") or not is_fast(y0):
+        return None
+    try:
+        method = _rows(engine)
+    except TypeError:  # no explicit method
+        return None
+    inputs = (schedule.astype(y0.dtype), method, label, asked.throw)
+    return Solution(*solve_fixed(tree, y0, *inputs), schedule)
+
+
+def _saved(tree, y0, schedule, engine, asked):
+    times = schedule.astype(real_dtype(y0))
+    inputs = (asked.saveat, asked.event, asked.throw)
+    *found, ends, inner = solve_whole(tree, y0, times, engine, *inputs)
+    known = not engine.chooses and asked.event is None
+    kept = schedule if known or ends is not None else None
+    return Solution(*found, kept, ends, inner)
+
+
+def _check_choice(asked, t0, t1):
+    """Raises `ValueError` unless a call says once what steps a Diffrax solver takes."""
+    ways = list(asked.given("steps", "ts", "stepsize_controller"))
+    if len(ways) > 1 or (ways in (["steps"], ["ts"]) and asked.dt0 is not None):
+        raise ValueError(
+            f"{' and '.join([*ways, 'dt0'][:2])} must not be given together: each says "
+            "what steps to take."
+        )
+    if not ways and asked.dt0 is None:
+        raise ValueError(
+            "steps, ts or stepsize_controller must be given beside a Diffrax solver, "
+            "for instance stepsize_controller=diffrax.PIDController(rtol=1e-3, "
+            "atol=1e-4)."
+        )
+    dt0 = asked.dt0
+    if dt0 is not None and is_known(dt0, t0, t1) and (t1 - t0) * float(dt0) < 0:
+        raise ValueError(f"dt0 must lead from t0 = {t0} to t1 = {t1}; it is {dt0}.")
+
+
+def _check_fixed(schedule, engine, asked):
+    most = asked.max_steps
+    if most is not None and most < schedule.steps:
         raise ValueError(
             f"max_steps must be at least the number of steps, {schedule.steps}, not "
-            f"{options.max_steps}."
+            f"{most}."
         )
-    if options.adjoint is None and not options.saves and is_fast(y0):
-        with contextlib.suppress(TypeError):  # no explicit method: Diffrax's loop
-            method = rows(tableau(solver))
-            return _fixed(tree, y0, schedule, method, name_of(solver), options.throw)
-    control, dt0, most = _control(schedule, name, is_backsolve(options.adjoint))
-    most = max(most, options.max_steps or 0)
-    options = options._replace(adjoint=adjoint, max_steps=most)
-    return _whole(tree, y0, schedule.segments, solver, control, dt0, options, None)
-
-
-def _control(schedule, name, backsolve):
-    """Diffrax's controller of fixed steps, its first step and the number of steps."""
-    if not backsolve:
-        return fixed_steps(schedule), None, schedule.steps
-    parts = schedule.segments
-    if name != "steps" or parts.count > 1:
+    if engine.backsolves and (asked.ts is not None or schedule.count > 1):
         raise ValueError(
             "adjoint must not be BacksolveAdjoint here: its way back needs equal steps "
             "and no jump of the field between them."
         )
-    # Rounding may add a step of almost no length on the way back.
-    dt0 = (parts.t1 - parts.t0) / schedule.steps
-    return diffrax.ConstantStepSize(), dt0, schedule.steps + 1
 
 
-@_compiled
-def _fixed(tree, y0, schedule, method, label, throw):
-    y, stats = solve_fixed(plain(tree), y0, schedule, method)
-    return _finished(y, stats, schedule.segments, label, None, throw)
+@compiled
+def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
+    tree, batch = plain(tree), len(jax.tree.leaves(y0)[0])
+    sign, most = schedule.sign, engine.max_steps
 
-
-@_compiled
-def _chain(tree, y0, steps, solver, tolerances, adjoint, throw):
-    if tolerances is not None:
-        tolerances = tolerances.astype(real_dtype(y0))
-    y, stats = solve_chain(plain(tree), y0, steps, solver, tolerances, adjoint)
-    return _finished(y, stats, _segments(steps), str(solver), solver.max_steps, throw)
-
-
-def _segments(steps):
-    return steps.segments if isinstance(steps, Schedule) else steps
-
-
-@_compiled
-def _batch(tree, y0, steps, solver, tolerances, throw):
-    tree, parts = plain(tree), _segments(steps)
-    if tolerances is not None:
-        tolerances = tolerances.astype(real_dtype(y0))
+    def adaptive(tree, y, part):
+        inputs = (engine.method, engine.tolerances, most, (part.t0, part.t1), sign)
+        y1, found = solve_adaptive(RightHandSide(*tree), y, *inputs)
+        return y1, jax.tree.map(lambda x: x[None], statistics(*found))
 
     def fixed(y):
-        return solve_fixed(tree, y, steps, rows(tableau(solver.name)))
+        return solve_fixed(tree, y, schedule, _rows(engine), label, throw=False)[:2]
 
-    def adaptive(tree, y, times):
-        side = RightHandSide(*tree)
-        inputs = (solver.name, tolerances, solver.max_steps, times, parts.sign)
-        y1, found = solve_adaptive(side, y, *inputs)
-        return y1, statistics(*found)
+    def alone(y):
+        return solve_chain(tree, y, schedule, engine, label, throw=False)[:2]
 
-    if _together(parts.at(tree, 0)[0], y0, solver):
+    if _together(schedule.at(tree, 0)[0], y0, engine):
         y = jnp.moveaxis(y0, 0, -2)
-        if solver.adaptive:
-            y, stats = parts.over(tree, y, parts.pairs, adaptive)
+        if engine.chooses:
+            y, stats = schedule.over(tree, y, adaptive)
+            stats = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
         else:
             y, stats = fixed(y)
         y = jnp.moveaxis(y, -2, 0)
-    elif _is_plain(solver) and is_fast(y0):
+    elif engine.adjoint == "direct" and not engine.chooses and is_fast(y0):
         y, stats = jax.vmap(fixed)(y0)
     else:
-        one = lambda y: solve_chain(tree, y, steps, solver, tolerances, None)  # noqa: E731
-        y, stats = jax.vmap(one)(y0)
-    batch = len(jax.tree.leaves(y0)[0])
+        y, stats = jax.vmap(alone)(y0)
     stats = {k: jnp.broadcast_to(v, batch) for k, v in stats.items()}
-    found = _finished(y, stats, parts, str(solver), solver.max_steps, throw)
-    times = (jnp.broadcast_to(t, batch) for t in (parts.t0, parts.t1))
-    return Solution(found.y, stats, *times)
+    if throw:
+        y = finished(y, stats, label, most)
+    times = (jnp.broadcast_to(t, batch) for t in (schedule.t0, schedule.t1))
+    return y, stats, *times
 
 
-def _together(field, y0, solver):
+def _together(field, y0, engine):
     """Whether a batch can be solved as one array, by a field of one segment."""
-    if solver.adjoint != "direct" or not is_fast(y0) or y0.ndim < 2:
+    if engine.adjoint != "direct" or not is_fast(y0) or y0.ndim < 2:
         return False
     if not getattr(field, "takes_batches", False):
         return False
-    return not solver.adaptive or field.time_invariant
-
-
-@_compiled
-def _whole(tree, y0, parts, method, control, dt0, options, first):
-    tree, extra = plain(tree), 0
-    if first is not None:
-        name, tolerances = first
-        tolerances = tolerances.astype(real_dtype(y0))
-        begun, inputs = parts.at(tree, 0)
-        length = first_step(begun, y0, inputs, name, tolerances, parts.t0, parts.sign)
-        dt0, extra = jnp.asarray(parts.sign, length.dtype) * length, 2
-        control = controller(tolerances)
-    adjoint, saveat, event, max_steps, throw = options
-    y, sol = solve_whole(
-        tree,
-        y0,
-        parts,
-        method,
-        control=control,
-        dt0=dt0,
-        max_steps=max_steps,
-        adjoint=adjoint,
-        saveat=saveat,
-        event=event,
-    )
-    if throw:
-        y, sol = sol.result.error_if((y, sol), ~diffrax.is_okay(sol.result))
-        y, sol = eqx.error_if(
-            (y, sol), ~_is_finite(y), _NOT_FINITE.format(name_of(method))
-        )
-    stats = counts(sol, method, 1 + len(parts.inside), extra)
-    return Solution(y, stats, sol.t0, sol.t1, sol)
-
-
-_NOT_FINITE = (
-    "The state ceased to be finite while {} solved the ODE: look for NaN in the input, "
-    "or take more steps or a smaller Lipschitz constant."
-)
-
-
-def _finished(y, stats, parts, label, max_steps, throw):
-    if throw:
-        failed = jnp.any(stats["num_failed"] > 0)
-        y = eqx.branched_error_if(
-            y,
-            failed | ~_is_finite(y),
-            jnp.where(failed, 0, 1),
-            [
-                f"{label} did not reach the end within max_steps={max_steps}: allow "
-                "more steps, loosen the tolerances, or look for NaN in the input.",
-                _NOT_FINITE.format(label),
-            ],
-        )
-    return Solution(y, stats, parts.t0, parts.t1)
-
-
-def _is_finite(y):
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]
-    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
+    return not engine.chooses or field.time_invariant

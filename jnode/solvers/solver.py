@@ -6,8 +6,9 @@ from typing import Any
 import diffrax
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from jnode.solvers.schedule import Schedule, check_steps, ends_at, plan
 from jnode.solvers.tableaus import ADAPTIVE, SOLVERS, tableau
 
 ADJOINTS = ("direct", "checkpointed", "backsolve")
@@ -22,7 +23,7 @@ class Solver:
     - `name`: euler, heun, midpoint, rk4, bosh3, tsit5, dopri5 or dopri8.
     - `steps`: the number of equal steps, at least 1; `None` for adaptive steps.
     - `grid`: in place of equal steps, where they end: increasing shares of the interval
-        from 0 to 1 (`jnode.solvers.freeze` finds one).
+        from 0 to 1 (`freeze` finds one).
     - `rtol`, `atol`: an adaptive solver's relative and absolute tolerance, positive.
         By default 1e-3 and 1e-4.
     - `max_steps`: an adaptive solver's limit, past which a solve raises.
@@ -52,10 +53,7 @@ class Solver:
         if self.grid is not None:
             self._check_grid()
         if self.steps is not None:
-            if not isinstance(self.steps, int) or self.steps < 1:
-                raise ValueError(
-                    f"steps must be an integer of at least 1, not {self.steps!r}."
-                )
+            check_steps(self.steps)
             if self.rtol is not None or self.atol is not None:
                 raise ValueError(
                     f"{self.name} with steps={self.steps} has fixed steps, which take "
@@ -113,30 +111,83 @@ class Solver:
             raise ValueError(f"{self} chooses its steps; only fixed steps are known.")
         return np.arange(self.steps + 1) / self.steps
 
-    def piece(self, index: int, count: int) -> "Solver":
-        """This solver's part on one of `count` equally long pieces of the interval.
+    def plan(self, tree: PyTree, t0: Any, t1: Any, dtype: Any = None) -> Schedule:
+        """The schedule of this solver's steps; see `jnode.solvers.schedule.plan`."""
+        steps = self.steps if self.grid is None else None
+        return plan(tree, t0, t1, dtype=dtype, steps=steps, grid=self.grid)
 
-        **Raises:** `ValueError` where a fixed step would cross from piece to piece.
+    def freeze(self, schedule: Schedule) -> "Solver":
+        """The fixed-step solver that takes the steps of a schedule, by this method.
+
+        From where an adaptive solve started, its `Solution.schedule` gives what it
+        gave, up to rounding. From another state the steps are the same, so the error is
+        not controlled there, but the map is continuous and can be certified.
+
+        **Raises:** `ValueError` for a solver whose steps are fixed already, and a
+        schedule of no length.
+        """
+        if not self.adaptive:
+            raise ValueError(f"solver must be adaptive to be frozen; {self} is fixed.")
+        times = np.asarray(schedule.times, np.float64)
+        if times[0] == times[-1]:
+            raise ValueError(f"schedule must have a length; it ends at {times[0]:g}.")
+        shares = (times - times[0]) / (times[-1] - times[0])
+        return Solver(self.name, grid=tuple(shares.tolist()), adjoint=self.adjoint)
+
+    def piece(self, index: int, count: int) -> "Solver":
+        """The part of this solver's steps in one of `count` equal parts of an interval.
+
+        **Raises:** `ValueError` where a fixed step would cross from part to part.
         """
         if self.steps is None or count == 1:
             return self
+        name = "steps" if self.grid is None else "grid"
+        jumps = [k / count for k in range(count + 1)]
+        first, last = ends_at(self.shares, jumps, name)[index : index + 2]
         if self.grid is None:
-            if self.steps % count:
-                raise ValueError(
-                    f"steps must be a multiple of the field's {count} pieces, so that "
-                    f"none crosses a jump, not {self.steps}."
-                )
-            return dataclasses.replace(self, steps=self.steps // count)
-        grid = np.asarray(self.grid) * count - index
-        inside = grid[(grid > 1e-9) & (grid < 1 - 1e-9)]
-        for end in (0, 1):
-            if np.min(np.abs(grid - end)) > 1e-9:
-                raise ValueError(
-                    f"grid must hold {(index + end) / count:g}, where a piece of the "
-                    "field ends, so that no step crosses the jump."
-                )
-        shares = (0.0, *inside.tolist(), 1.0)
-        return dataclasses.replace(self, grid=shares, steps=None)
+            return dataclasses.replace(self, steps=last - first)
+        inside = (np.asarray(self.grid) * count - index)[first + 1 : last]
+        grid = (0.0, *inside.tolist(), 1.0)
+        return dataclasses.replace(self, grid=grid, steps=None)
+
+    def check_agreement(
+        self,
+        given: dict[str, Any],
+        adjoint: diffrax.AbstractAdjoint | None,
+        max_steps: int | None,
+    ) -> None:
+        """Raises `ValueError` for arguments of a solve that contradict this solver.
+
+        **Arguments:** what was given of `steps`, `ts`, `dt0` and `stepsize_controller`;
+        the other two, or `None`.
+        """
+        for name, value in given.items():
+            if name == "steps" and self.grid is None and value == self.steps:
+                continue
+            raise ValueError(
+                f"{name} must be left out beside a jnode.Solver, which has its own "
+                f"steps ({self}), or be the same; it is {value}. Give a Diffrax solver "
+                f"to choose {name} here."
+            )
+        if adjoint is not None and self.adjoint != "direct":
+            raise ValueError(
+                f"adjoint must be left out beside a jnode.Solver with "
+                f"adjoint={self.adjoint!r}; it is {type(adjoint).__name__}."
+            )
+        if isinstance(adjoint, diffrax.BacksolveAdjoint) and self.grid:
+            raise ValueError(
+                "adjoint must not be BacksolveAdjoint on a grid: it needs equal steps."
+            )
+        if max_steps is not None and self.steps is None and max_steps != self.max_steps:
+            raise ValueError(
+                f"max_steps must be left out beside {self}, which has max_steps="
+                f"{self.max_steps}; it is {max_steps}."
+            )
+        if max_steps is not None and self.steps is not None and max_steps < self.steps:
+            raise ValueError(
+                f"max_steps must be at least the {self.steps} steps of {self}, not "
+                f"{max_steps}."
+            )
 
     @property
     def adaptive(self) -> bool:

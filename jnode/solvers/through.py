@@ -1,7 +1,7 @@
 """Solves that Diffrax runs: adaptive steps of one state, other adjoints, PyTrees,
 implicit methods, saved states and events."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -11,19 +11,52 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jnode.fields.piecewise import segment
-from jnode.solvers.adaptive import (
-    CHECKPOINTS,
-    Sign,
-    controller,
-    first_step,
-    turned,
+from jnode.linear import plain
+from jnode.solvers.adaptive import CHECKPOINTS, controller, first_step, turned
+from jnode.solvers.schedule import Schedule
+from jnode.solvers.solution import (
+    NOT_FINITE,
+    compiled,
+    finished,
+    is_finite,
+    name_of,
+    statistics,
 )
-from jnode.solvers.schedule import Schedule, Segments
-from jnode.solvers.solution import statistics
-from jnode.solvers.solver import Solver
 from jnode.solvers.tableaus import evaluations
 
-_END = diffrax.SaveAt(t1=True)
+END = diffrax.SaveAt(t1=True)
+_STEPS = diffrax.SubSaveAt(steps=True, fn=lambda t, y, args: None)
+
+
+class Engine(NamedTuple):
+    """How Diffrax is to solve.
+
+    - `method`: its solver.
+    - `adjoint`: Diffrax's, or the name of one (see `jnode.Solver`).
+    - `control`: what chooses the steps; `None` for tolerances or fixed steps.
+    - `tolerances`: the relative and absolute one, for steps that are chosen; `None` for
+        the schedule's own steps.
+    - `dt0`: the first step of `control`.
+    - `max_steps`: the limit of steps; fixed ones need no more than they are.
+    """
+
+    method: diffrax.AbstractSolver
+    adjoint: diffrax.AbstractAdjoint | str
+    control: diffrax.AbstractStepSizeController | None = None
+    tolerances: Float[Array, "2"] | None = None
+    dt0: Any = None
+    max_steps: int | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the steps are not the schedule's."""
+        return self.control is not None or self.tolerances is not None
+
+    @property
+    def backsolves(self) -> bool:
+        return self.adjoint == "backsolve" or isinstance(
+            self.adjoint, diffrax.BacksolveAdjoint
+        )
 
 
 class FixedSteps(diffrax.AbstractStepSizeController):
@@ -60,202 +93,175 @@ class ByTime(eqx.Module):
     """A field that jumps, with what rules at `t` chosen among the solve's segments."""
 
     field: Any
-    segments: Segments
+    schedule: Schedule
 
     def __call__(self, t: Any, y: PyTree[Array], args: Any = None) -> PyTree[Array]:
-        jumps = jnp.asarray(self.segments.inside, t.dtype)
-        first, _ = self.segments.span
-        index = first + jnp.sum(t >= jumps, dtype=int)
-        field, args = segment((self.field, args), index, self.segments.marks)
+        jumps = jnp.asarray(self.schedule.inside, t.dtype)
+        index = min(self.schedule.order) + jnp.sum(t >= jumps, dtype=int)
+        field, args = segment((self.field, args), index, self.schedule.marks)
         return field(t, y, args)
 
 
 def fixed_steps(schedule: Schedule) -> FixedSteps:
     """A schedule's steps for Diffrax."""
-    parts = schedule.segments
     starts = jnp.concatenate(schedule.starts)
-    ends = jnp.append(starts[1:], parts.t1)
+    ends = jnp.append(starts[1:], schedule.t1)
     leaps = [False] * schedule.steps
     at = 0
     for count in [len(part) for part in schedule.starts[:-1]]:
         at += count
         leaps[at] = True
         before = eqxi.prevbefore(starts[at])
-        ahead = parts.t0 < parts.t1
+        ahead = schedule.t0 < schedule.t1
         ends = ends.at[at - 1].set(jnp.where(ahead, before, starts[at]))
         starts = starts.at[at].set(jnp.where(ahead, starts[at], before))
     return FixedSteps(starts, ends, tuple(leaps))
 
 
-def solve_chain(
+def _run(
     tree: tuple[Any, PyTree],
     y0: PyTree[Array],
-    steps: Schedule | Segments,
-    solver: Solver,
-    tolerances: Float[Array, "2"] | None,
-    adjoint: diffrax.AbstractAdjoint | None,
-) -> tuple[PyTree[Array], dict[str, Any]]:
-    """The state at the end of a `Solver`'s solve, segment after segment; statistics.
-
-    Each segment is a solve of its own, so an adaptive solver chooses its first step
-    anew after each jump.
-    """
-    segments = steps.segments if isinstance(steps, Schedule) else steps
-
-    def one(tree, y, part):
-        (a, b), starts = part
-        if solver.adaptive:
-            sol = solve_adaptively(
-                tree, y, a, b, solver, tolerances, segments.sign, adjoint=adjoint
-            )
-        else:
-            sol = _solve_starts(tree, y, a, b, starts, solver, adjoint)
-        nfe = 2 if solver.adaptive else 0
-        end = jax.tree.map(lambda ys: ys[-1], sol.ys)
-        return end, counts(sol, solver.diffrax(), 1, nfe)
-
-    pairs = segments.pairs
-    each = steps.starts if isinstance(steps, Schedule) else [None] * len(pairs)
-    return segments.over(tree, y0, list(zip(pairs, each, strict=True)), one)
-
-
-def solve_adaptively(
-    tree: tuple[Any, PyTree],
-    y0: PyTree[Array],
-    t0: Float[Array, ""],
-    t1: Float[Array, ""],
-    solver: Solver,
-    tolerances: Float[Array, "2"],
-    sign: Sign,
-    *,
-    adjoint: diffrax.AbstractAdjoint | None = None,
-    saveat: diffrax.SaveAt = _END,
-    throw: bool = False,
+    schedule: Schedule,
+    engine: Engine,
+    saveat: diffrax.SaveAt = END,
+    event: diffrax.Event | None = None,
 ) -> diffrax.Solution:
-    """An adaptive `Solver`'s solve of one segment, without a jump."""
-    field, args = tree
-    length = first_step(field, y0, args, solver.name, tolerances, t0, sign)
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        solver.diffrax(),
-        t0,
-        t1,
-        turned(sign, length),
-        y0,
-        args,
-        stepsize_controller=controller(tolerances),
-        max_steps=solver.max_steps,
-        adjoint=adjoint or solver_adjoint(solver, solver.max_steps),
-        saveat=saveat,
-        throw=throw,
-    )
+    """One call of Diffrax over a schedule.
 
-
-def _solve_starts(tree, y0, t0, t1, starts, solver, adjoint):
-    """A fixed-step `Solver`'s solve of one segment, by Diffrax."""
+    An adaptive controller stops at the jumps; one of fixed steps must do so itself.
+    """
     field, args = tree
-    if _backsolved(solver, adjoint):
+    control, dt0, steps = engine.control, engine.dt0, engine.max_steps
+    needed = None
+    if engine.tolerances is not None:
+        tolerances, sign = engine.tolerances, schedule.sign
+        inputs = (engine.method, tolerances, schedule.t0, sign)
+        begun, given = schedule.at(tree, 0)
+        dt0 = turned(sign, first_step(begun, y0, given, *inputs))
+        control = controller(tolerances)
+    elif control is None and engine.backsolves:
         # The way back runs over the same steps in the other direction, which times
         # given one by one cannot; rounding may add a step of almost no length.
-        control, steps = diffrax.ConstantStepSize(), len(starts) + 1
-        dt0 = (t1 - t0) / len(starts)
-    else:
-        ends, steps, dt0 = jnp.append(starts[1:], t1), len(starts), None
-        control = FixedSteps(starts, ends, (False,) * steps)
+        control, needed = diffrax.ConstantStepSize(), schedule.steps + 1
+        dt0 = (schedule.t1 - schedule.t0) / schedule.steps
+    elif control is None:
+        control, needed = fixed_steps(schedule), schedule.steps
+    steps = max(needed, steps or 0) if needed else steps
+    if len(schedule.marks) > 2:
+        field = ByTime(field, schedule)
+    if schedule.inside and is_adaptive(control):
+        jumps = jnp.asarray(schedule.inside, schedule.edges.dtype)
+        control = diffrax.ClipStepSizeController(control, jump_ts=jumps)
     return diffrax.diffeqsolve(
         diffrax.ODETerm(field),
-        solver.diffrax(),
-        t0,
-        t1,
+        engine.method,
+        schedule.t0,
+        schedule.t1,
         dt0,
         y0,
         args,
         stepsize_controller=control,
         max_steps=steps,
-        adjoint=adjoint or solver_adjoint(solver, steps),
-        throw=False,
-    )
-
-
-def _backsolved(solver, adjoint):
-    if adjoint is None:
-        return solver.adjoint == "backsolve"
-    return isinstance(adjoint, diffrax.BacksolveAdjoint)
-
-
-def solver_adjoint(solver: Solver, steps: int) -> diffrax.AbstractAdjoint:
-    """The Diffrax adjoint that a `Solver` names, for at most so many steps."""
-    if solver.adjoint == "backsolve":
-        return diffrax.BacksolveAdjoint()
-    if solver.adjoint == "checkpointed":
-        return diffrax.RecursiveCheckpointAdjoint()
-    # One checkpoint a fixed step: nothing is computed twice. Adaptive steps may be as
-    # many as `max_steps`, but seldom are.
-    most = min(CHECKPOINTS, steps) if solver.adaptive else steps
-    return diffrax.RecursiveCheckpointAdjoint(checkpoints=most)
-
-
-def solve_whole(
-    tree: tuple[Any, PyTree],
-    y0: PyTree[Array],
-    segments: Segments,
-    method: diffrax.AbstractSolver,
-    *,
-    control: diffrax.AbstractStepSizeController,
-    dt0: Any,
-    max_steps: int | None,
-    adjoint: diffrax.AbstractAdjoint,
-    saveat: diffrax.SaveAt | None,
-    event: diffrax.Event | None,
-) -> tuple[PyTree[Array], diffrax.Solution]:
-    """One call of Diffrax over all segments: the last state, and Diffrax's solution.
-
-    An adaptive controller stops at the jumps; one of fixed steps must do so itself.
-    """
-    field, args = tree
-    if len(segments.marks) > 2:
-        field = ByTime(field, segments)
-    if segments.inside and isinstance(
-        control, diffrax.AbstractAdaptiveStepSizeController
-    ):
-        jumps = jnp.asarray(segments.inside, segments.edges.dtype)
-        control = diffrax.ClipStepSizeController(control, jump_ts=jumps)
-    wanted = _END if saveat is None else saveat
-    last = diffrax.SubSaveAt(t1=True)
-    # Beside what is asked for, the state at the end.
-    both = eqx.tree_at(lambda s: s.subs, wanted, (wanted.subs, last))
-    sol = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        method,
-        segments.t0,
-        segments.t1,
-        dt0,
-        y0,
-        args,
-        stepsize_controller=control,
-        max_steps=max_steps,
-        adjoint=adjoint,
-        saveat=both,
+        adjoint=_adjoint(engine, steps),
+        saveat=saveat,
         event=event,
         throw=False,
     )
-    (ts, _), (ys, ends) = sol.ts, sol.ys
-    given = eqx.tree_at(
+
+
+def is_adaptive(control: diffrax.AbstractStepSizeController) -> bool:
+    return isinstance(control, diffrax.AbstractAdaptiveStepSizeController)
+
+
+def _adjoint(engine, steps):
+    if not isinstance(engine.adjoint, str):
+        return engine.adjoint
+    if engine.adjoint == "backsolve":
+        return diffrax.BacksolveAdjoint()
+    if engine.adjoint == "checkpointed":
+        return diffrax.RecursiveCheckpointAdjoint()
+    # One checkpoint a fixed step: nothing is computed twice. Adaptive steps may be as
+    # many as `max_steps`, but seldom are.
+    most = min(CHECKPOINTS, steps) if engine.chooses else steps
+    return diffrax.RecursiveCheckpointAdjoint(checkpoints=most)
+
+
+@compiled
+def solve_chain(
+    tree: tuple[Any, PyTree],
+    y0: PyTree[Array],
+    schedule: Schedule,
+    engine: Engine,
+    label: str,
+    throw: bool,
+) -> tuple[PyTree[Array], dict[str, Array], Array, Array, Float[Array, " _"] | None]:
+    """The state at the end, segment after segment; statistics; the times $t_0$ and
+    $t_1$; where steps ended, if they were chosen.
+
+    Each segment is a solve of its own, so an adaptive solver chooses its first step
+    anew after each jump, by two evaluations.
+    """
+    records = engine.chooses and not engine.backsolves
+    saveat = diffrax.SaveAt(subs=(END.subs, _STEPS)) if records else END
+
+    def one(tree, y, part):
+        sol = _run(tree, y, part, engine, saveat)
+        ends = jax.lax.stop_gradient(sol.ts[1]) if records else None
+        states = sol.ys[0] if records else sol.ys
+        stats = jax.tree.map(lambda x: x[None], _counts(sol, engine, 1))
+        return jax.tree.map(lambda ys: ys[-1], states), (stats, ends)
+
+    y, (stats, ends) = schedule.over(plain(tree), y0, one)
+    stats = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
+    if throw:
+        y = finished(y, stats, label, engine.max_steps)
+    return y, stats, schedule.t0, schedule.t1, ends
+
+
+@compiled
+def solve_whole(
+    tree: tuple[Any, PyTree],
+    y0: PyTree[Array],
+    schedule: Schedule,
+    engine: Engine,
+    saveat: diffrax.SaveAt | None,
+    event: diffrax.Event | None,
+    throw: bool,
+) -> tuple:
+    """As `solve_chain`, by one call of Diffrax, whose own solution comes last.
+
+    Where steps ended is there if they are saved and cannot be known before.
+    """
+    subs = END.subs if saveat is None else saveat.subs
+    each = jax.tree.leaves(subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt))
+    unknown = engine.chooses or event is not None
+    steps = _STEPS if unknown and any(sub.steps for sub in each) else None
+    if saveat is not None:
+        # Beside what is asked for, the state at the end, and the times of steps.
+        saveat = eqx.tree_at(lambda s: s.subs, saveat, (subs, END.subs, steps))
+    sol = _run(plain(tree), y0, schedule, engine, saveat or END, event)
+    ts, ys, at_end, ends = sol.ts, sol.ys, sol.ys, None
+    if saveat is not None:
+        (ts, _, ends), (ys, at_end, _) = sol.ts, sol.ys
+    y = jax.tree.map(lambda y: y[-1], at_end)
+    sol = eqx.tree_at(
         lambda s: (s.ts, s.ys), sol, (ts, ys), is_leaf=lambda x: x is None
     )
-    return jax.tree.map(lambda y: y[-1], ends), given
+    if throw:
+        y, sol = sol.result.error_if((y, sol), ~diffrax.is_okay(sol.result))
+        message = NOT_FINITE.format(name_of(engine.method))
+        y, sol = eqx.error_if((y, sol), ~is_finite(y), message)
+    stats = _counts(sol, engine, 1 + len(schedule.inside))
+    return y, stats, sol.t0, sol.t1, ends, sol
 
 
-def counts(
-    sol: diffrax.Solution, method: Any, starts: int, extra: int
-) -> dict[str, Any]:
-    """Diffrax's statistics under our names.
-
-    The solve started so often anew, after a jump, and `extra` evaluations came before.
-    """
+def _counts(sol, engine, starts) -> dict[str, Array]:
+    """Diffrax's statistics under our names, of a solve that jumps started anew."""
     taken, kept, lost = (
         sol.stats[f"num_{name}steps"] for name in ("", "accepted_", "rejected_")
     )
-    nfe = evaluations(method, taken, starts)
+    nfe = evaluations(engine.method, taken, starts)
+    if engine.tolerances is not None:
+        nfe = nfe + 2  # they choose the first step
     failed = (~diffrax.is_okay(sol.result)).astype(jnp.int32)
-    return statistics(taken, kept, lost, None if nfe is None else nfe + extra, failed)
+    return statistics(taken, kept, lost, nfe, failed)
