@@ -73,14 +73,14 @@ def configure(
     epsilon: float = 0.2,
     lipschitz: float | None = None,
     rho: float = 0.5,
-    temperature: float = 1.0,
+    logit_scale: float = 1.0,
     solver: Solver | None = None,
 ) -> TrainConfig:
     """The training run of a model of `MODELS` under a training of `TRAININGS`.
 
     **Arguments:** their names, the data, the channels of their images, the epochs and
     the seed; the Linf budget of adversarial training; another Lipschitz constant, or
-    solver, than the model's; radius and temperature of margin training.
+    solver, than the model's; radius and logit_scale of margin training.
 
     **Raises:** `ValueError` for an unknown name.
     """
@@ -96,7 +96,7 @@ def configure(
         options["hidden"] = width * factor if factor > 0 else width // -factor
     loss = {"name": entry.loss, **TRAININGS[training]}
     if training == "margin":
-        loss |= {"rho": rho, "temperature": temperature}
+        loss |= {"rho": rho, "logit_scale": logit_scale}
     return TrainConfig(
         data=data,
         model=ModelConfig(features=width, **options),

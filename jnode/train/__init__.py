@@ -8,6 +8,7 @@ from jnode.train.errors import OutOfMemoryError as OutOfMemoryError
 from jnode.train.errors import SolverFailedError as SolverFailedError
 from jnode.train.errors import StorageError as StorageError
 from jnode.train.errors import TrainingError as TrainingError
+from jnode.train.images import evaluation_images as evaluation_images
 from jnode.train.loop import train as train
 from jnode.train.losses import LossConfig as LossConfig
 from jnode.train.losses import make_loss as make_loss

@@ -16,20 +16,27 @@ class DataConfig:
 
     - `name`: a name from `jnode.data.NAMES`.
     - `dir`: the TFDS folder; by default `TFDS_DATA_DIR`, else ~/tensorflow_datasets.
-    - `num_train`: how many of the training images to use; by default all.
+    - `validation`: how many of the training images to hold out, at random but always
+        the same ones. Such a run is evaluated and certified on them in place of the
+        test images: choose hyper-parameters by them, then train on all images.
+    - `num_train`: how many of the other training images to use; by default all.
     - `flip`: random horizontal flips.
     - `pad`: random crops after padding by so many pixels.
     """
 
     name: str = "mnist5k"
     dir: str | None = None
+    validation: int = 0
     num_train: int | None = None
     flip: bool = False
     pad: int = 0
 
     def __post_init__(self):
-        if self.pad < 0:
-            raise ValueError(f"pad must be at least 0, not {self.pad}.")
+        for name in ("pad", "validation"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} must be at least 0, not {getattr(self, name)}."
+                )
         if self.num_train is not None and self.num_train < 1:
             raise ValueError(f"num_train must be at least 1, not {self.num_train}.")
 

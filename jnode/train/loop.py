@@ -30,8 +30,9 @@ from jnode.sharding import (
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig
 from jnode.train.errors import Interrupted, caught_signals, explained
+from jnode.train.images import training_images
 from jnode.train.log import Log, Trace, peak_memory, tensorboard_writer
-from jnode.train.run_dir import FORMAT, RunDir, without_paths
+from jnode.train.run_dir import RunDir, without_paths
 from jnode.train.state import TrainState, init_state, learning_rate
 from jnode.train.step import (
     Tally,
@@ -98,9 +99,7 @@ def train(
     if tensorboard:
         tensorboard_writer()
     share = check_divides(config.batch_size, mesh, accumulate=config.accumulate)
-    dataset = data.load(config.data.name, split="train", data_dir=config.data.dir)
-    if config.data.num_train is not None:
-        dataset = dataset.take(config.data.num_train)
+    dataset = training_images(config.data)
     steps_per_epoch = len(dataset) // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
@@ -156,17 +155,11 @@ def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
 
 
 def _check_resumable(run: RunDir, config: TrainConfig) -> None:
-    there, facts = run.read_config()
+    there, _ = run.read_config()
     if there != without_paths(config):
         raise ValueError(
             f"{run.path} was started with another configuration: repeat its options, "
             "or start anew with --overwrite."
-        )
-    if facts["format"] != FORMAT:
-        raise ValueError(
-            f"{run.path} was started by an earlier jnode, in format {facts['format']}, "
-            "and would go on differently: finish it with that version, or start anew "
-            "with --overwrite."
         )
 
 
