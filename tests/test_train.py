@@ -361,7 +361,7 @@ def test_long_images_of_long_models():
 def test_not_a_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         jnode.load(tmp_path)
-    (tmp_path / "config.json").write_text('{"train": {"colour": 1}}')
+    (tmp_path / "config.json").write_text('{"format": 3, "train": {"colour": 1}}')
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         jnode.load(tmp_path)
 
