@@ -43,10 +43,12 @@ MODELS: dict[str, Entry] = {
         loss="steady_state",
     ),
     "ortho": Entry({"field": "ortho", "lipschitz": 1.0}),
+    # Steps of hL = 2, each with weights of its own: a second one by the same weights
+    # would find the state at rest.
     "contractive": Entry(
-        {"field": "gradient_flow", "lipschitz": 8.0},
+        {"field": "gradient_flow", "lipschitz": 8.0, "pieces": 4},
         Solver("euler", steps=4),
-        factor=2,
+        factor=-2,
     ),
     "skew": Entry(
         {"field": "skew", "lipschitz": 2.0, "damping": 0.5},
@@ -80,7 +82,7 @@ def configure(
 
     **Arguments:** their names, the data, the channels of their images, the epochs and
     the seed; the Linf budget of adversarial training; another Lipschitz constant, or
-    solver, than the model's; radius and logit_scale of margin training.
+    solver, than the model's; the radius and the logit scale of margin training.
 
     **Raises:** `ValueError` for an unknown name.
     """
