@@ -15,14 +15,26 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=20,
         learning_rate=5e-3,
     ),
-    # A gradient flow at the edge of circle contractivity: hL = 2, nonexpansive.
+    # Gradient flows of different weights, one after another, each for one Euler step at
+    # the edge of circle contractivity: hL = 2, which preserves distances best.
     "contractive": TrainConfig(
         data=DataConfig(pad=1),
-        model=ModelConfig(field="gradient_flow", lipschitz=8.0, hidden=64),
+        model=ModelConfig(field="gradient_flow", lipschitz=8.0, hidden=64, pieces=4),
         solver=Solver("euler", steps=4),
-        loss=LossConfig("margin", rho=0.86, logit_scale=8.0),
+        loss=LossConfig("margin", rho=0.7, logit_scale=4.0),
         epochs=40,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
+    ),
+    # The baseline: a single such step is no ODE but a layer (Meunier et al., ICML 2022).
+    # Trained with four steps by the same weights, the state is at rest after the first,
+    # and the accuracy is the same.
+    "convex_potential_layer": TrainConfig(
+        data=DataConfig(pad=1),
+        model=ModelConfig(field="gradient_flow", lipschitz=2.0, hidden=64),
+        solver=Solver("euler", steps=1),
+        loss=LossConfig("margin", rho=0.7, logit_scale=4.0),
+        epochs=40,
+        learning_rate=1e-2,
     ),
     # Certified accuracy on real images: a flow whose weights change with time, each
     # piece one Euler step with hL = 2 (a convex potential layer).
@@ -32,7 +44,7 @@ PRESETS: dict[str, TrainConfig] = {
             field="gradient_flow", features=64, hidden=32, pieces=6, lipschitz=12.0
         ),
         solver=Solver("euler", steps=6),
-        loss=LossConfig("margin", rho=0.7, logit_scale=8.0),
+        loss=LossConfig("margin", rho=1.0, logit_scale=4.0),
         epochs=16,
         learning_rate=5e-3,
         weight_decay=0.0,
@@ -43,7 +55,7 @@ PRESETS: dict[str, TrainConfig] = {
             field="gradient_flow", features=64, hidden=32, pieces=8, lipschitz=16.0
         ),
         solver=Solver("euler", steps=8),
-        loss=LossConfig("margin", rho=0.5, logit_scale=1.5),
+        loss=LossConfig("margin", rho=0.25, logit_scale=7.0),
         epochs=36,
         learning_rate=6e-3,
         weight_decay=0.0,
