@@ -25,9 +25,9 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         learning_rate=1e-2,
     ),
-    # The baseline: a single such step is no ODE but a layer (Meunier et al., ICML 2022).
-    # Trained with four steps by the same weights, the state is at rest after the first,
-    # and the accuracy is the same.
+    # The baseline: one such step, no ODE but a layer (Meunier et al., ICML 2022).
+    # Trained with four by the same weights, the state is at rest after the first, and
+    # the accuracy is the same.
     "convex_potential_layer": TrainConfig(
         data=DataConfig(pad=1),
         model=ModelConfig(field="gradient_flow", lipschitz=2.0, hidden=64),
