@@ -44,7 +44,7 @@ def test_every_step_of_contractive_matters(tmp_path):
     """Each moves the state far, and changes predictions if it is left out."""
     model, images = trained("contractive", tmp_path / "run")
     field, steps = model.field, model.solver.steps
-    assert field.count == steps == 4
+    assert field.count == steps == 3
     mean = np.asarray(lengths(model, images)).mean(axis=0)
     assert (mean > 0.2 * mean[0]).all()
 

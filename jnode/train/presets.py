@@ -19,8 +19,8 @@ PRESETS: dict[str, TrainConfig] = {
     # the edge of circle contractivity: hL = 2, which preserves distances best.
     "contractive": TrainConfig(
         data=DataConfig(pad=1),
-        model=ModelConfig(field="gradient_flow", lipschitz=8.0, hidden=64, pieces=4),
-        solver=Solver("euler", steps=4),
+        model=ModelConfig(field="gradient_flow", lipschitz=6.0, hidden=64, pieces=3),
+        solver=Solver("euler", steps=3),
         loss=LossConfig("margin", rho=0.7, logit_scale=4.0),
         epochs=40,
         learning_rate=1e-2,
