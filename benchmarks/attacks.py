@@ -36,7 +36,7 @@ MODELS = {
             "gradient_flow", features=16, hidden=16, patch=4, lipschitz=8.0
         ),
         solver=jnode.Solver("euler", steps=4),
-        loss=LossConfig("margin", rho=0.7, temperature=8.0),
+        loss=LossConfig("margin", rho=0.7, logit_scale=8.0),
         epochs=3,
         learning_rate=5e-3,
     ),

@@ -120,7 +120,7 @@ def accuracies(args: Args, name: str) -> dict[str, float]:
     loss = (
         LossConfig("natural")
         if free
-        else LossConfig("margin", temperature=4.0, rho=0.6)
+        else LossConfig("margin", logit_scale=4.0, rho=0.6)
     )
     whole = TrainConfig(
         data=DataConfig(pad=1),

@@ -41,7 +41,7 @@ from jnode.models.batched import batched
 from jnode.report.pictures import pairs
 from jnode.sharding import check_divides, shareable
 from jnode.solvers import Solver
-from jnode.train import RunDir
+from jnode.train import RunDir, evaluation_images
 
 RADII = tuple(round(0.05 * i, 2) for i in range(41))
 """The L2 radii, in pixel units, at which certified accuracy is written."""
@@ -50,10 +50,11 @@ BATCH = 250
 
 
 class Opened(NamedTuple):
-    """A run folder, read: its model, still constrained, and its test images.
+    """A run folder, read: its model, still constrained, and the images that judge it.
 
     - `solver`: of the run's configuration; `num_train`: how many images trained it.
-    - `images`: those of `test` as floats in [0, 1].
+    - `test`: the test images or, if the run held out some of the training images,
+        those (its `split` tells); `images`: the same as floats in [0, 1].
     """
 
     path: Path
@@ -76,8 +77,7 @@ def read(
     run = RunDir(run_dir)
     config, facts = run.read_config()
     model = load(run_dir)
-    where = data_dir or config.data.dir
-    test = data.load(config.data.name, split="test", data_dir=where)
+    test = evaluation_images(config.data, data_dir)
     if num_examples is not None:
         test = test.take(num_examples)
     images = np.asarray(data.to_float(jnp.asarray(test.images)))

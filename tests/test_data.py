@@ -92,6 +92,22 @@ def test_take():
         dataset.take(0)
 
 
+def test_held_out_examples_are_always_the_same():
+    whole = toy(10)
+    rest, held_out = whole.hold_out(3)
+    assert (rest.split, held_out.split) == ("train", "validation")
+    assert sorted([*rest.labels, *held_out.labels]) == list(range(10))
+    for part, n in ((rest, 7), (held_out, 3)):
+        assert len(part) == n and (part.images[:, 0, 0, 0] == part.labels).all()
+    np.random.seed(1)  # no global state enters
+    assert (whole.hold_out(3)[1].labels == held_out.labels).all()
+    assert set(held_out.labels) < set(whole.hold_out(4)[1].labels)
+    assert held_out.labels.tolist() != [7, 8, 9]
+    for n in (0, 10):
+        with pytest.raises(ValueError, match="n must be at least 1 and less than"):
+            whole.hold_out(n)
+
+
 def test_dataset_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         toy().name = "other"

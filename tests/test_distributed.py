@@ -11,9 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TINY = [
-    *("contractive", "--epochs", "30", "--batch-size", "32", "--data.num-train", "64"),
+    *("convex_potential_layer", "--loss.name", "natural"),
+    *("--epochs", "30", "--batch-size", "32", "--data.num-train", "64"),
     *("--model.patch", "7", "--model.features", "50", "--model.hidden", "8"),
-    *("--solver.steps", "1", "--loss.name", "natural"),
 ]
 
 

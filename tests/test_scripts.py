@@ -48,7 +48,7 @@ def test_train_evaluate_certify_report(tmp_path):
         "device",
     }
     assert wanted <= set(evaluation)
-    assert evaluation["num_examples"] == 50 and evaluation["solver"] == "eulerx4"
+    assert evaluation["num_examples"] == 50 and evaluation["solver"] == "eulerx3"
     assert set(evaluation["versions"]) >= {"jax", "jaxlib", "diffrax", "equinox"}
     row = evaluation["attacks"][1]
     assert {k: row[k] for k in ("name", "norm", "epsilon", "steps", "restarts")} == {

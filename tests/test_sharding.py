@@ -47,7 +47,7 @@ def train_steps(mesh, steps, *, accumulate=1, loss=None, solver=FIXED):
     """The state after some steps, their losses, and the step's compiled text."""
     config = TrainConfig(
         data=DataConfig(pad=1, flip=True),
-        loss=loss or LossConfig(inputs="noise", share=0.5, temperature=4.0),
+        loss=loss or LossConfig(inputs="noise", share=0.5, logit_scale=4.0),
         solver=solver,
         batch_size=16,
         accumulate=accumulate,

@@ -16,6 +16,7 @@ import pytest
 
 import jnode
 from jnode.fields import Decay
+from jnode.runs import certify_run
 from jnode.train import (
     DataConfig,
     Interrupted,
@@ -29,6 +30,7 @@ from jnode.train import (
     train,
 )
 from jnode.train.checkpoints import Checkpoints
+from jnode.train.images import evaluation_images, training_images
 from jnode.train.run_dir import CONTENTS, FORMAT
 from jnode.train.step import decays, make_optimizer
 from tests.helpers import singular_values, small_model
@@ -39,7 +41,7 @@ TINY = TrainConfig(
     data=DataConfig(num_train=96, pad=1),
     model=jnode.ModelConfig("gradient_flow", patch=7, features=50, lipschitz=4.0),
     solver=jnode.Solver("euler", steps=2),
-    loss=LossConfig("margin", rho=0.1, temperature=4.0),
+    loss=LossConfig("margin", rho=0.1, logit_scale=4.0),
     epochs=2,
     batch_size=32,
 )
@@ -150,20 +152,19 @@ def test_overwrite_and_resume_are_asked_for(finished, tmp_path):
 def test_format_of_the_folder(finished, tmp_path):
     folder, _ = finished
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == FORMAT == 2
-    assert RunDir(folder).read_config()[1]["format"] == 2
+    assert config["format"] == FORMAT == RunDir(folder).read_config()[1]["format"]
 
     def written(**changes):
         new = {k: v for k, v in (config | changes).items() if v is not None}
         (tmp_path / "config.json").write_text(json.dumps(new))
 
-    written(format=None)
-    assert RunDir(tmp_path).read_config()[1]["format"] == 1
-    with pytest.raises(ValueError, match="started by an earlier jnode, in format 1"):
+    for older in (None, FORMAT - 1):  # the first had no number
+        written(format=older)
+        with pytest.raises(ValueError, match=f"earlier jnode, in format {older or 1}"):
+            RunDir(tmp_path).read_config()
+    written(format=FORMAT + 1, image_shape=None)
+    with pytest.raises(ValueError, match="newer jnode, .* upgrade jnode"):
         train(TINY, tmp_path, resume=True, progress=False)
-    written(format=3, image_shape=None)
-    with pytest.raises(ValueError, match="format 3, .* up to 2: upgrade jnode"):
-        RunDir(tmp_path).read_config()
     written(format="new")
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         RunDir(tmp_path).read_config()
@@ -353,7 +354,7 @@ def test_not_a_run(tmp_path):
     for read in (load_best, lambda path: RunDir(path).read_config()):
         with pytest.raises(FileNotFoundError, match="not a run folder"):
             read(tmp_path)
-    (tmp_path / "config.json").write_text('{"train": {"colour": 1}}')
+    (tmp_path / "config.json").write_text('{"format": 3, "train": {"colour": 1}}')
     for read in (load_best, lambda path: RunDir(path).read_config()):
         with pytest.raises(ValueError, match=r"config\.json is damaged"):
             read(tmp_path)
@@ -376,6 +377,46 @@ def test_losses(getkey):
     for wrong in ({"inputs": "dirty"}, {"share": 1.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             LossConfig(**wrong)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_margin_loss_by_its_formula(getkey, unit_norm):
+    """Written out in NumPy, class by class."""
+    model = small_model(getkey(), lipschitz=2.0, unit_norm=unit_norm)
+    model = eqx.tree_at(lambda m: m.head.bias, model, jr.normal(getkey(), (4,)))
+    images, labels = jr.uniform(getkey(), (8, 8, 8, 1)), jnp.arange(8) % 4
+    config = LossConfig("margin", rho=0.7, logit_scale=3.0)
+    loss = make_loss(config)(model, images, labels, jr.split(jr.key(0), 8))[0]
+    logits = np.asarray(jax.vmap(model)(images), np.float64)
+    rows = np.asarray(model.head.rows(), np.float64)
+    lipschitz, terms = float(model.lipschitz()), []
+    for z, y in zip(logits, np.asarray(labels), strict=True):
+        gains = [0.7 * lipschitz * np.linalg.norm(rows[y] - row) for row in rows]
+        terms.append(np.log(np.sum(np.exp(3 * (z + gains)))) - 3 * z[y])
+    assert float(loss) == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_margins_are_what_certifies(getkey):
+    """The true class wins in spite of them just where its radius is above rho."""
+    model = small_model(getkey(), lipschitz=2.0)
+    images = jr.uniform(getkey(), (64, 8, 8, 1))
+    logits = jax.vmap(model)(images)
+    labels = jnp.argmax(logits, axis=1)
+    radii = np.asarray(jnode.certify.radius(model, images))
+    rho = float(np.median(radii))
+    reach = rho * model.lipschitz()
+    worst = losses.add_margins(logits, labels, model.head.rows(), reach)
+    wins = np.asarray(jnp.argmax(worst, axis=1) == labels)
+    clear = np.abs(radii - rho) > 1e-3  # the certificate allows for rounding
+    assert clear.sum() > 32 and (wins == (radii > rho))[clear].all()
+
+
+def test_margins_of_equal_rows_have_a_gradient():
+    def total(rows):
+        args = jnp.zeros((2, 3)), jnp.array([0, 1]), rows, jnp.asarray(1.0)
+        return losses.add_margins(*args).sum()
+
+    assert jnp.isfinite(jax.grad(total)(jnp.ones((3, 5)))).all()
 
 
 def test_unrest_of_a_field_at_rest(getkey):
@@ -433,7 +474,7 @@ def test_explosion_is_named(tmp_path, monkeypatch):
         TINY,
         model=jnode.ModelConfig("free", patch=7, features=50),
         solver=jnode.Solver("euler", steps=1),
-        loss=LossConfig(temperature=1e38),
+        loss=LossConfig(logit_scale=1e38),
     )
     # Either the state or the loss is the first to be caught; both say what to do.
     with pytest.raises(RuntimeError, match="learning_rate|finite"):
@@ -446,7 +487,7 @@ def test_explosion_is_named(tmp_path, monkeypatch):
         (lambda: LossConfig("hinge"), "natural, margin, steady_state"),
         (lambda: LossConfig(rho=-1.0), "rho must be at least 0"),
         (lambda: LossConfig(epsilon=-0.1), "epsilon must be at least 0"),
-        (lambda: LossConfig(temperature=0.0), "temperature must be positive"),
+        (lambda: LossConfig(logit_scale=0.0), "logit_scale must be positive"),
         (lambda: LossConfig("lyapunov", weight=-1.0), "weight must be at least 0"),
         (
             lambda: TrainConfig(
@@ -469,6 +510,7 @@ def test_explosion_is_named(tmp_path, monkeypatch):
         (lambda: TrainConfig(epochs=0), "epochs must be at least 1"),
         (lambda: TrainConfig(learning_rate=0.0), "learning_rate must be positive"),
         (lambda: DataConfig(pad=-1), "pad must be at least 0"),
+        (lambda: DataConfig(validation=-1), "validation must be at least 0"),
         (lambda: DataConfig(num_train=0), "num_train must be at least 1"),
     ],
 )
@@ -482,3 +524,17 @@ def test_batch_larger_than_the_data(tmp_path):
     with pytest.raises(ValueError, match="batch_size must be at most the 96"):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_images_judge_and_do_not_train(tmp_path):
+    held_out = DataConfig(validation=3900, pad=1)
+    config = dataclasses.replace(TINY, epochs=1, data=held_out)
+    train(config, tmp_path / "run", progress=False)
+    assert RunDir(tmp_path / "run").read_config()[1]["num_train"] == 100
+    proven = certify_run(tmp_path / "run", [0.1], num_attacked=9, progress=False)
+    assert (proven["split"], proven["num_examples"]) == ("validation", 3900)
+    seen, judging = training_images(held_out), evaluation_images(held_out)
+    whole = {image.tobytes() for image in jnode.data.load().images}
+    parts = [{image.tobytes() for image in part.images} for part in (seen, judging)]
+    assert not parts[0] & parts[1] and parts[0] | parts[1] == whole
+    assert evaluation_images(DataConfig()).split == "test"

@@ -53,6 +53,34 @@ class Dataset:
             raise ValueError(f"n must be at least 1, not {n}.")
         return dataclasses.replace(self, images=self.images[:n], labels=self.labels[:n])
 
+    def hold_out(self, n: int) -> tuple["Dataset", "Dataset"]:
+        """All but `n` examples, and those, whose split is called "validation".
+
+        They are the last ones of a permutation that depends on the number of examples
+        alone, so the same ones are held out whenever as many are.
+
+        **Raises:** `ValueError` for an `n` that leaves nothing on either side.
+        """
+        if not 0 < n < len(self):
+            raise ValueError(
+                f"n must be at least 1 and less than the {len(self)} examples that "
+                f"there are, not {n}."
+            )
+        order = np.random.default_rng(0).permutation(len(self))
+        # Each part in the order of the whole.
+        rest, held_out = np.sort(order[:-n]), np.sort(order[-n:])
+        return (
+            dataclasses.replace(
+                self, images=self.images[rest], labels=self.labels[rest]
+            ),
+            dataclasses.replace(
+                self,
+                split="validation",
+                images=self.images[held_out],
+                labels=self.labels[held_out],
+            ),
+        )
+
 
 def load(
     name: str = "mnist5k",

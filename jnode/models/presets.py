@@ -13,10 +13,16 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         ModelConfig(field="ortho", lipschitz=0.5, activation="maxmin"),
         Solver("rk4", steps=2),
     ),
-    # A gradient flow at the edge of circle contractivity: hL = 2, nonexpansive.
+    # Gradient flows of different weights, one after another, each for one Euler step at
+    # the edge of circle contractivity: hL = 2, which preserves distances best.
     "contractive": (
-        ModelConfig(field="gradient_flow", lipschitz=8.0, hidden=64),
-        Solver("euler", steps=4),
+        ModelConfig(field="gradient_flow", lipschitz=6.0, hidden=64, pieces=3),
+        Solver("euler", steps=3),
+    ),
+    # One such step: no ODE but a layer (Meunier et al., ICML 2022).
+    "convex_potential_layer": (
+        ModelConfig(field="gradient_flow", lipschitz=2.0, hidden=64),
+        Solver("euler", steps=1),
     ),
     # Certified accuracy on real images: a flow whose weights change with time, each
     # piece one Euler step with hL = 2 (a convex potential layer).

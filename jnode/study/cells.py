@@ -93,8 +93,10 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     "odenet": (FREE, RK4),
     "tisode": (FREE, RK4),
     "ortho": (ModelConfig("ortho"), RK4),
+    # Steps of hL = 2, each with weights of its own: a second one by the same weights
+    # would find the state at rest.
     "contractive": (
-        ModelConfig("gradient_flow", lipschitz=8.0, hidden=64),
+        ModelConfig("gradient_flow", lipschitz=8.0, hidden=16, pieces=4),
         Solver("euler", steps=4),
     ),
     "skew": (ModelConfig("skew", lipschitz=2.0, damping=0.5), RK4),
@@ -123,14 +125,14 @@ def configure(
     epsilon: float = 0.2,
     lipschitz: float | None = None,
     rho: float = 0.5,
-    temperature: float = 1.0,
+    logit_scale: float = 1.0,
     solver: Solver | None = None,
 ) -> TrainConfig:
     """The training run of a model of `MODELS` under a training of `TRAININGS`.
 
     **Arguments:** their names, the data, the channels of their images, the epochs and
     the seed; the Linf budget of adversarial training; another Lipschitz constant, or
-    solver, than the model's; radius and temperature of margin training.
+    solver, than the model's; the radius and the logit scale of margin training.
 
     **Raises:** `ValueError` for an unknown name.
     """
@@ -145,7 +147,7 @@ def configure(
         options["lipschitz"] = lipschitz
     loss = {"name": LOSSES.get(model, "natural"), **TRAININGS[training]}
     if training == "margin":
-        loss |= {"rho": rho, "temperature": temperature}
+        loss |= {"rho": rho, "logit_scale": logit_scale}
     return TrainConfig(
         data=data,
         model=dataclasses.replace(described, **options),

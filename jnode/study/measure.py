@@ -24,6 +24,7 @@ from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
 from jnode.runs import evaluate_run
 from jnode.study.cells import Cell
+from jnode.train import evaluation_images
 from jnode.train.step import dtype_of, init_state
 
 BATCH = 250
@@ -51,8 +52,7 @@ def measure(
     wanted = cell.measures
     trained = load(run_dir)
     model = trained.bake()
-    where = data_dir or cell.train.data.dir
-    test = data.load(cell.train.data.name, split="test", data_dir=where)
+    test = evaluation_images(cell.train.data, data_dir)
     images = np.asarray(data.to_float(jnp.asarray(test.images), dtype_of(model)))
     found = _accuracy(trained, test, images, wanted.radii)
     found["parameters"] = _parameters(cell, test)

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from jnode import data
 from jnode._files import locked
 from jnode._process import Interrupted, caught_signals, peak_memory, provenance
-from jnode.data import Dataset
 from jnode.models import ODEClassifier, save
 from jnode.sharding import (
     check_divides,
@@ -29,8 +28,8 @@ from jnode.sharding import (
 )
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig
+from jnode.train.images import training_images
 from jnode.train.run_dir import (
-    FORMAT,
     Log,
     RunDir,
     explained,
@@ -115,30 +114,12 @@ def _check_options(overwrite, resume, checkpoint_every, tensorboard, profile) ->
 
 
 def _check_resumable(run: RunDir, config: TrainConfig) -> None:
-    there, facts = run.read_config()
+    there, _ = run.read_config()
     if there != without_paths(config):
         raise ValueError(
             f"{run.path} was started with another configuration: repeat its options, "
             "or start anew with --overwrite."
         )
-    if facts["format"] != FORMAT:
-        raise ValueError(
-            f"{run.path} was started by an earlier jnode, in format {facts['format']}, "
-            "and would go on differently: finish it with that version, or start anew "
-            "with --overwrite."
-        )
-
-
-def _training_images(config: TrainConfig) -> Dataset:
-    dataset = data.load(config.data.name, split="train", data_dir=config.data.dir)
-    if config.data.num_train is not None:
-        dataset = dataset.take(config.data.num_train)
-    if len(dataset) < config.batch_size:
-        raise ValueError(
-            f"batch_size must be at most the {len(dataset)} training images, "
-            f"not {config.batch_size}."
-        )
-    return dataset
 
 
 @contextmanager
@@ -167,8 +148,13 @@ class _Loop:
         self.share = check_divides(
             config.batch_size, mesh, accumulate=config.accumulate
         )
-        self.dataset = _training_images(config)
+        self.dataset = training_images(config.data)
         self.per_epoch = len(self.dataset) // config.batch_size
+        if self.per_epoch == 0:
+            raise ValueError(
+                f"batch_size must be at most the {len(self.dataset)} training images, "
+                f"not {config.batch_size}."
+            )
         self.total = self.per_epoch * config.epochs
         self.sizes: dict[str, Any] = {
             "image_shape": self.dataset.image_shape,

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jnode._resolve import resolve
+from jnode.attacks import PGD
 from jnode.models import ODEClassifier
 from jnode.models.batched import batched
 from jnode.models.batched import logits as logits_of
@@ -31,9 +32,10 @@ class LossConfig:
         the end of the trajectory a point of rest.
     - `inputs`: the images it is taken on: "clean", "noise" (some with Gaussian noise)
         or "adversarial" (attacked by PGD).
-    - `temperature`: factor of the logits in the cross-entropy, positive; above 1 for
+    - `logit_scale`: factor of the logits in the cross-entropy, positive; above 1 for
         unit-norm heads.
-    - `rho`: margin loss: the L2 radius, in pixel units, that training asks for.
+    - `rho`: margin loss: the certified L2 radius, in pixel units, that is asked of each
+        image: larger radii are certified for it, and fewer images classified rightly.
     - `sigma`, `share`: noise: its standard deviation, in pixel units, and the share of
         the images that get some.
     - `norm`, `epsilon`, `steps`: adversarial: the PGD attack, in pixel units.
@@ -42,7 +44,7 @@ class LossConfig:
 
     name: str = "natural"
     inputs: str = "clean"
-    temperature: float = 1.0
+    logit_scale: float = 1.0
     rho: float = 0.5
     sigma: float = 0.2
     share: float = 1.0
@@ -62,8 +64,8 @@ class LossConfig:
             )
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must be in [0, 1], not {self.share!r}.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, not {self.temperature!r}.")
+        if not self.logit_scale > 0:
+            raise ValueError(f"logit_scale must be positive, not {self.logit_scale!r}.")
         for name in ("rho", "sigma", "epsilon", "weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(
@@ -99,12 +101,10 @@ def make_loss(config: LossConfig) -> Loss:
         logits = logits_of(model, solutions.y)
         accuracy = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
         if config.name == "margin":
-            # Tsuzuku et al., NeurIPS 2018: the true class must win by what an image
-            # within rho could take from it: sqrt(2) L rho for orthonormal rows.
-            onehot = jax.nn.one_hot(labels, logits.shape[1])
-            logits = logits - 2**0.5 * bounds.lipschitz * config.rho * onehot
+            reach = bounds.lipschitz * config.rho
+            logits = add_margins(logits, labels, model.head.rows(), reach)
         entropy = optax.softmax_cross_entropy_with_integer_labels(
-            config.temperature * logits, labels
+            config.logit_scale * logits, labels
         )
         nfe = jnp.mean(solutions.stats["nfe"].astype(jnp.float32))
         failed = jnp.mean((solutions.stats["num_failed"] > 0).astype(jnp.float32))
@@ -116,6 +116,31 @@ def make_loss(config: LossConfig) -> Loss:
         return jnp.mean(entropy) + config.weight * unrest, aux
 
     return loss
+
+
+def add_margins(
+    logits: Float[Array, "b classes"],
+    labels: Int[Array, " b"],
+    rows: Float[Array, "classes features"],
+    reach: Float[Array, ""],
+) -> Float[Array, "b classes"]:
+    r"""The least favourable logits of nearby images: the margin loss is their entropy.
+
+    $z_c + r\,\|w_y - w_c\|$ for every class $c$, where $y$ is the true one. While the
+    features move by no more than $r$, no class gains more on the true one, so an image
+    whose true class still wins is certified. This is Lipschitz-margin training (Tsuzuku
+    et al., NeurIPS 2018) with the gap of each pair of classes in place of the largest.
+
+    **Arguments:** the logits and the true classes; the head's rows $w_c$; how far the
+    features may move, $r = L\rho$.
+    """
+    squares = jnp.sum(rows**2, axis=1)
+    products = jnp.matmul(rows, rows.T, precision="highest")
+    squares = squares[:, None] + squares[None] - 2 * products
+    # Rounding leaves less than nothing between equal rows, where a root has no slope.
+    gaps = jnp.sqrt(jnp.maximum(squares, 1e-12))
+    gaps = jnp.where(jnp.eye(len(rows), dtype=bool), 0, gaps)
+    return logits + reach * gaps[labels]
 
 
 def steady_state_unrest(
@@ -192,9 +217,6 @@ def _noisy(images, keys, config):
 
 
 def _adversarial(model, images, labels, keys, config):
-    # Imported late: attacks need models, and some models are trained with attacks.
-    from jnode.attacks import PGD
-
     frozen = jax.lax.stop_gradient
     model = jax.tree.map(lambda x: frozen(x) if hasattr(x, "dtype") else x, model)
 

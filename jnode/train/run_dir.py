@@ -19,9 +19,8 @@ from jnode._process import own_version
 from jnode.models.file import DESCRIPTION, WEIGHTS, from_dict
 from jnode.train.config import TrainConfig
 
-FORMAT = 2
-"""The number of the run folder's format. Folders without a number are of format 1,
-whose weight decay acted on all arrays; they are read as they are, and not resumed."""
+FORMAT = 3
+"""The number of the run folder's format, the only one that is read."""
 
 CONTENTS = (
     # Training.
@@ -151,7 +150,7 @@ class RunDir:
         A `data.dir` in it is not followed: it is read as `None`.
 
         **Raises:** `FileNotFoundError` for a folder that is not a run, `ValueError` for
-        a damaged `config.json`, a format newer than `FORMAT`, or links that lead out of
+        a damaged `config.json`, another format than `FORMAT`, or links that lead out of
         the folder.
         """
         self.check_links()
@@ -166,11 +165,15 @@ class RunDir:
             number = operator.index(facts["format"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-        if number > FORMAT:
+        if number != FORMAT:
+            age, mend = (
+                ("newer", "upgrade jnode")
+                if number > FORMAT
+                else ("earlier", "train it anew, or read it with that version")
+            )
             raise ValueError(
-                f"{self.path} was written by a newer jnode, in format {number}, and "
-                f"this version, {own_version()}, reads formats up to {FORMAT}: upgrade "
-                "jnode."
+                f"{self.path} was written by an {age} jnode, in format {number}, and "
+                f"this version, {own_version()}, reads format {FORMAT}: {mend}."
             )
         try:
             config = without_paths(from_dict(TrainConfig, facts.pop("train")))
