@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,52 @@ def test_errors_are_one_sentence(tmp_path, name, args, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_exit_codes():
+    """Of errors that say what to do, in one sentence; others come as they are."""
+    code = """
+    import signal
+    from jnode._files import FolderInUse
+    from jnode._process import Interrupted, run
+    from jnode.train import OutOfMemoryError, StorageError, TrainingError
+
+    errors = (
+        ValueError("bad"),
+        FolderInUse("bad"),
+        OutOfMemoryError("bad"),
+        StorageError("bad"),
+        Interrupted(signal.SIGTERM),
+        KeyboardInterrupt(),
+        RuntimeError("a fault of ours"),
+    )
+    for error in errors:
+        def main():
+            raise error
+        try:
+            run(main, {TrainingError: 3, StorageError: 4})
+        except SystemExit as stop:
+            print(stop.code)
+    """
+    env = {k: v for k, v in os.environ.items() if k != "JNODE_TRACEBACK"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=env,
+    )
+    assert done.stdout.split() == ["2", "2", "3", "4", "143", "130"]
+    assert done.stderr.count("error: bad\n") == 4
+    assert "RuntimeError: a fault of ours" in done.stderr and done.returncode == 1
+
+
+def test_training_that_cannot_go_on_exits_with_3(tmp_path):
+    done = script(
+        "train.py", "twin", tmp_path / "run", *TINY, "--max-loss", "1e-9", check=False
+    )
+    assert done.returncode == 3 and "error: At step 1 the loss was" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 NAMES = ("train.py", "evaluate.py", "certify.py", "report.py", "study.py")
