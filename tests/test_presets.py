@@ -46,7 +46,7 @@ def test_every_step_of_contractive_matters(tmp_path):
     field, steps = model.field, model.solver.steps
     assert field.count == steps == 3
     mean = np.asarray(lengths(model, images)).mean(axis=0)
-    assert (mean > 0.2 * mean[0]).all()
+    assert (mean > 0.1 * mean[0]).all()  # tied weights: 0.01
 
     def predict(image, left_out):
         y = model.encoder(image)
