@@ -12,7 +12,6 @@ from typing import Annotated
 import tyro
 
 from jnode._cli import run
-from jnode.evaluation.cost import minutes
 from jnode.study import STUDIES, Cell, estimate, run_study, write_study
 
 
@@ -74,6 +73,15 @@ def tell(cells: list[Cell], data_dir: str | None) -> None:
         f"{len(cells)} cells, estimated: training {parts[0]}, measuring {parts[1]}, "
         f"compilation {parts[2]}."
     )
+
+
+def minutes(seconds: float) -> str:
+    """For people: `40 seconds`, `12 minutes`, `3.5 hours`."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} seconds"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import numpy as np
 
 from jnode import attacks, data
 from jnode._hlo_cost import work
-from jnode.evaluation.cost import evaluations, programs
 from jnode.models.batched import batched
 from jnode.study.cell import Cell
 from jnode.study.measure import ensembles
@@ -74,16 +73,35 @@ def estimate(
             left /= 2
         measuring = test_length * forward
         for images, attack in tried:
-            logits, gradients = evaluations(attack)
+            logits, gradients = _calls(attack)
             measuring += images * (logits * forward + gradients * gradient)
         kinds = {
             (repr(cell.train.model), str(cell.evaluated), kind)
-            for kind in programs([attack for _, attack in tried])
+            for kind in {_program(attack) for _, attack in tried}
         }
         fresh += len(kinds - compiled)
         compiled |= kinds
         found.append(Cost(training, measuring / rate, COMPILATION * fresh))
     return found
+
+
+def _calls(attack: attacks.AbstractAttack) -> tuple[int, int]:
+    """How often an attack and its judge ask for logits and for gradients, at most."""
+    steps = attack.restarts * int(attack.steps)
+    if attack.name == "gaussian":
+        return 2, 0
+    if attack.name == "fgsm":
+        return 2, 1
+    if attack.name == "square":
+        return 2 + steps + attack.restarts, 0
+    if attack.name.startswith("fab"):
+        return 2 + steps, steps
+    return 2, steps + attack.restarts
+
+
+def _program(attack: attacks.AbstractAttack) -> tuple:
+    """What tells attacks apart that are compiled to programs of their own."""
+    return attack.name, attack.norm, int(attack.steps), attack.restarts, attack.via
 
 
 def _products_per_second() -> float:
