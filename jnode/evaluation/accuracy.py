@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from jnode._batches import padded_batches
 from jnode.attacks import AbstractAttack, Attacked, Outcome, run
+from jnode.attacks.inputs import Classes
 from jnode.attacks.loop import Keep
 from jnode.evaluation.gradient_checks import outputs
 from jnode.models.batched import batched
@@ -31,7 +32,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: Classes,
     attacks: Sequence[AbstractAttack],
     *,
     batch_size: int = 250,
