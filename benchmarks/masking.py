@@ -19,8 +19,7 @@ import numpy as np
 
 from jnode import data
 from jnode._process import run, versions
-from jnode.evaluation import PROTOCOLS, evaluate, plan, twins
-from jnode.evaluation.check_model import check_model
+from jnode.evaluation import PROTOCOLS, check_model, evaluate, plan, twins
 from jnode.models import AbstractEncoder, Head, ODEClassifier
 from jnode.models.batched import batched
 from jnode.solvers import Solver

@@ -1,16 +1,15 @@
 """Images and labels that users bring: checked, and in batches of one size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, Shaped
 
-from jnode.sharding import shard_batch
-
-Batch = tuple[Int[np.ndarray, " chosen"], jax.Array, jax.Array, Bool[np.ndarray, " n"]]
+Batch = tuple[
+    Int[np.ndarray, " chosen"], tuple[np.ndarray, ...], Bool[np.ndarray, " size"]
+]
 
 
 def check_images(images, *, shape: tuple[int, int, int] | None = None) -> None:
@@ -73,55 +72,43 @@ def _check_array(argument: str, value) -> None:
         )
 
 
-def padded_batches(
-    images: Float[np.ndarray, "n height width channels"]
-    | UInt8[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " labels"],
-    batch_size: int,
-    *,
-    multiple: int = 1,
-) -> Iterator[tuple[np.ndarray, np.ndarray, Bool[np.ndarray, " batch"]]]:
-    """Batches of (images, labels, mask) in order, all of one size.
-
-    The last is filled up by repeating its samples, and `mask` is false at the fill,
-    so that one compilation serves every batch. Fewer samples than `batch_size` make
-    one batch of their own number, rounded up to a multiple of `multiple`.
-
-    **Raises:** `ValueError` at the call for no samples, or labels of another number.
-    """
+def check_batch_size(batch_size: int) -> None:
+    """Raises `ValueError` for a batch of no images."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    n = len(labels)
-    if len(images) != n:
-        raise ValueError(
-            f"images and labels must be as many, not {len(images)} and {n}."
-        )
-    if n == 0:
-        raise ValueError("images must hold at least one image, not none.")
-    size = min(batch_size, -(-n // multiple) * multiple)
-    batches = _filled(np.arange(n), size)
-    return ((images[filled], labels[filled], mask) for _, filled, mask in batches)
 
 
-def gathered(
-    images: Float[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " n"],
-    samples: Int[np.ndarray, " some"],
-    length: int,
-    mesh: Mesh | None = None,
+def padded_batches(
+    arrays: Sequence[Shaped[np.ndarray, "n ..."]],
+    size: int,
+    *,
+    samples: Int[np.ndarray, " chosen"] | None = None,
 ) -> Iterator[Batch]:
-    """Batches of (which samples, images, labels, mask), all `length` long.
+    """Batches of (which samples, arrays, mask) in order, all `size` long.
 
     The last is filled up by repeating its samples, and `mask` is false at the fill, so
-    that one compilation serves every batch. On a mesh they are spread over its devices.
+    that one compilation serves every batch.
+
+    **Arguments:** arrays that hold something of each sample, such as images and labels;
+    how many samples at a time; which samples, by default all.
+
+    **Raises:** `ValueError` at the call for arrays of no samples or of unequal numbers.
     """
-    for chosen, filled, mask in _filled(samples, length):
-        x, y = shard_batch((images[filled], labels[filled]), mesh)
-        yield chosen, x, y, mask
+    check_batch_size(size)
+    n = len(arrays[0])
+    for other in arrays[1:]:
+        if len(other) != n:
+            raise ValueError(
+                f"images and labels must be as many, not {n} and {len(other)}."
+            )
+    if n == 0:
+        raise ValueError("images must hold at least one image, not none.")
+    return _filled(arrays, size, np.arange(n) if samples is None else samples)
 
 
-def _filled(samples, length):
-    """So many samples at a time: which they are, the same filled up, and the mask."""
-    for start in range(0, len(samples), length):
-        chosen = samples[start : start + length]
-        yield chosen, np.resize(chosen, length), np.arange(length) < len(chosen)
+def _filled(arrays, size, samples):
+    for start in range(0, len(samples), size):
+        chosen = samples[start : start + size]
+        filled = np.resize(chosen, size)
+        mask = np.arange(size) < len(chosen)
+        yield chosen, tuple(array[filled] for array in arrays), mask

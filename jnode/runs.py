@@ -23,18 +23,14 @@ from jnode.evaluation import (
     Evaluation,
     Store,
     budgets,
+    check_model,
+    checks,
+    count_evaluations,
     evaluate,
     plan,
     twins,
 )
-from jnode.evaluation.check_model import check_evaluation, check_model, flags_of
-from jnode.evaluation.cost import (
-    Cost,
-    announce,
-    cost_of,
-    count_all_evaluations,
-    estimate,
-)
+from jnode.evaluation.protocols import Budget, Protocol
 from jnode.evaluation.store import described, fingerprint
 from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
@@ -106,20 +102,13 @@ def evaluate_run(
     finished attack and check found into its folder `evaluation/`: called again with the
     same arguments after an interruption, it goes on from there.
 
-    **Arguments:**
-
-    - `run_dir`: the folder.
-    - `attacks`: each run on all samples by itself, or, if `successive`, on what still
-        stands of them; or else
-    - `protocol`: "quick", "standard" or "full", whose attacks run on what still stands.
-    - `norm`, `epsilons`: a protocol's budgets, by default those usual for the data.
-    - `num_examples`: how many test images, by default all or the protocol's number.
-    - `batch_size`: images at a time.
-    - `seed`: of the attacks' random numbers.
-    - `data_dir`: where the data lie, if elsewhere than in training.
-    - `progress`: whether to say what it will cost, and to draw a progress bar.
-    - `pictures`: whether to keep some attacked images for the report.
-    - `mesh`: over what devices to spread each batch of attacks and certificates.
+    **Arguments:** the folder; `attacks`, each run on all samples by itself, or, if
+    `successive`, on what still stands of them; or else a `protocol`, "quick",
+    "standard" or "full", whose attacks run on what still stands, with its budgets, by
+    default those usual for the data; how many test images, by default all or the
+    protocol's number; images at a time; the seed of the attacks; where the data lie, if
+    elsewhere than in training; whether to draw a progress bar; whether to keep some
+    attacked images for the report; over what devices to spread each batch.
 
     **Returns:** what `evaluation.json` holds.
 
@@ -128,69 +117,27 @@ def evaluate_run(
     `jnode.data.load` and `jnode.evaluate` raise.
     """
     _check_request(attacks, protocol, norm, epsilons, batch_size, mesh)
-    chosen = None if protocol is None else PROTOCOLS[protocol]
-    if num_examples is None and chosen is not None:
-        num_examples = chosen.num_examples
+    if num_examples is None and protocol is not None:
+        num_examples = PROTOCOLS[protocol].num_examples
     run = read(run_dir, num_examples, data_dir)
     # Attacked many times, so baked; what is certified is the trained one.
-    model, images, labels = run.model.bake(), run.images, run.test.labels
-    sources, wanted = {}, []
-    if chosen is not None:
-        wanted = budgets(run.test.name, norm, epsilons)
-        sources = twins(model, images, labels, chosen.twins)
-        attacks = plan(chosen, wanted, sources, classes=run.test.num_classes)
-        successive = True
-    arguments = {
-        "the model": fingerprint(run.path / "model.eqx", run.solver),
-        "the data": fingerprint(images, labels),
-        "the attacks": described(attacks),
-        "the protocol": [protocol, successive, seed, batch_size],
-        "the versions": versions(),
-    }
-    how: dict = dict(batch_size=batch_size, seed=seed, progress=progress, mesh=mesh)
+    model, wanted = run.model.bake(), []
+    if protocol is not None:
+        successive, wanted = True, budgets(run.test.name, norm, epsilons)
+        attacks = _planned(model, run, PROTOCOLS[protocol], wanted)
+    how: dict = dict(successive=successive, seed=seed, batch_size=batch_size)
+    images, labels = run.images, run.test.labels
     # Held to the end: another evaluation would write the same files.
-    with Store(run.path / "evaluation", arguments) as store:
+    with Store(run.path / "evaluation", _told(run, attacks, protocol, how)) as store:
         if progress and store.news:
             print(store.news, flush=True)
-        cost, seconds = None, None
-        if protocol is not None:
-            cost = _cost(model, run, sources, batch_size, store)
-            seconds = estimate(attacks, cost, len(labels))
-            if progress:
-                announce(protocol, attacks, len(labels), cost, seconds)
-        result = evaluate(
-            batched(model),
-            images,
-            labels,
-            attacks,
-            successive=successive,
-            store=store,
-            cost=cost,
-            **how,
-        )
-        checks = check_evaluation(model, images, labels, attacks, result, batch_size)
-        if chosen is not None:
-            checks |= check_model(
-                model, images, labels, chosen, wanted[0], seed=seed, keep=store.check
-            )
-        summary = {
-            "dataset": run.test.name,
-            "split": run.test.split,
-            "num_train": run.num_train,
-            "protocol": protocol,
-            "estimated_seconds": None if seconds is None else round(sum(seconds), 1),
-            **result.summary,
-            "checks": checks,
-            "flags": flags_of(result, checks),
-            **_proven(run, batch_size, mesh),
-            **_counted(model, images, batch_size),
-            "versions": versions(),
-        }
-        summary["device"] = summary["versions"].pop("device")
+        how |= {"keep": store.attack, "progress": progress, "mesh": mesh}
+        result = evaluate(batched(model), images, labels, attacks, **how)
+        checked = _checked(model, run, protocol, wanted, seed, store)
+        summary = _summary(run, protocol, result, checked)
+        summary |= _proven(run, batch_size, mesh) | _counted(model, run, batch_size)
         if pictures:
-            kept = pairs(model, images, labels, attacks, result)
-            if kept is not None:
-                kept.save(run.path)
+            _draw(run, model, attacks, result)
         write_json(run.path / "evaluation.json", summary)
         return summary
 
@@ -206,11 +153,58 @@ def _check_request(attacks, protocol, norm, epsilons, batch_size, mesh) -> None:
         raise ValueError("norm and epsilon belong to a protocol; attacks have theirs.")
 
 
-def _cost(model, run: Opened, sources, batch_size, store: Store) -> Cost:
-    """Kept, so that an evaluation that goes on says what it said at first."""
-    images, labels = run.images, run.test.labels
-    measure = lambda: vars(cost_of(model, images, labels, sources, batch_size))  # noqa: E731
-    return Cost(**store.check("cost", measure))
+def _planned(
+    model: ODEClassifier, run: Opened, protocol: Protocol, wanted: Sequence[Budget]
+) -> list[AbstractAttack]:
+    through = twins(model, run.images, run.test.labels, protocol.twins)
+    return plan(protocol, wanted, through, classes=run.test.num_classes)
+
+
+def _told(run: Opened, attacks, protocol, how: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what an evaluation finds."""
+    return {
+        "the model": fingerprint(run.path / "model.eqx", run.solver),
+        "the data": fingerprint(run.images, run.test.labels),
+        "the attacks": described(attacks),
+        "the protocol": [protocol, *how.values()],
+        "the versions": versions(),
+    }
+
+
+def _checked(
+    model: ODEClassifier, run: Opened, protocol, wanted, seed, store: Store
+) -> dict[str, Any]:
+    """The checks of the model; without a protocol that of its adjoint alone."""
+    if protocol is None:
+        return {"adjoint": checks.adjoint(model.solver)}
+    some, how = (run.images, run.test.labels), PROTOCOLS[protocol]
+    return check_model(model, *some, how, wanted[0], seed=seed, keep=store.check)
+
+
+def _draw(run: Opened, model: ODEClassifier, attacks, result: Evaluation) -> None:
+    kept = pairs(model, attacks, result.outcome)
+    if kept is not None:
+        kept.save(run.path)
+
+
+def _summary(
+    run: Opened, protocol, result: Evaluation, checked: dict[str, Any]
+) -> dict[str, Any]:
+    found, every = versions(), result.summary["checks"] | checked
+    # Those of the outputs are among the evaluation's own.
+    flags = [flag for check in checked.values() for flag in check["flags"]]
+    return {
+        "dataset": run.test.name,
+        "split": run.test.split,
+        "num_train": run.num_train,
+        "protocol": protocol,
+        "estimated_seconds": None,  # of the file's format; nothing is estimated
+        **result.summary,
+        "checks": every,
+        "flags": [*result.summary["flags"], *flags],
+        "versions": {k: v for k, v in found.items() if k != "device"},
+        "device": found["device"],
+    }
 
 
 def _proven(run: Opened, batch_size, mesh) -> dict[str, Any]:
@@ -233,8 +227,8 @@ def _proven(run: Opened, batch_size, mesh) -> dict[str, Any]:
     }
 
 
-def _counted(model, images, batch_size) -> dict[str, float | int]:
-    nfe = count_all_evaluations(model, images, batch_size)
+def _counted(model: ODEClassifier, run: Opened, batch_size) -> dict[str, float | int]:
+    nfe = count_evaluations(model, run.images, batch_size)
     return {"nfe": float(np.mean(nfe)), "nfe_largest": int(np.max(nfe))}
 
 
@@ -256,88 +250,94 @@ def certify_run(
 
     Writes `certificate.json` into the run folder.
 
-    **Arguments:**
-
-    - `run_dir`: the folder.
-    - `radii`: the L2 radii to report, in pixel units.
-    - `linf`: Linf radii to report too, each certified by the L2 ball of $\sqrt n$ times
-        its radius, $n$ the number of pixels, which holds the Linf ball.
-    - `num_examples`: how many test images; by default all.
-    - `num_attacked`: how many of them to attack, to certify locally and to search for
-        the strongest stretch, all of which takes longer.
-    - `steps`: of the attack, PGD.
-    - `freeze`: whether to certify an adaptive model on the steps that its solver takes
-        for the first training image (see `ODEClassifier.freeze`).
-    - `seed`: of attacks and searches.
-    - `data_dir`: where the data lie, if elsewhere than in training.
-    - `progress`: whether to draw progress bars.
-    - `mesh`: over what devices to spread batches of global certificates and attacks.
+    **Arguments:** the folder; the L2 radii to report, in pixel units; Linf radii to
+    report too, each certified by the L2 ball of $\sqrt n$ times its radius, $n$ the
+    number of pixels, which holds the Linf ball; how many test images, by default all;
+    how many of them to attack, to certify locally and to search for the strongest
+    stretch, all of which takes longer; the steps of the attack, PGD; whether to
+    `freeze` an adaptive model on the steps that its solver takes for the first training
+    image (see `ODEClassifier.freeze`); the seed of attacks and searches; where the data
+    lie, if elsewhere than in training; whether to draw progress bars; over what devices
+    to spread batches of global certificates and attacks.
 
     **Returns:** what `certificate.json` holds.
 
     **Raises:** `ValueError` where nothing can be certified, with the reason, and for a
     negative radius; what `jnode.load` and `jnode.data.load` raise.
     """
+    _check_radii(radii, linf)
+    run = read(run_dir, num_examples, data_dir)
+    model = _certifiable(run, freeze, data_dir)
+    spread: dict = dict(batch_size=shareable(BATCH, mesh), mesh=mesh)
+    proven = certify.certified_radii(model, run.images, run.test.labels, **spread)
+    some, labels = run.images[:num_attacked], run.test.labels[:num_attacked]
+    local = accuracy.locally_certified_radii(model, some, labels, progress=progress)
+    positive = sorted({float(r) for r in radii if r > 0})
+    attacks = [PGD(r, norm="l2", steps=steps) for r in positive]
+    spread |= dict(seed=seed, progress=progress)
+    seen = evaluate(batched(model.bake()), some, labels, attacks, **spread)
+    of_some = proven[: len(some)]
+    summary = {
+        **_certificate(run, model, proven, radii, linf),
+        "frozen_grid": model.solver.grid if freeze else None,
+        "attacked": {
+            "num_examples": len(some),
+            "attack": f"pgd-{steps} l2",
+            "seed": seed,
+            "clean_accuracy": seen.summary["clean_accuracy"],
+            "rows": _attacked_rows(positive, of_some, local, seen),
+            "flags": seen.summary["flags"],
+        },
+        "tightness": stretch(model, some, seed=seed),
+        "curve": accuracy.curve(of_some, local, up_to=max(radii, default=1.0)),
+    }
+    write_json(run.path / "certificate.json", summary)
+    return summary
+
+
+def _check_radii(radii, linf) -> None:
     for radius in (*radii, *linf):
         if not radius >= 0:
             raise ValueError(f"radius must be at least 0, not {radius!r}.")
-    run = read(run_dir, num_examples, data_dir)
-    model, test = run.model, run.test
+
+
+def _certifiable(run: Opened, freeze: bool, data_dir) -> ODEClassifier:
+    """The model, or itself frozen on the steps for the first training image."""
+    model = run.model
     if freeze:
-        first = data.load(test.name, split="train", data_dir=data_dir).take(1)
+        first = data.load(run.test.name, split="train", data_dir=data_dir).take(1)
         model = model.freeze(data.to_float(jnp.asarray(first.images))[0])
     reason = certify.refusal(model)
     if reason is not None:
         raise ValueError(f"No certificate: {reason}.")
-    spread = {"batch_size": shareable(BATCH, mesh), "mesh": mesh}
-    proven = certify.certified_radii(model, run.images, test.labels, **spread)
-    some, labels = run.images[:num_attacked], test.labels[:num_attacked]
-    local = accuracy.locally_certified_radii(model, some, labels, progress=progress)
-    positive = sorted({float(r) for r in radii if r > 0})
-    seen = evaluate(
-        batched(model.bake()),
-        some,
-        labels,
-        [PGD(r, norm="l2", steps=steps) for r in positive],
-        seed=seed,
-        progress=progress,
-        **spread,
-    )
-    summary = {
-        "dataset": test.name,
-        "split": test.split,
-        "num_examples": len(test),
+    return model
+
+
+def _certificate(
+    run: Opened, model: ODEClassifier, proven, radii, linf
+) -> dict[str, Any]:
+    """What is proven, by the radii of all images."""
+    pixels = run.images[0].size
+    return {
+        "dataset": run.test.name,
+        "split": run.test.split,
+        "num_examples": len(run.test),
         "num_train": run.num_train,
         "solver": str(model.solver),
-        "frozen_grid": model.solver.grid if freeze else None,
         "arithmetic": certify.arithmetic(),
         "rounding": certify.ALLOWANCE,
         "assumed": certify.assumptions(model),
         "clean_accuracy": float(np.mean(proven >= 0)),
         "certified_accuracy": [
             *certify.certified_accuracy(proven, radii),
-            *accuracy.linf_certified_accuracy(proven, linf, pixels=run.images[0].size),
+            *accuracy.linf_certified_accuracy(proven, linf, pixels=pixels),
         ],
-        "attacked": {
-            "num_examples": len(some),
-            "attack": f"pgd-{steps} l2",
-            "seed": seed,
-            "clean_accuracy": seen.summary["clean_accuracy"],
-            "rows": _attacked_rows(positive, proven[: len(some)], local, seen),
-            "flags": seen.summary["flags"],
-        },
-        "tightness": stretch(model, some, seed=seed),
-        "curve": accuracy.curve(
-            proven[: len(some)], local, up_to=max(radii, default=1.0)
-        ),
     }
-    write_json(run.path / "certificate.json", summary)
-    return summary
 
 
 def _attacked_rows(radii, proven, local, seen: Evaluation) -> list[dict[str, float]]:
     # An attack with a smaller budget counts for a larger one too.
-    standing = np.logical_and.accumulate(np.asarray(seen.standing))
+    standing = np.logical_and.accumulate(seen.outcome.standing)
     return [
         {
             "radius": r,

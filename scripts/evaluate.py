@@ -22,7 +22,7 @@ class Args:
     """A folder that scripts/train.py wrote."""
 
     protocol: Literal["quick", "standard", "full"] | None = None
-    """Attacks, transfers and checks by name; what it will cost is said first."""
+    """Attacks, transfers and checks by name."""
 
     norm: Literal["linf", "l2"] | None = None
     """Of a protocol's budgets; by default both."""

@@ -11,9 +11,9 @@ import pytest
 
 import jnode
 from jnode import attacks
-from jnode.attacks.base import NORMS, loss_and_gradient, misclassified
-from jnode.attacks.minimum import AbstractMinimumNorm
-from jnode.attacks.norms import size
+from jnode.attacks.fab import AbstractFAB
+from jnode.attacks.losses import loss_and_gradient, misclassified
+from jnode.attacks.norms import NORMS, size
 from jnode.attacks.registry import ATTACKS, make
 from jnode.evaluation import Transfer, evaluate
 from tests.helpers import compilations, small_model
@@ -21,19 +21,17 @@ from tests.helpers import compilations, small_model
 SHAPE, CLASSES = (4, 4, 3), 4
 FEW = {"steps": 3, "restarts": 2}
 OPTIONS = dict.fromkeys(
-    ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "cw", "square"), FEW
-) | {"mi-fgsm": {"steps": 3}, "deepfool": {"steps": 3}}
+    ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"), FEW
+)
 CASES = [
     (name, norm)
     for name in ATTACKS
-    for norm in (NORMS if name in OPTIONS or name == "fgsm" else ("linf",))
-    if norm == "l2" or name != "cw"
+    for norm in (NORMS if name != "gaussian" else ("linf",))
 ]
 
 
 def build(name, norm="linf"):
-    epsilon = 1 if name in {c.name for c in attacks.CORRUPTIONS} else 0.05
-    return make(name, epsilon=epsilon, norm=norm, **OPTIONS.get(name, {}))
+    return make(name, epsilon=0.05, norm=norm, **OPTIONS.get(name, {}))
 
 
 class Network(eqx.Module):
@@ -76,7 +74,7 @@ def test_double_precision(x64, name, norm, dtype, model_dtype):
     if attack.norm in NORMS:
         assert size(found - images, attack.norm).max() <= 0.05 + 1e-6
     assert (found[0] == images[0]).all()  # misclassified before
-    if isinstance(attack, AbstractMinimumNorm):
+    if isinstance(attack, AbstractFAB):
         near, distance = attack.nearest(model, images, labels, key=jr.key(0))
         assert near.dtype == distance.dtype == images.dtype and distance[0] == 0
 
@@ -90,11 +88,11 @@ def test_double_precision_of_run_and_evaluate(x64, dtype):
         model, images, labels, every, key=jr.key(0), batch_size=4, progress=False
     )
     assert found.adversarial.dtype == images.dtype
-    transfer = Transfer(model, "itself", 0.05, steps=3)
+    transfer = Transfer(0.05, source=model, via="itself", steps=3)
     result = evaluate(
         model, images, labels, [*every, transfer], batch_size=4, progress=False
     )
-    assert result.attacked[0].shown.dtype == images.dtype
+    assert result.outcome.attacked[0].shown.dtype == images.dtype
     assert len(result.summary["attacks"]) == len(every) + 1
     assert result.summary["clean_accuracy"] == 5 / 6
 
@@ -127,11 +125,11 @@ def test_half_precision_inside_losses_run_and_evaluate(dtype):
     few = [attacks.PGD(0.1, steps=3), attacks.APGDT(0.1, steps=3)]
     found = attacks.run(model, images, labels, few, key=jr.key(0), progress=False)
     result = evaluate(model, images, labels, few, progress=False)
-    assert found.adversarial.dtype == np.float32 and len(result.attacked) == 2
+    assert found.adversarial.dtype == np.float32 and len(result.outcome.attacked) == 2
 
 
 ways = pytest.mark.parametrize(
-    "way", ["call", "jit", "nearest", "from_keys", "noise", "corruption", "run", "eval"]
+    "way", ["call", "jit", "nearest", "from_keys", "noise", "run", "eval"]
 )
 
 
@@ -148,9 +146,7 @@ def ask(way, images, labels):
     if way == "from_keys":
         return attack.from_keys(model, images, labels, jr.split(key, len(images)))
     if way == "noise":
-        return attacks.UniformNoise(0.05)(model, images, labels, key=key)
-    if way == "corruption":
-        return build("contrast")(model, images, labels, key=key)
+        return attacks.GaussianNoise(0.05)(model, images, labels, key=key)
     options = {"progress": False}
     if way == "run":
         return attacks.run(model, images, labels, [attack], key=key, **options)
@@ -225,7 +221,7 @@ def test_an_empty_batch_comes_back_empty(name):
     for labels in ([], np.zeros(0, int)):
         found = attack(Network(), images, labels, key=jr.key(0))
         assert found.shape == images.shape and found.dtype == jnp.float32
-    if isinstance(attack, AbstractMinimumNorm):
+    if isinstance(attack, AbstractFAB):
         found, distance = attack.nearest(Network(), images, [])
         assert found.shape == images.shape and distance.shape == (0,)
 
@@ -235,14 +231,15 @@ def test_an_empty_set_has_no_accuracy():
     few = [attacks.PGD(0.1), attacks.FGSM(0.1)]
     found = attacks.run(Network(), images, [], few, key=jr.key(0))
     assert found.adversarial.shape == images.shape and len(found.broken_by) == 0
-    assert math.isnan(found.robust_accuracy) and len(found.seconds) == 2
-    assert all(map(math.isnan, found.robust_accuracies()))
+    assert math.isnan(found.robust_accuracy) and found.standing.shape == (2, 0)
+    with pytest.raises(ValueError, match="at least one image"):
+        evaluate(Network(), images, [], few, progress=False)
     keys = jr.split(jr.key(0), 0)
     assert attacks.PGD(0.1).from_keys(Network(), images, [], keys).shape[0] == 0
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, math.nan, math.inf])
-@pytest.mark.parametrize("name", [*OPTIONS, "fgsm", "uniform", "gaussian"])
+@pytest.mark.parametrize("name", [*OPTIONS, "fgsm", "gaussian"])
 def test_budgets_that_make_no_sense(name, epsilon):
     with pytest.raises(ValueError, match="epsilon must be at least 0 and finite"):
         make(name, epsilon=epsilon, norm="l2")
@@ -297,7 +294,7 @@ def test_eager_calls_compile_once(name):
     images, labels = problem()
     attack = build(name, "l2")
     calls = [lambda x, key: attack(model, x, labels, key=key)]
-    if isinstance(attack, AbstractMinimumNorm):
+    if isinstance(attack, AbstractFAB):
         calls.append(lambda x, key: attack.nearest(model, x, labels, key=key)[0])
     if name == "pgd":
         calls.append(lambda x, key: attack.from_keys(model, x, labels, key))

@@ -12,14 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jnode import attacks
-from jnode.attacks.base import NORMS, cross_entropy, misclassified
-from jnode.attacks.batches import fitted
-from jnode.attacks.corruptions import CORRUPTIONS
-from jnode.attacks.norms import size
+from jnode.attacks.loop import fitted
+from jnode.attacks.losses import cross_entropy, misclassified
+from jnode.attacks.norms import NORMS, size
 from jnode.attacks.registry import ATTACKS, make
 
 SHAPE, CLASSES, BATCH = (4, 4, 1), 4, 12
-L2_ONLY = {"cw"}
 
 
 class Network(eqx.Module):
@@ -35,16 +33,13 @@ class Network(eqx.Module):
 
 MODEL = Network(jr.normal(jr.key(0), (16, 8)), 3 * jr.normal(jr.key(1), (8, CLASSES)))
 FEW = {"steps": 4, "restarts": 2}
-OPTIONS = {"mi-fgsm": {"steps": 4}, "deepfool": {"steps": 4}, "cw": FEW} | {
-    name: FEW for name in ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t")
-}
-OPTIONS["square"] = {"steps": 20, "restarts": 2}
+OPTIONS = dict.fromkeys(
+    ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"), FEW
+) | {"square": {"steps": 20, "restarts": 2}}
 CASES = [
     (name, norm)
     for name in ATTACKS
-    if name not in {c.name for c in CORRUPTIONS}
-    for norm in (NORMS if name in OPTIONS or name == "fgsm" else ("linf",))
-    if norm == "l2" or name not in L2_ONLY
+    for norm in (NORMS if name != "gaussian" else ("linf",))
 ]
 
 
@@ -86,14 +81,14 @@ def problem():
     return images, labels
 
 
-@pytest.mark.parametrize("name", ["pgd", "mi-fgsm", "apgd-ce"])
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce"])
 def test_best_loss_never_falls_with_more_steps(problem, name):
     """Of what is not broken; the same key starts the same way."""
     images, labels = problem
     last = None
     for steps in (1, 3, 9):
         options = {"norm": "l2", "steps": steps}
-        # The step length of PGD and MI-FGSM is the budget over the steps.
+        # The step length of PGD is the budget over the steps.
         epsilon = 1e-3 if name == "apgd-ce" else 1e-4 * steps
         found = compiled()(
             make(name, epsilon=epsilon, **options), images, labels, jr.key(0)
@@ -130,11 +125,9 @@ def test_ensemble_is_the_worst_case_and_can_be_recomputed(problem):
     assert (found.adversarial[:4] == np.asarray(images[:4])).all()
     # From the stored images alone.
     right = ~misclassified(MODEL(jnp.asarray(found.adversarial)), labels)
-    assert (np.asarray(right) == found.standing).all()
+    assert (np.asarray(right) == (found.broken_by == attacks.STANDING)).all()
     assert np.abs(found.adversarial - np.asarray(images)).max() <= 0.05 + 1e-6
-    shares = found.robust_accuracies()
-    assert shares == sorted(shares, reverse=True)
-    assert shares[-1] == found.robust_accuracy
+    assert (np.logical_and.reduce(found.standing) == found.standing[-1]).all()
     # Each by itself breaks no more than all.
     for attack in chosen:
         assert run(problem, [attack]).robust_accuracy >= found.robust_accuracy
@@ -169,6 +162,28 @@ def test_one_compilation_whatever_is_left(problem):
     assert set(traces) == {(16, *SHAPE)}
 
 
+def test_clean_logits_are_computed_once(problem):
+    """Then each attack asks for what it needs, and its judge once more."""
+    asked = []
+
+    def counting(x):
+        jax.debug.callback(lambda: asked.append(1))
+        return MODEL(x)
+
+    images, labels = problem
+    few = {"batch_size": 16, "key": jr.key(0), "progress": False}
+    for chosen, expected in (
+        ([], 1),
+        ([attacks.FGSM(1e-6)], 3),
+        ([attacks.FGSM(1e-6), attacks.GaussianNoise(1e-6)], 4),
+    ):
+        asked.clear()
+        found = attacks.run(counting, images[4:20], labels[4:20], chosen, **few)
+        jax.effects_barrier()
+        assert len(asked) == expected
+        assert (found.predictions == np.asarray(labels[4:20])).all()
+
+
 def test_versions_of_autoattack():
     names = lambda **options: [
         (a.name, int(a.steps), a.restarts) for a in attacks.autoattack(0.1, **options)
@@ -189,17 +204,10 @@ def test_versions_of_autoattack():
         ("fab-t", 100, 9),
     ]
     assert names(version="rand") == [("apgd-ce", 100, 1), ("apgd-dlr", 100, 1)]
-    assert names(version="custom", custom=("fab-t", "apgd-ce")) == [
-        standard[2],
-        standard[0],
-    ]
     # Too few classes for some of the losses.
     assert names(classes=3) == [standard[0], ("fab-t", 100, 2), standard[3]]
     for options, message in (
-        ({"version": "fast"}, "version must be one of standard, plus, rand, custom"),
-        ({"version": "custom"}, "custom names the attacks"),
-        ({"custom": ("fab",)}, "custom names the attacks"),
-        ({"version": "custom", "custom": ("pgd",)}, "not pgd"),
+        ({"version": "fast"}, "version must be one of standard, plus, rand,"),
         ({"classes": 1}, "classes must be at least 2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ import pytest
 from jnode import ODEClassifier, Solver
 from jnode.attacks import PGD
 from jnode.evaluation import checks, evaluate
-from jnode.evaluation.outputs import beaten_white_box, weak_beats_strong
+from jnode.evaluation.accuracy import beaten_white_box, weak_beats_strong
 from jnode.evaluation.transfers import rescaled
 from jnode.models.batched import batched
 from tests.helpers import small_model

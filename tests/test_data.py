@@ -352,23 +352,28 @@ def test_a_small_set_makes_one_ragged_batch_if_asked():
 @pytest.mark.parametrize("n, size", [(10, 3), (9, 3), (1, 3), (3, 3), (4, 3), (7, 100)])
 def test_padded_batches_cover_each_sample_once_in_order(n, size):
     dataset = toy(n)
-    found = list(data.padded_batches(dataset.images, dataset.labels, size))
-    assert {(len(x), len(y), len(m)) for x, y, m in found} == {(min(n, size),) * 3}
+    arrays = dataset.images, dataset.labels
+    found = list(data.padded_batches(arrays, size))
+    assert {(len(x), len(y), len(m)) for _, (x, y), m in found} == {(size,) * 3}
     assert len(found) == -(-n // size)
-    kept = np.concatenate([y[mask] for _, y, mask in found])
+    kept = np.concatenate([y[mask] for _, (_, y), mask in found])
     assert kept.tolist() == list(range(n))
-    for images, labels, _ in found:  # the fill too is of real samples
+    assert np.concatenate([chosen for chosen, *_ in found]).tolist() == list(range(n))
+    some = np.arange(0, n, 2)
+    few = list(data.padded_batches(arrays, size, samples=some))
+    assert np.concatenate([y[m] for _, (_, y), m in few]).tolist() == some.tolist()
+    for _, (images, labels), _ in found + few:  # the fill too is of real samples
         assert (images == labels[:, None, None, None]).all()
 
 
 def test_padded_batches_refuse_at_the_call():
     x, y = toy(4).images, toy(4).labels
     with pytest.raises(ValueError, match="as many, not 4 and 3"):
-        data.padded_batches(x, y[:3], 2)
+        data.padded_batches((x, y[:3]), 2)
     with pytest.raises(ValueError, match="at least one image"):
-        data.padded_batches(x[:0], y[:0], 2)
+        data.padded_batches((x[:0], y[:0]), 2)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        data.padded_batches(x, y, 0)
+        data.padded_batches((x, y), 0)
 
 
 # --- pixels and augmentation

@@ -13,7 +13,8 @@ import pytest
 
 import jnode
 from jnode import attacks, report, runs
-from jnode.evaluation import Store, checks, comparison, cost, describe, loop
+from jnode.attacks import describe, loop
+from jnode.evaluation import Store, accuracy, checks, comparison
 from jnode.models import save
 from jnode.report.page import render
 from jnode.runs import evaluate_run
@@ -53,7 +54,6 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     written = json.loads((run_dir / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(found))
     assert found["protocol"] == "quick" and found["successive"]
-    assert found["estimated_seconds"] > 0
     names = [(r["name"], r["via"]) for r in found["attacks"]]
     assert names[:4] == [("pgd", ""), ("apgd-ce", ""), ("apgd-t", ""), ("square", "")]
     assert names[4:6] == [("pgd", "rk4x8"), ("pgd", "encoder")]
@@ -62,20 +62,17 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     assert left == sorted(left, reverse=True)
     assert [w["robust_accuracy"] for w in found["worst_case"]] == [left[5], left[11]]
     wanted = {"outputs", "adjoint", "gradient", "batch_mates", "tolerance", "work"}
-    assert set(found["checks"]) == wanted | {"stored_images"}
-    assert found["checks"]["stored_images"]["standing"] == [
-        round(12 * share) for share in left
-    ]
+    assert set(found["checks"]) == wanted
     flagged = [f for c in found["checks"].values() for f in c["flags"]]
     assert set(flagged) <= set(found["flags"])
     # Nothing is done twice.
     none = lambda *_: pytest.fail("it was finished")
-    monkeypatch.setattr(loop, "_attack", none)
+    monkeypatch.setattr(loop, "_run", none)
     for name in ("gradient", "batch_mates", "tolerance", "work"):
         monkeypatch.setattr(checks, name, none)
     assert evaluate_run(run_dir, **SETTINGS | {"progress": True}) == found
     said = capsys.readouterr().out
-    assert "12 finished attacks" in said and "Protocol quick: 12 attacks" in said
+    assert "12 finished attacks" in said
     page = render([report.read_run(run_dir)])
     for words in ("What was checked", "Batch mates", "via rk4x8", "protocol quick"):
         assert words in page
@@ -105,25 +102,25 @@ def test_evaluations_are_counted_on_all_images(run_dir, monkeypatch):
         marked = jnp.all(images == jnp.asarray(harder[0])[None], axis=(1, 2, 3))
         return jnp.where(marked, 130, counts)
 
-    real = cost.count_evaluations
-    monkeypatch.setattr(cost, "count_evaluations", count)
+    real = accuracy._evaluations
+    monkeypatch.setattr(accuracy, "_evaluations", count)
     model = jnode.load(run_dir).with_solver(jnode.Solver("heun", rtol=1e-2, atol=1e-2))
     images = np.asarray(jr.uniform(jr.key(0), (11, 28, 28, 1)))
     harder.append(images[10])
-    found = cost.count_all_evaluations(model, images, batch_size=8)
+    found = accuracy.count_evaluations(model, images, batch_size=8)
     assert found.tolist() == [10] * 10 + [130]
     # Against the solves themselves.
-    monkeypatch.setattr(cost, "count_evaluations", real)
-    found = cost.count_all_evaluations(model, images, batch_size=8)
+    monkeypatch.setattr(accuracy, "_evaluations", real)
+    found = accuracy.count_evaluations(model, images, batch_size=8)
     expected = real(model, jnp.asarray(images))
     np.testing.assert_array_equal(found, expected)
-    fixed = cost.count_all_evaluations(jnode.load(run_dir), images, batch_size=8)
+    fixed = accuracy.count_evaluations(jnode.load(run_dir), images, batch_size=8)
     assert fixed.tolist() == [2]
 
 
 def test_the_mean_of_all_images_is_written(run_dir, monkeypatch):
     counts = np.asarray([4] * 9 + [40])
-    monkeypatch.setattr(runs, "count_all_evaluations", lambda *_: counts)
+    monkeypatch.setattr(runs, "count_evaluations", lambda *_: counts)
     found = evaluate_run(
         run_dir,
         [attacks.GaussianNoise(0.1)],

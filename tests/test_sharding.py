@@ -278,7 +278,7 @@ def test_evaluation_equals_one_device(mesh):
     attack = [jnode.attacks.PGD(0.05, steps=2)]
     options = {"batch_size": 8, "progress": False}
     ours, alone = (
-        jnode.evaluate(model, images, labels, attack, mesh=m, **options)
+        jnode.evaluate(model, images, labels, attack, mesh=m, **options).outcome
         for m in (mesh, None)
     )
     np.testing.assert_array_equal(ours.predictions, alone.predictions)

@@ -8,8 +8,9 @@ import pytest
 
 import jnode
 from jnode import attacks
+from jnode.attacks.losses import margin
 from jnode.attacks.norms import size
-from jnode.attacks.square import _corner, _eta, _grid, _l2_windows, margin, shares
+from jnode.attacks.square import _corner, _eta, _grid, _l2_windows, shares
 from jnode.evaluation import evaluate
 from tests.helpers import small_model
 
@@ -155,6 +156,24 @@ def test_budget_and_determinism(problem, norm):
     moved = jnp.any(first != images, axis=(1, 2, 3))
     assert moved.mean() > 0.5
     assert (jnp.argmax(model(first), axis=1)[moved] != labels[moved]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_logits_that_are_not_finite_are_a_success(problem, norm, value):
+    """Of the label's class or another's, where the image is moved at all."""
+    _, images, labels = problem
+    images = jnp.clip(images, 0.1, 0.9)
+
+    def model(x):
+        moved = jnp.max(jnp.abs(x - images), axis=(1, 2, 3)) > 1e-3
+        right = jax.nn.one_hot(labels, 4)
+        spoilt = right.at[:, 0].set(value)
+        return jnp.where(moved[:, None], spoilt, right)
+
+    attack = attacks.Square(0.05, norm=norm, steps=3)
+    found = jax.jit(lambda x: attack(model, x, labels, key=jr.key(0)))(images)
+    assert not jnp.isfinite(model(found)).all(axis=1).any()
 
 
 def test_breaks_what_hides_its_gradient(problem):

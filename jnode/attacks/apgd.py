@@ -1,43 +1,33 @@
 """Auto-PGD: steps that halve themselves (Croce & Hein, ICML 2020)."""
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jnode.attacks.base import (
-    AbstractAttack,
+from jnode.attacks.base import AbstractAttack, count_field
+from jnode.attacks.losses import (
     Classifier,
     Images,
     Labels,
     Logits,
-    check_budget,
-    choose,
     cross_entropy,
-    likely,
+    difference_of_logits_ratio,
     loss_and_gradient,
     misclassified,
-    one_by_one,
-    wide,
+    next_likely,
+    targeted_ratio,
 )
-from jnode.attacks.norms import project, size, steepest
+from jnode.attacks.norms import choose, project, size, steepest, wide
 
 # A step is three parts of its own direction and one of the step before.
 MOMENTUM = 0.25
 # The share of steps that must raise the loss for the step length to stay.
 RHO = 0.75
-
-# The loss that each sample's image climbs, from its logits, label and target.
-Loss = Callable[
-    [Float[Array, "batch classes"], Int[Array, " batch"], Int[Array, " batch"]],
-    Float[Array, " batch"],
-]
 
 
 def checkpoints(steps: int) -> Int[np.ndarray, " steps"]:
@@ -56,39 +46,6 @@ def checkpoints(steps: int) -> Int[np.ndarray, " steps"]:
     return window
 
 
-def difference_of_logits_ratio(
-    logits: Float[Array, "batch classes"],
-    labels: Int[Array, " batch"],
-    targets: Int[Array, " batch"],
-) -> Float[Array, " batch"]:
-    r"""DLR: $-(z_y - \max_{i \ne y} z_i)/(z_{\pi_1} - z_{\pi_3})$.
-
-    It has a gradient wherever logits are large, unlike cross-entropy, as it does not
-    change with their scale or offset. At least 3 classes.
-    """
-    del targets
-    ordered = jnp.sort(logits, axis=1)
-    true = _at(logits, labels)
-    wrong = ordered[:, -1] != true
-    other = jnp.where(wrong, ordered[:, -1], ordered[:, -2])
-    return (other - true) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
-
-
-def targeted_ratio(
-    logits: Float[Array, "batch classes"],
-    labels: Int[Array, " batch"],
-    targets: Int[Array, " batch"],
-) -> Float[Array, " batch"]:
-    r"""$-(z_y - z_t)/(z_{\pi_1} - (z_{\pi_3} + z_{\pi_4})/2)$. At least 4 classes."""
-    ordered = jnp.sort(logits, axis=1)
-    scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4])
-    return (_at(logits, targets) - _at(logits, labels)) / (scale + 1e-12)
-
-
-def _at(logits, index):
-    return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
-
-
 class AbstractAPGD(AbstractAttack):
     """Gradient ascent with momentum whose step halves when it ceases to help.
 
@@ -99,56 +56,24 @@ class AbstractAPGD(AbstractAttack):
     largest loss. Stops when no sample of the batch stands.
     """
 
-    epsilon: Float[Array, ""]
-    norm: str = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    restarts: int = eqx.field(static=True)
-    first: Int[Array, ""]
+    steps: int = count_field("steps", 100)
 
-    def __init__(
-        self,
-        epsilon: float,
-        *,
-        norm: str = "linf",
-        steps: int = 100,
-        restarts: int = 1,
-    ):
-        """**Arguments:** the budget in pixel units, its norm ("linf" or "l2"), the
-        number of steps, and of random starts (APGD-T: of targets)."""
-        self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
-        self.norm, self.steps, self.restarts = norm, steps, restarts
-        # The number of the first restart; an array, so that every part is one program.
-        self.first = jnp.asarray(0, jnp.int32)
-
-    @property
     @abc.abstractmethod
-    def loss(self) -> Loss:
-        """What the attack maximises."""
-
-    def targets(self, clean: Logits, restart: Int[Array, ""]) -> Labels:
-        """The class that a restart aims at, from the clean logits; here unused."""
-        del restart
-        return jnp.argmax(clean, axis=1)
-
-    def parts(self) -> Sequence["AbstractAPGD"]:
-        return one_by_one(self)
-
-    def search(
+    def loss(
         self,
-        model: Classifier,
-        images: Images,
+        logits: Logits,
         labels: Labels,
         clean: Logits,
-        *,
-        key: PRNGKeyArray,
-    ) -> Images:
+        restart: Int[Array, ""],
+    ) -> Float[Array, " batch"]:
+        """What a restart maximises, from the logits and those of the clean images."""
+
+    def search(self, model, images, labels, clean, *, key):
         def restart(carry, this):
             _, broken, highest = carry
             index, key = this
-            targets = self.targets(clean, index)
-            climbed, hit, loss = self._climb(
-                model, images, labels, targets, broken, key
-            )
+            climb = _Climb(self, model, images, labels, clean, index)
+            climbed, hit, loss = climb.run(broken, key)
             better = ~broken & (hit | (loss > highest))
             return choose(better, (climbed, hit, loss), carry), None
 
@@ -159,89 +84,140 @@ class AbstractAPGD(AbstractAttack):
         (found, _, _), _ = jax.lax.scan(restart, first, each)
         return found
 
-    def _climb(
-        self, model, images, labels, targets, broken, key
+
+class _State(NamedTuple):
+    """Where each sample of a climb is.
+
+    `best` is the image of the largest loss with its gradient and loss, `met` the first
+    misclassified image and whether there was one. At the last checkpoint the largest
+    loss was `best_then`, and the step was halved or not; since then the loss `grew` so
+    many times.
+    """
+
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    x: Images
+    before: Images
+    gradient: Images
+    length: Float[Array, " batch"]
+    last: Float[Array, " batch"]
+    best: tuple[Images, Images, Float[Array, " batch"]]
+    met: tuple[Images, Bool[Array, " batch"]]
+    grew: Int[Array, " batch"]
+    best_then: Float[Array, " batch"]
+    halved_then: Bool[Array, " batch"]
+
+
+class _Climb(NamedTuple):
+    """One restart of an attack."""
+
+    attack: AbstractAPGD
+    model: Classifier
+    images: Images
+    labels: Labels
+    clean: Logits
+    restart: Int[Array, ""]
+
+    def run(
+        self, broken: Bool[Array, " batch"], key: PRNGKeyArray
     ) -> tuple[Images, Bool[Array, " batch"], Float[Array, " batch"]]:
         """Of each sample a misclassified image, else that of the largest loss; whether
-        it is misclassified; the largest loss."""
+        it is misclassified; the largest loss. Stops when no sample stands that was not
+        `broken` before."""
+        schedule = checkpoints(self.attack.steps)
+        windows = jnp.asarray(schedule)
+        enough = jnp.asarray(np.floor(RHO * schedule).astype(int))
 
-        def evaluate(x, key):
-            losses, logits, gradient = loss_and_gradient(
-                model,
-                x,
-                labels,
-                loss=lambda logits, labels: self.loss(logits, labels, targets),
-                key=key,
-            )
-            # What is not a number is no way to go.
-            losses = jnp.nan_to_num(losses, nan=-jnp.inf)
-            return losses, misclassified(logits, labels), gradient
+        def step(state):
+            i = state.step
+            return self.halved(self.moved(state), windows[i] > 0, enough[i])
 
-        def move(x, direction, length):
-            return project(
-                x + wide(length) * steepest(direction, self.norm),
-                images,
-                self.epsilon,
-                self.norm,
-            )
+        def going(state):
+            return (state.step < self.attack.steps) & ~jnp.all(broken | state.met[1])
 
-        def step(carry):
-            i, key, x, before, gradient, length, best, met, checks = carry
-            key, this = jr.split(key)
-            # No momentum in the first step.
-            momentum = jnp.where(i > 0, MOMENTUM, 0.0)
-            ahead = move(x, gradient, length)
-            ahead = x + (1 - momentum) * (ahead - x) + momentum * (x - before)
-            ahead = project(ahead, images, self.epsilon, self.norm)
-            losses, wrong, new_gradient = evaluate(ahead, this)
-            met = choose(wrong & ~met[1], (ahead, wrong), met)
-            last, grew, best_then, halved_then = checks
-            grew = grew + (losses > last).astype(int)
-            best = choose(losses > best[2], (ahead, new_gradient, losses), best)
-            stuck = grew <= enough[i]
-            stuck |= ~halved_then & (best_then >= best[2])
-            checking = windows[i] > 0
-            halve = stuck & checking
-            length = jnp.where(halve, length / 2, length)
-            x, before = choose(halve, (best[0], x), (ahead, x))
-            gradient = jnp.where(wide(halve), best[1], new_gradient)
-            checks = (
-                losses,
-                jnp.where(checking, 0, grew),
-                jnp.where(checking, best[2], best_then),
-                jnp.where(checking, halve, halved_then),
-            )
-            return i + 1, key, x, before, gradient, length, best, met, checks
+        end = jax.lax.while_loop(going, step, self.begin(key))
+        found = jnp.where(wide(end.met[1]), end.met[0], end.best[0])
+        return found, end.met[1], end.best[2]
 
-        def going(carry):
-            return (carry[0] < self.steps) & ~jnp.all(broken | carry[7][1])
-
+    def begin(self, key: PRNGKeyArray) -> _State:
+        """A random start on the ball's surface, as in the original."""
+        images, epsilon, norm = self.images, self.attack.epsilon, self.attack.norm
         keys = jr.split(key, 3)
-        if self.norm == "linf":
+        if norm == "linf":
             noise = jr.uniform(keys[0], images.shape, images.dtype, -1.0, 1.0)
         else:
             noise = jr.normal(keys[0], images.shape, images.dtype)
-        # On the ball's surface, as in the original.
-        noise = noise / wide(jnp.maximum(size(noise, self.norm), 1e-12))
-        start = project(images + self.epsilon * noise, images, self.epsilon, self.norm)
-        losses, wrong, gradient = evaluate(start, keys[1])
+        noise = noise / wide(jnp.maximum(size(noise, norm), 1e-12))
+        start = project(images + epsilon * noise, images, epsilon, norm)
+        losses, wrong, gradient = self.evaluate(start, keys[1])
         n = len(images)
-        schedule = checkpoints(self.steps)
-        windows = jnp.asarray(schedule)
-        enough = jnp.asarray(np.floor(RHO * schedule).astype(int))
-        first = (
-            jnp.zeros((), jnp.int32),
-            keys[2],
-            start,
-            start,
-            gradient,
-            jnp.full(n, 2 * self.epsilon),
-            (start, gradient, losses),
-            (start, wrong),
-            (losses, jnp.zeros(n, int), losses, jnp.ones(n, bool)),
+        return _State(
+            step=jnp.zeros((), jnp.int32),
+            key=keys[2],
+            x=start,
+            before=start,
+            gradient=gradient,
+            length=jnp.full(n, 2 * epsilon),
+            last=losses,
+            best=(start, gradient, losses),
+            met=(start, wrong),
+            grew=jnp.zeros(n, int),
+            best_then=losses,
+            halved_then=jnp.ones(n, bool),
         )
-        *_, best, met, _ = jax.lax.while_loop(going, step, first)
-        return jnp.where(wide(met[1]), met[0], best[0]), met[1], best[2]
+
+    def evaluate(self, x: Images, key: PRNGKeyArray) -> tuple[Any, ...]:
+        """Each sample's loss, whether it is misclassified, and the gradient."""
+        losses, logits, gradient = loss_and_gradient(
+            self.model,
+            x,
+            self.labels,
+            loss=lambda logits, labels: self.attack.loss(
+                logits, labels, self.clean, self.restart
+            ),
+            key=key,
+        )
+        # What is not a number is no way to go.
+        losses = jnp.nan_to_num(losses, nan=-jnp.inf)
+        return losses, misclassified(logits, self.labels), gradient
+
+    def moved(self, state: _State) -> _State:
+        """One step with momentum, of which there is none in the first."""
+        key, this = jr.split(state.key)
+        momentum = jnp.where(state.step > 0, MOMENTUM, 0.0)
+        x, budget = state.x, (self.attack.epsilon, self.attack.norm)
+        push = wide(state.length) * steepest(state.gradient, self.attack.norm)
+        ahead = project(x + push, self.images, *budget)
+        ahead = x + (1 - momentum) * (ahead - x) + momentum * (x - state.before)
+        ahead = project(ahead, self.images, *budget)
+        losses, wrong, gradient = self.evaluate(ahead, this)
+        return state._replace(
+            step=state.step + 1,
+            key=key,
+            x=ahead,
+            before=x,
+            gradient=gradient,
+            last=losses,
+            best=choose(losses > state.best[2], (ahead, gradient, losses), state.best),
+            met=choose(wrong & ~state.met[1], (ahead, wrong), state.met),
+            grew=state.grew + (losses > state.last).astype(int),
+        )
+
+    def halved(
+        self, state: _State, checking: Bool[Array, ""], enough: Int[Array, ""]
+    ) -> _State:
+        """At a checkpoint, half the step and back to the best point where it helps."""
+        stuck = state.grew <= enough
+        stuck |= ~state.halved_then & (state.best_then >= state.best[2])
+        halve = stuck & checking
+        return state._replace(
+            x=jnp.where(wide(halve), state.best[0], state.x),
+            gradient=jnp.where(wide(halve), state.best[1], state.gradient),
+            length=jnp.where(halve, state.length / 2, state.length),
+            grew=jnp.where(checking, 0, state.grew),
+            best_then=jnp.where(checking, state.best[2], state.best_then),
+            halved_then=jnp.where(checking, halve, state.halved_then),
+        )
 
 
 class APGDCE(AbstractAPGD):
@@ -249,9 +225,8 @@ class APGDCE(AbstractAPGD):
 
     name: ClassVar[str] = "apgd-ce"
 
-    @property
-    def loss(self) -> Loss:
-        return lambda logits, labels, targets: cross_entropy(logits, labels)
+    def loss(self, logits, labels, clean, restart):
+        return cross_entropy(logits, labels)
 
 
 class APGDDLR(AbstractAPGD):
@@ -260,9 +235,8 @@ class APGDDLR(AbstractAPGD):
     name: ClassVar[str] = "apgd-dlr"
     least_classes: ClassVar[int] = 3
 
-    @property
-    def loss(self) -> Loss:
-        return difference_of_logits_ratio
+    def loss(self, logits, labels, clean, restart):
+        return difference_of_logits_ratio(logits, labels)
 
 
 class APGDT(AbstractAPGD):
@@ -274,21 +248,7 @@ class APGDT(AbstractAPGD):
 
     name: ClassVar[str] = "apgd-t"
     least_classes: ClassVar[int] = 4
+    restarts: int = count_field("restarts", 9)
 
-    def __init__(
-        self,
-        epsilon: float,
-        *,
-        norm: str = "linf",
-        steps: int = 100,
-        restarts: int = 9,
-    ):
-        """As the other APGDs, with the number of targets in place of restarts."""
-        super().__init__(epsilon, norm=norm, steps=steps, restarts=restarts)
-
-    @property
-    def loss(self) -> Loss:
-        return targeted_ratio
-
-    def targets(self, clean: Logits, restart: Int[Array, ""]) -> Labels:
-        return likely(clean, restart)
+    def loss(self, logits, labels, clean, restart):
+        return targeted_ratio(logits, labels, next_likely(clean, restart))

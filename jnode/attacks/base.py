@@ -1,45 +1,84 @@
-"""What every attack can do."""
+"""What every attack is: a budget, and a search within it."""
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jnode.attacks.inputs import Classes, check_input
-from jnode.attacks.random_model import over_draws
+from jnode.attacks.inputs import Classes, as_input
+from jnode.attacks.losses import Classifier, Images, Labels, Logits, misclassified
+from jnode.attacks.norms import NORMS, size, wide
 
-Images = Float[Array, "batch height width channels"]
-Logits = Float[Array, "batch classes"]
-Labels = Int[Array, " batch"]
-Classifier = Callable[[Images], Logits]
-Norm = Literal["linf", "l2"]
-NORMS = ("linf", "l2")
+TOLERANCE = 1e-6
+"""By how much rounding may take an image past its budget."""
+
+
+def _as_epsilon(epsilon):
+    if not 0 <= epsilon < float("inf"):
+        raise ValueError(f"epsilon must be at least 0 and finite, not {epsilon!r}.")
+    return jnp.asarray(epsilon, jnp.float32)
+
+
+def _as_norm(norm):
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}.")
+    return norm
+
+
+def as_count(name: str) -> Callable[[int], int]:
+    """A converter of the field `name` that refuses all but integers of at least 1."""
+
+    def convert(count):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, not {count!r}.")
+        return count
+
+    return convert
+
+
+def count_field(name: str, default: int) -> Any:
+    """A count that decides what is compiled; given by keyword."""
+    return eqx.field(
+        default=default, static=True, kw_only=True, converter=as_count(name)
+    )
 
 
 class AbstractAttack(eqx.Module):
     r"""A search for an image within $\epsilon$ that is classified wrongly.
 
-    `epsilon` is an array, so that another budget compiles nothing anew; `steps` is an
-    integer or an array of one.
-
     Labels never leak: an image whose prediction differs from its label, be it the
     model's mistake or a wrong label, is broken already and comes back untouched,
     whatever the attack.
+
+    **Arguments:**
+
+    - `epsilon`: the budget in pixel units; an array, so that another one compiles
+        nothing anew.
+    - `norm`: the budget's: "linf" or "l2".
+    - `steps`: how many steps, or queries.
+    - `restarts`: how many random starts, or targets; `first` is the number of the
+        first of them, where an attack is a part of another (`parts`).
+
+    **Raises:** `ValueError` for a budget that makes no sense.
     """
 
     name: eqx.AbstractClassVar[str]
-    epsilon: eqx.AbstractVar[Float[Array, ""]]
-    norm: eqx.AbstractVar[str]
-    steps: eqx.AbstractVar[int | Int[Array, ""]]
-    restarts: eqx.AbstractVar[int]
     least_classes: ClassVar[int] = 2
-    via: ClassVar[str] = ""
+    epsilon: Float[Array, ""] = eqx.field(converter=_as_epsilon)
+    norm: str = eqx.field(default="linf", static=True, kw_only=True, converter=_as_norm)
+    steps: int | Int[Array, ""] = count_field("steps", 1)
+    restarts: int = count_field("restarts", 1)
+    first: Int[Array, ""] = eqx.field(
+        default=0, init=False, converter=lambda i: jnp.asarray(i, jnp.int32)
+    )
+    via: str = eqx.field(default="", init=False, static=True)
     """The model that the images are made through, where it is not the one attacked."""
 
     def __call__(
@@ -76,7 +115,7 @@ class AbstractAttack(eqx.Module):
         images, labels = as_input(images, labels)
         if len(images) == 0:
             return images
-        return compiled(_attack, self, model, images, labels, key)
+        return compiled(_attack, self, model, images, labels, None, key)
 
     @abc.abstractmethod
     def search(
@@ -93,17 +132,50 @@ class AbstractAttack(eqx.Module):
 
         The images, the logits of `model` and `epsilon` are of one dtype."""
 
-    def evaluations(self) -> tuple[int, int]:
-        """How often it asks for logits alone and for gradients, at most."""
-        return 1, self.restarts * (int(self.steps) + 1)
-
-    def parts(self) -> Sequence["AbstractAttack"]:
+    def parts(self) -> tuple["AbstractAttack", ...]:
         """The same attack cut into restarts (or targets), to be run one after another.
 
         Samples that one part breaks need not be given to the next. All parts compile to
         one program.
         """
-        return (self,)
+        if self.restarts == 1:
+            return (self,)
+        single = dataclasses.replace(
+            self, epsilon=float(self.epsilon), steps=int(self.steps), restarts=1
+        )
+        return tuple(
+            eqx.tree_at(lambda a: a.first, single, self.first + i)
+            for i in range(self.restarts)
+        )
+
+
+def describe(attack: AbstractAttack) -> str:
+    """For people: `pgd-40 linf 0.1`, `pgd-40 linf 0.1 via rk4x8`."""
+    steps = f"-{int(attack.steps)}" if attack.steps > 1 else ""
+    through = f" via {attack.via}" if attack.via else ""
+    return f"{attack.name}{steps} {attack.norm} {float(attack.epsilon):.3g}{through}"
+
+
+def check_budget(attack: AbstractAttack, images: Images, adversarial: Images) -> None:
+    """Raises `RuntimeError` for images outside [0, 1] or the attack's budget."""
+    low, high = float(jnp.min(adversarial)), float(jnp.max(adversarial))
+    if not (low >= 0 and high <= 1):
+        raise RuntimeError(f"{attack.name} left [0, 1]: {low} to {high}.")
+    if attack.norm in NORMS:
+        largest = float(jnp.max(size(adversarial - images, attack.norm)))
+        if not largest <= float(attack.epsilon) + TOLERANCE:
+            raise RuntimeError(
+                f"{attack.name} left its budget of {float(attack.epsilon)}: {largest}."
+            )
+
+
+# From a call to a compiled program.
+
+
+def of_one_dtype(attack: Any, model: Classifier, images: Images) -> tuple[Any, Any]:
+    """The attack and the model such that epsilon and logits have the images' dtype."""
+    epsilon = jnp.asarray(attack.epsilon).astype(images.dtype)
+    return eqx.tree_at(lambda a: a.epsilon, attack, epsilon), _AsImages(model)
 
 
 class _AsImages(eqx.Module):
@@ -113,18 +185,6 @@ class _AsImages(eqx.Module):
 
     def __call__(self, images):
         return self.model(images).astype(images.dtype)
-
-
-def as_input(images: ArrayLike, labels: Classes) -> tuple[Images, Int[Array, " batch"]]:
-    """Checked images and labels (`check_input`) as JAX's arrays."""
-    images, labels = check_input(images, labels)
-    return jnp.asarray(images), jnp.asarray(labels).astype(int)
-
-
-def of_one_dtype(attack: Any, model: Classifier, images: Images) -> tuple[Any, Any]:
-    """The attack and the model such that epsilon and logits have the images' dtype."""
-    epsilon = jnp.asarray(attack.epsilon).astype(images.dtype)
-    return eqx.tree_at(lambda a: a.epsilon, attack, epsilon), _AsImages(model)
 
 
 def compiled(function: Callable, *arguments: Any) -> Any:
@@ -144,106 +204,30 @@ def _compiled(function, *arguments):
     return function(*arguments)
 
 
-def _attack(attack, model, images, labels, key):
+def perturb(
+    attack: AbstractAttack,
+    model: Classifier,
+    images: Images,
+    labels: Labels,
+    clean: Logits,
+    key: PRNGKeyArray,
+) -> Images:
+    """The attack on a batch whose logits are known, of images that were checked."""
+    return compiled(_attack, attack, model, images, labels, clean, key)
+
+
+def _attack(attack, model, images, labels, clean, key):
     attack, model = of_one_dtype(attack, model, images)
-    clean = model(images)
-    if clean.shape[1] < attack.least_classes:
-        raise ValueError(
-            f"{attack.name} needs a model of at least {attack.least_classes} classes, "
-            f"not {clean.shape[1]}."
-        )
+    clean = model(images) if clean is None else clean.astype(images.dtype)
+    check_classes(attack, clean.shape[1])
     found = attack.search(model, images, labels, clean, key=key)
     return jnp.where(wide(misclassified(clean, labels)), images, found)
 
 
-def check_budget(
-    epsilon: float, norm: str, *, steps: int = 1, restarts: int = 1
-) -> Float[Array, ""]:
-    """`epsilon` as an array; `ValueError` for a budget that makes no sense."""
-    if not 0 <= epsilon < float("inf"):
-        raise ValueError(f"epsilon must be at least 0 and finite, not {epsilon!r}.")
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}.")
-    for name, count in (("steps", steps), ("restarts", restarts)):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, not {count!r}.")
-    return jnp.asarray(epsilon, jnp.float32)
-
-
-def wide(per_sample: Array) -> Array:
-    """One number a sample, ready to meet images."""
-    return per_sample[:, None, None, None]
-
-
-def choose(mask: Bool[Array, " batch"], new: Any, old: Any) -> Any:
-    """Sample by sample, one of two trees of images and numbers."""
-
-    def pick(a, b):
-        return jnp.where(wide(mask) if a.ndim == 4 else mask, a, b)
-
-    return jax.tree.map(pick, new, old)
-
-
-def misclassified(logits: Logits, labels: Labels) -> Bool[Array, " batch"]:
-    """Which images are misclassified: those whose largest logit is not the label's.
-
-    Logits that are not finite count as misclassified.
-    """
-    finite = jnp.all(jnp.isfinite(logits), axis=1)
-    predicted = jnp.argmax(logits, axis=1)
-    return (predicted != labels.astype(predicted.dtype)) | ~finite
-
-
-def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, " batch"]:
-    """The cross-entropy of each sample."""
-    true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=1) - true
-
-
-def loss_and_gradient(
-    model: Classifier,
-    images: Images,
-    labels: Labels,
-    *,
-    loss: Callable[[Logits, Labels], Float[Array, " batch"]] = cross_entropy,
-    key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, " batch"], Logits, Images]:
-    """Each sample's loss, logits, and gradient with respect to its image.
-
-    All are of the images' dtype, whatever that of the model's logits. Where the model
-    is or holds a `RandomModel` they are means over its draws, from `key` if there is
-    one. What is not finite in a gradient becomes 0.
-    """
-
-    def of(classifier):
-        def total(images):
-            logits = classifier(images).astype(images.dtype)
-            losses = loss(logits, labels)
-            return jnp.sum(losses), (losses, logits)
-
-        gradient, (losses, logits) = jax.grad(total, has_aux=True)(images)
-        return losses, logits, jnp.where(jnp.isfinite(gradient), gradient, 0)
-
-    return over_draws(model, of, key)
-
-
-def likely(clean: Logits, rank: Int[Array, ""]) -> Labels:
-    """The class of the largest clean logit after the predicted one, at `rank` 0.
-
-    With fewer classes than ranks they come round again.
-    """
-    order = jnp.argsort(-clean, axis=1)
-    return jnp.take(order, 1 + rank % (clean.shape[1] - 1), axis=1)
-
-
-def one_by_one(attack: Any) -> tuple[Any, ...]:
-    """An attack of several restarts as several of one, each knowing its `first`."""
-    single = type(attack)(
-        float(attack.epsilon), norm=attack.norm, steps=int(attack.steps), restarts=1
-    )
-    if not hasattr(attack, "first"):
-        return (single,) * attack.restarts
-    return tuple(
-        eqx.tree_at(lambda a: a.first, single, attack.first + i)
-        for i in range(attack.restarts)
-    )
+def check_classes(attack: AbstractAttack, classes: int) -> None:
+    """Raises `ValueError` where the attack needs a model of more classes."""
+    if classes < attack.least_classes:
+        raise ValueError(
+            f"{attack.name} needs a model of at least {attack.least_classes} classes, "
+            f"not {classes}: leave it out."
+        )

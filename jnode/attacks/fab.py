@@ -1,28 +1,25 @@
-"""Fast adaptive boundary attack (Croce & Hein, ICML 2020)."""
+"""Fast adaptive boundary attack: the nearest misclassified image (Croce & Hein, ICML
+2020)."""
 
 import abc
-from collections.abc import Sequence
 from typing import ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jnode.attacks.base import (
+from jnode.attacks.base import AbstractAttack, compiled, count_field, of_one_dtype
+from jnode.attacks.inputs import Classes, as_input
+from jnode.attacks.losses import (
     Classifier,
     Images,
     Labels,
-    check_budget,
-    choose,
-    likely,
     misclassified,
-    one_by_one,
-    wide,
+    next_likely,
 )
-from jnode.attacks.minimum import AbstractMinimumNorm, boundary_to, nearest_boundary
-from jnode.attacks.norms import size, steepest
+from jnode.attacks.norms import choose, project, size, steepest, wide
 
 # How far past the hyperplane, how much towards the original at most, and how far back.
 OVERSHOOT, BIAS, BACK = 1.05, 0.1, 0.9
@@ -69,7 +66,7 @@ def to_hyperplane(
     return (direction * jnp.where(normals == 0, 0, moves)).reshape(shape)
 
 
-class AbstractFAB(AbstractMinimumNorm):
+class AbstractFAB(AbstractAttack):
     """Looks for the nearest misclassified image.
 
     Each step linearises the classifier between the label and another class, projects
@@ -79,26 +76,7 @@ class AbstractFAB(AbstractMinimumNorm):
     are broken within the budget.
     """
 
-    epsilon: Float[Array, ""]
-    norm: str = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    restarts: int = eqx.field(static=True)
-    first: Int[Array, ""]
-
-    def __init__(
-        self,
-        epsilon: float,
-        *,
-        norm: str = "linf",
-        steps: int = 100,
-        restarts: int = 9,
-    ):
-        """**Arguments:** the budget in pixel units, its norm ("linf" or "l2"), the
-        number of steps, and of starts (FAB) or targets (FAB-T)."""
-        self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
-        self.norm, self.steps, self.restarts = norm, steps, restarts
-        # The number of the first restart; an array, so that every part is one program.
-        self.first = jnp.asarray(0, jnp.int32)
+    steps: int = count_field("steps", 100)
 
     @abc.abstractmethod
     def start(
@@ -116,43 +94,82 @@ class AbstractFAB(AbstractMinimumNorm):
     ) -> tuple[Images, Float[Array, " batch"]]:
         """The gap between the label's logit and another's: its gradient and value."""
 
-    def evaluations(self) -> tuple[int, int]:
-        steps = self.restarts * self.steps
-        return 1 + steps, steps
+    def search(self, model, images, labels, clean, *, key):
+        found, distance = _shorten(
+            self, model, images, labels, clean, self.epsilon, key
+        )
+        # Rounding of the distance must not leave the budget.
+        found = project(found, images, self.epsilon, self.norm)
+        return jnp.where(wide(distance <= self.epsilon), found, images)
 
-    def parts(self) -> Sequence["AbstractFAB"]:
-        return one_by_one(self)
+    def nearest(
+        self,
+        model: Classifier,
+        images: ArrayLike,
+        labels: Classes,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Images, Float[Array, " batch"]]:
+        """The nearest misclassified image that was met, and how far away it is.
 
-    def shorten(self, model, images, labels, best, clean, enough, key):
-        def step(carry):
-            i, x, best, targets = carry
-            normals, gaps = self.boundary(model, x, labels, targets)
-            ahead = (normals * (images - x)).reshape(len(x), -1)
-            from_original = gaps + jnp.sum(ahead, axis=1)
-            near = to_hyperplane(x, normals, gaps, self.norm)
-            far = to_hyperplane(images, normals, from_original, self.norm)
-            one, two = size(near, self.norm), size(far, self.norm)
-            share = wide(jnp.clip(one / jnp.maximum(one + two, 1e-12), 0, BIAS))
-            here, there = x + OVERSHOOT * near, images + OVERSHOOT * far
-            x = jnp.clip((1 - share) * here + share * there, 0.0, 1.0)
-            broken = misclassified(model(x), labels)
-            away = size(x - images, self.norm)
-            best = choose(broken & (away < best[1]), (x, away), best)
-            x = jnp.where(wide(broken), images + BACK * (x - images), x)
-            return i + 1, x, best, targets
+        The image itself at distance 0 where it is misclassified already, and at
+        distance `inf` where none was met.
 
-        def going(carry):
-            return (carry[0] < self.steps) & jnp.any(carry[2][1] > enough)
+        **Arguments:** as of `__call__`; the key is that of random starts, if any.
 
-        def restart(best, this):
-            index, key = this
-            start = self.start(images, best[1], index, key)
-            first = (jnp.zeros((), jnp.int32), start, best, likely(clean, index))
-            return jax.lax.while_loop(going, step, first)[2], None
+        **Returns:** images of the shape and dtype of the given ones, and [batch]
+        distances in the attack's norm.
 
-        restarts = self.first + jnp.arange(self.restarts, dtype=jnp.int32)
-        each = (restarts, jr.split(key, self.restarts))
-        return jax.lax.scan(restart, best, each)[0]
+        **Raises:** as `__call__`.
+        """
+        images, labels = as_input(images, labels)
+        if len(images) == 0:
+            return images, jnp.zeros(0, images.dtype)
+        key = jr.key(0) if key is None else key
+        return compiled(_nearest, self, model, images, labels, key)
+
+
+def _nearest(attack, model, images, labels, key):
+    attack, model = of_one_dtype(attack, model, images)
+    enough = jnp.zeros((), images.dtype)
+    return _shorten(attack, model, images, labels, model(images), enough, key)
+
+
+def _shorten(attack, model, images, labels, clean, enough, key):
+    """The nearest misclassified images and their distances; it may stop when all are
+    as near as `enough`."""
+
+    def step(carry):
+        i, x, best, targets = carry
+        normals, gaps = attack.boundary(model, x, labels, targets)
+        ahead = (normals * (images - x)).reshape(len(x), -1)
+        from_original = gaps + jnp.sum(ahead, axis=1)
+        near = to_hyperplane(x, normals, gaps, attack.norm)
+        far = to_hyperplane(images, normals, from_original, attack.norm)
+        one, two = size(near, attack.norm), size(far, attack.norm)
+        share = wide(jnp.clip(one / jnp.maximum(one + two, 1e-12), 0, BIAS))
+        here, there = x + OVERSHOOT * near, images + OVERSHOOT * far
+        x = jnp.clip((1 - share) * here + share * there, 0.0, 1.0)
+        broken = misclassified(model(x), labels)
+        away = size(x - images, attack.norm)
+        best = choose(broken & (away < best[1]), (x, away), best)
+        x = jnp.where(wide(broken), images + BACK * (x - images), x)
+        return i + 1, x, best, targets
+
+    def going(carry):
+        return (carry[0] < attack.steps) & jnp.any(carry[2][1] > enough)
+
+    def restart(best, this):
+        index, key = this
+        start = attack.start(images, best[1], index, key)
+        first = (jnp.zeros((), jnp.int32), start, best, next_likely(clean, index))
+        return jax.lax.while_loop(going, step, first)[2], None
+
+    far = jnp.full(len(images), jnp.inf, images.dtype)
+    best = (images, jnp.where(misclassified(clean, labels), 0, far))
+    restarts = attack.first + jnp.arange(attack.restarts, dtype=jnp.int32)
+    each = (restarts, jr.split(key, attack.restarts))
+    return jax.lax.scan(restart, best, each)[0]
 
 
 class FABT(AbstractFAB):
@@ -163,13 +180,20 @@ class FABT(AbstractFAB):
     """
 
     name: ClassVar[str] = "fab-t"
+    restarts: int = count_field("restarts", 9)
 
     def start(self, images, distance, restart, key):
-        del distance, restart, key
         return images
 
     def boundary(self, model, x, labels, targets):
-        return boundary_to(model, x, labels, targets)
+        def gap(x):
+            logits = model(x)
+            rows = jnp.arange(len(x))
+            gaps = logits[rows, labels] - logits[rows, targets]
+            return jnp.sum(gaps), gaps
+
+        gradient, gaps = jax.grad(gap, has_aux=True)(x)
+        return jnp.where(jnp.isfinite(gradient), gradient, 0), gaps
 
 
 class FAB(AbstractFAB):
@@ -182,17 +206,6 @@ class FAB(AbstractFAB):
 
     name: ClassVar[str] = "fab"
 
-    def __init__(
-        self,
-        epsilon: float,
-        *,
-        norm: str = "linf",
-        steps: int = 100,
-        restarts: int = 1,
-    ):
-        """As FAB-T, with the number of starts in place of targets."""
-        super().__init__(epsilon, norm=norm, steps=steps, restarts=restarts)
-
     def start(self, images, distance, restart, key):
         radius = jnp.minimum(distance, self.epsilon) / 2
         if self.norm == "linf":
@@ -203,5 +216,21 @@ class FAB(AbstractFAB):
         return jnp.where(restart > 0, moved, images)
 
     def boundary(self, model, x, labels, targets):
-        del targets
-        return nearest_boundary(model, x, labels, self.norm)
+        logits, pull = jax.vjp(model, x)
+        classes = logits.shape[1]
+        true = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
+        gaps = jnp.sum(true * logits, axis=1, keepdims=True) - logits
+
+        def gradient_to(other):
+            gradient = pull(true - jnp.broadcast_to(other, true.shape))[0]
+            return jnp.where(jnp.isfinite(gradient), gradient, 0)
+
+        # One after another: a batch of gradients at a time.
+        others = jnp.eye(classes, dtype=logits.dtype)[:, None]
+        normals = jax.lax.map(gradient_to, others)
+        dual = "l1" if self.norm == "linf" else "l2"
+        steep = jax.vmap(lambda normal: size(normal, dual))(normals).T
+        away = jnp.abs(gaps) / jnp.maximum(steep, 1e-12)
+        nearest = jnp.argmin(jnp.where(true > 0, jnp.inf, away), axis=1)
+        rows = jnp.arange(len(x))
+        return normals[nearest, rows], gaps[rows, nearest]

@@ -8,9 +8,18 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 Classes = ArrayLike | Sequence[int]
 """The true class of each image, as an array or a list of integers."""
+
+
+def as_input(
+    images: ArrayLike, labels: Classes
+) -> tuple[Float[Array, "batch height width channels"], Int[Array, " batch"]]:
+    """Checked images and labels (`check_input`) as JAX's arrays."""
+    images, labels = check_input(images, labels)
+    return jnp.asarray(images), jnp.asarray(labels).astype(int)
 
 
 def check_input(
@@ -29,7 +38,7 @@ def check_input(
     outside [0, 1], or images that are sharded over explicit mesh axes.
     """
     images, labels = _array(images), _array(labels)
-    check_dtype(images)
+    _check_dtype(images)
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(
             "images must have the shape [batch, height, width, channels], not "
@@ -59,8 +68,7 @@ def check_input(
     return images, labels
 
 
-def check_dtype(images: jax.Array | np.ndarray) -> None:
-    """Raises `TypeError` for images that are neither float32 nor float64."""
+def _check_dtype(images):
     if images.dtype in (np.float32, np.float64):
         return
     # In half precision the spacing of pixels near 1 is that of usual budgets.

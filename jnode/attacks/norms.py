@@ -1,15 +1,32 @@
 """Balls around images: their projections, steepest steps and random points."""
 
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 Images = Float[Array, "batch height width channels"]
+NORMS = ("linf", "l2")
 
 # The L2 ball is taken smaller by this share, so that rounding never leaves it.
 _MARGIN = 1e-6
+
+
+def wide(per_sample: Array) -> Array:
+    """One number a sample, ready to meet images."""
+    return per_sample[:, None, None, None]
+
+
+def choose(mask: Bool[Array, " batch"], new: Any, old: Any) -> Any:
+    """Sample by sample, one of two trees of images and numbers."""
+
+    def pick(a, b):
+        return jnp.where(wide(mask) if a.ndim == 4 else mask, a, b)
+
+    return jax.tree.map(pick, new, old)
 
 
 def size(perturbation: Images, norm: str) -> Float[Array, " batch"]:
@@ -34,7 +51,7 @@ def project(
     if norm == "linf":
         delta = jnp.clip(delta, -epsilon, epsilon)
     else:
-        length = size(delta, norm)[:, None, None, None]
+        length = wide(size(delta, norm))
         limit = epsilon * (1 - _MARGIN)
         delta = delta * jnp.minimum(1.0, limit / jnp.maximum(length, 1e-12))
     return jnp.clip(images + delta, 0.0, 1.0)
@@ -45,9 +62,9 @@ def steepest(gradient: Images, norm: str) -> Images:
     if norm == "linf":
         return jnp.sign(gradient)
     # Scaled first: squares of gradients below 1e-19 would vanish in float32.
-    top = size(gradient, "linf")[:, None, None, None]
+    top = wide(size(gradient, "linf"))
     scaled = gradient / jnp.maximum(top, 1e-30)
-    return scaled / jnp.maximum(size(scaled, norm), 1e-12)[:, None, None, None]
+    return scaled / wide(jnp.maximum(size(scaled, norm), 1e-12))
 
 
 def random_start(

@@ -1,28 +1,13 @@
-"""Attacks by name."""
+"""Attacks by name: one, or those of AutoAttack (Croce & Hein, ICML 2020)."""
 
 from jnode.attacks.apgd import APGDCE, APGDDLR, APGDT
 from jnode.attacks.base import AbstractAttack
-from jnode.attacks.carlini_wagner import CarliniWagner
-from jnode.attacks.corruptions import CORRUPTIONS
-from jnode.attacks.deepfool import DeepFool
 from jnode.attacks.fab import FAB, FABT
-from jnode.attacks.fgsm import FGSM
-from jnode.attacks.mifgsm import MIFGSM
-from jnode.attacks.noise import GaussianNoise, SaltAndPepperNoise, UniformNoise
-from jnode.attacks.pgd import PGD
+from jnode.attacks.simple import FGSM, PGD, GaussianNoise
 from jnode.attacks.square import Square
 
-_NOISE = {
-    "gaussian": GaussianNoise,
-    "uniform": UniformNoise,
-    "salt-and-pepper": SaltAndPepperNoise,
-    **{corruption.name: corruption for corruption in CORRUPTIONS},
-}
 _ITERATED = {
     "pgd": PGD,
-    "mi-fgsm": MIFGSM,
-    "cw": CarliniWagner,
-    "deepfool": DeepFool,
     "apgd-ce": APGDCE,
     "apgd-dlr": APGDDLR,
     "apgd-t": APGDT,
@@ -30,8 +15,17 @@ _ITERATED = {
     "fab-t": FABT,
     "square": Square,
 }
-ATTACKS = (*_NOISE, "fgsm", *_ITERATED)
+ATTACKS = ("gaussian", "fgsm", *_ITERATED)
 """The known attacks."""
+
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+"""Versions of AutoAttack, and the attacks of each in order."""
+
+TARGETS, STARTS, QUERIES = 9, 5, 5000
 
 
 def make(
@@ -45,16 +39,15 @@ def make(
     """The attack of this name.
 
     **Arguments:** the name; the budget in pixel units (of "gaussian" the standard
-    deviation, of "salt-and-pepper" the share of the pixels, of a corruption its
-    severity, 1 to 5); its norm; the number of steps and of random starts, where it has
-    some: by default those of its class.
+    deviation); its norm; the number of steps and of random starts, where it has some:
+    by default those of its class.
 
     **Raises:** `ValueError` for another name, with those there are, and for a budget
     that makes no sense.
     """
     _check(name)
-    if name in _NOISE:
-        return _NOISE[name](epsilon)
+    if name == "gaussian":
+        return GaussianNoise(epsilon)
     if name == "fgsm":
         return FGSM(epsilon, norm=norm)
     counts = {"steps": steps, "restarts": restarts}
@@ -63,7 +56,7 @@ def make(
 
 
 def parse(spec: str) -> AbstractAttack:
-    """An attack from `name:norm:epsilon[:steps[:restarts]]`, noise from `name:amount`.
+    """An attack from `name:norm:epsilon[:steps[:restarts]]`, or `gaussian:sigma`.
 
     Numbers may be fractions: `pgd:linf:8/255:40`, `gaussian:50/255`.
 
@@ -71,12 +64,12 @@ def parse(spec: str) -> AbstractAttack:
     """
     name, *rest = spec.split(":")
     _check(name)
-    if name in _NOISE and len(rest) == 1:
+    if name == "gaussian" and len(rest) == 1:
         rest = ["linf", *rest]
-    elif name in _NOISE or not 2 <= len(rest) <= 4:
+    elif name == "gaussian" or not 2 <= len(rest) <= 4:
         raise ValueError(
             f"attack {spec!r} must read name:norm:epsilon[:steps[:restarts]], for "
-            "example pgd:linf:0.1:40, or, of noise, name:amount, gaussian:0.1."
+            "example pgd:linf:0.1:40, or gaussian:sigma, gaussian:0.1."
         )
     try:
         epsilon = number(rest[1])
@@ -99,3 +92,49 @@ def number(text: str) -> float:
 def _check(name: str) -> None:
     if name not in ATTACKS:
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {name!r}.")
+
+
+def autoattack(
+    epsilon: float,
+    *,
+    norm: str = "linf",
+    version: str = "standard",
+    classes: int = 10,
+) -> tuple[AbstractAttack, ...]:
+    """The attacks of AutoAttack in their order, to be given to `run`.
+
+    100 iterations each, 5,000 queries for Square, as published:
+
+    - "standard": APGD-CE, APGD-T and FAB-T towards 9 classes, Square.
+    - "plus": APGD-CE, APGD-DLR and FAB from 5 starts each, Square, APGD-T, FAB-T.
+    - "rand": APGD-CE and APGD-DLR, for a model that draws random numbers, wrapped in
+        `RandomModel`, which averages over 20 draws.
+
+    **Arguments:** the budget in pixel units; its norm, "linf" or "l2"; the version; the
+    model's number of `classes`. With fewer than ten, all others are targets. APGD-T
+    needs 4 classes and APGD-DLR 3: they are left out where there are fewer, and the
+    rest must do.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    if version not in VERSIONS:
+        raise ValueError(
+            f"version must be one of {', '.join(VERSIONS)}, not {version!r}."
+        )
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, not {classes}.")
+    starts = STARTS if version == "plus" else 1
+    targets = min(TARGETS, classes - 1)
+    counts: dict[str, dict[str, int]] = {
+        "apgd-ce": {"restarts": starts},
+        "apgd-dlr": {"restarts": starts},
+        "apgd-t": {"restarts": targets},
+        "fab": {"restarts": starts},
+        "fab-t": {"restarts": targets},
+        "square": {"steps": QUERIES},
+    }
+    chosen = [
+        make(name, epsilon=epsilon, norm=norm, **counts[name])
+        for name in VERSIONS[version]
+    ]
+    return tuple(attack for attack in chosen if attack.least_classes <= classes)

@@ -1,26 +1,16 @@
 """The Square Attack: random search without gradients (Andriushchenko et al., 2020)."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float
 
-from jnode.attacks.base import (
-    AbstractAttack,
-    Classifier,
-    Images,
-    Labels,
-    Logits,
-    check_budget,
-    one_by_one,
-    wide,
-)
-from jnode.attacks.norms import project, size
+from jnode.attacks.base import AbstractAttack, count_field
+from jnode.attacks.losses import margin, misclassified
+from jnode.attacks.norms import project, size, wide
 
 # Shares of the pixels that a square covers, halved after so many of 10,000 queries;
 # of fewer or more in proportion.
@@ -32,13 +22,6 @@ def shares(queries: int, first: float = 0.8) -> Float[np.ndarray, " queries"]:
     query = np.arange(queries) * 10_000 // queries
     halvings = np.searchsorted(HALVED_AFTER, query, side="left")
     return first / 2.0**halvings
-
-
-def margin(logits: Logits, labels: Labels) -> Float[Array, " batch"]:
-    r"""$z_y - \max_{i \ne y} z_i$, below 0 where the image is misclassified."""
-    true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    others = jnp.arange(logits.shape[1])[None] == labels[:, None]
-    return true - jnp.max(jnp.where(others, -jnp.inf, logits), axis=1)
 
 
 class Square(AbstractAttack):
@@ -53,39 +36,9 @@ class Square(AbstractAttack):
     """
 
     name: ClassVar[str] = "square"
-    epsilon: Float[Array, ""]
-    norm: str = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    restarts: int = eqx.field(static=True)
+    steps: int = count_field("steps", 5000)
 
-    def __init__(
-        self,
-        epsilon: float,
-        *,
-        norm: str = "linf",
-        steps: int = 5000,
-        restarts: int = 1,
-    ):
-        """**Arguments:** the budget in pixel units, its norm ("linf" or "l2"), the
-        number of queries, and of restarts."""
-        self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
-        self.norm, self.steps, self.restarts = norm, steps, restarts
-
-    def evaluations(self) -> tuple[int, int]:
-        return 2 + self.restarts * (self.steps + 1), 0
-
-    def parts(self) -> Sequence["Square"]:
-        return one_by_one(self)
-
-    def search(
-        self,
-        model: Classifier,
-        images: Images,
-        labels: Labels,
-        clean: Logits,
-        *,
-        key: PRNGKeyArray,
-    ) -> Images:
+    def search(self, model, images, labels, clean, *, key):
         start, propose = (
             (_stripes, _linf_square) if self.norm == "linf" else (_grid, _l2_windows)
         )
@@ -94,13 +47,13 @@ class Square(AbstractAttack):
         sides = np.maximum(np.round(np.sqrt(positions)), 1).astype(int)
         sides = jnp.asarray(np.minimum(sides, min(height, width) - 1).clip(1))
 
-        def value(x):
-            found = margin(model(x), labels)
-            # What is not finite is no success.
-            return jnp.where(jnp.isfinite(found), found, jnp.inf)
+        def value(logits):
+            # What is misclassified, logits that are not finite too, is broken.
+            broken = misclassified(logits, labels)
+            return jnp.where(broken, -jnp.inf, margin(logits, labels))
 
         def keep(x, best, candidate):
-            found = value(candidate)
+            found = value(model(candidate))
             # A move along a plateau is free, and may lead off it.
             better = (found <= best) & (best >= 0)
             x = jnp.where(wide(better), candidate, x)
@@ -125,12 +78,12 @@ class Square(AbstractAttack):
             begin = project(images + begin, images, self.epsilon, self.norm)
             standing = best >= 0
             at = jnp.where(wide(standing), begin, x)
-            now = jnp.where(standing, value(begin), best)
+            now = jnp.where(standing, value(model(begin)), best)
             first = (jnp.zeros((), jnp.int32), at, now, key)
             _, x, best, _ = jax.lax.while_loop(going, query, first)
             return (x, best), None
 
-        first = (images, value(images))
+        first = (images, value(clean))
         (found, best), _ = jax.lax.scan(restart, first, jr.split(key, self.restarts))
         return jnp.where(wide(best < 0), found, images)
 

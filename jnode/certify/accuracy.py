@@ -16,7 +16,13 @@ from jnode._resolve import resolve
 from jnode.certify.local import local_radius
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.certify.radius import radii
-from jnode.sharding import check_divides, replicate, shard_batch, sharded
+from jnode.sharding import (
+    check_divides,
+    replicate,
+    shard_batch,
+    sharded,
+    shareable,
+)
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -72,10 +78,10 @@ def certified_radii(
 def _certified_radii(model, images, labels, batch_size, mesh):
     plain, bounds = resolve(model)
     shared = replicate((plain, bounds.lipschitz), mesh)
-    multiple = 1 if mesh is None else mesh.size
+    size = min(batch_size, shareable(len(labels), mesh))
     parts = [
-        np.asarray(_radii(shared, *shard_batch((x, y), mesh), mesh))[mask]
-        for x, y, mask in padded_batches(images, labels, batch_size, multiple=multiple)
+        np.asarray(_radii(shared, *shard_batch(batch, mesh), mesh))[mask]
+        for _, batch, mask in padded_batches((images, labels), size)
     ]
     return np.concatenate(parts)
 
@@ -107,7 +113,7 @@ def locally_certified_radii(
     parts = []
     with tqdm(total=total, disable=not progress, unit="image") as bar:
         bar.set_description("local certificates")
-        for x, y, mask in padded_batches(images, labels, min(48, total)):
+        for _, (x, y), mask in padded_batches((images, labels), min(48, total)):
             radii = _local_radii(model, jnp.asarray(x, jnp.float32), jnp.asarray(y))
             parts.append(np.asarray(radii)[mask])
             bar.update(len(parts[-1]))

@@ -14,9 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.attacks import AbstractAttack
-from jnode.attacks.base import cross_entropy
-from jnode.attacks.batches import check_budget, perturb
+from jnode.attacks import AbstractAttack, check_budget
+from jnode.attacks.losses import cross_entropy, logits_of, misclassified
 from jnode.evaluation.gradient_checks import adjoint as adjoint
 from jnode.evaluation.gradient_checks import gradient as gradient
 from jnode.evaluation.gradient_checks import held_steps as held_steps
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 ROUNDING = 1e-4
 """How far logits may be apart, relative to the largest of them: the compiled programs
 for other batch sizes sum in another order."""
-
-
-@eqx.filter_jit
-def _logits(model, images):
-    return model(images)
 
 
 def batch_mates(
@@ -53,7 +47,7 @@ def batch_mates(
     """
     x = jnp.asarray(images)[:samples]
     n = len(x)
-    here = np.asarray(_logits(model, x))
+    here = np.asarray(logits_of(model, x))
     scale = max(1.0, float(np.nanmax(np.abs(here))))
     key = jr.key(seed)
     # Strangers that are hard to solve for: noise of full contrast.
@@ -63,13 +57,13 @@ def batch_mates(
     second = jnp.concatenate([noise[:half], x[half:]])
     strangers = np.concatenate(
         [
-            np.asarray(_logits(model, first))[:half],
-            np.asarray(_logits(model, second))[half:],
+            np.asarray(logits_of(model, first))[:half],
+            np.asarray(logits_of(model, second))[half:],
         ]
     )
-    alone = [np.asarray(_logits(model, x[i : i + 1]))[0] for i in range(min(4, n))]
+    alone = [np.asarray(logits_of(model, x[i : i + 1]))[0] for i in range(min(4, n))]
     companies = {
-        "another order": np.asarray(_logits(model, x[::-1]))[::-1],
+        "another order": np.asarray(logits_of(model, x[::-1]))[::-1],
         "among strangers": strangers,
         "alone": np.stack(alone),
     }
@@ -165,9 +159,7 @@ GAP = 0.02
 @eqx.filter_jit
 def _judge(model, images, labels):
     logits = model(images)
-    finite = jnp.all(jnp.isfinite(logits), axis=1)
-    right = finite & (jnp.argmax(logits, axis=1) == labels)
-    return cross_entropy(logits, labels), right
+    return cross_entropy(logits, labels), ~misclassified(logits, labels)
 
 
 def longer(
@@ -191,8 +183,8 @@ def longer(
     x, y = jnp.asarray(images), jnp.asarray(labels)
     rows = []
     for count in steps:
-        attack = Transfer(model, "itself", epsilon, norm=norm, steps=count)
-        adversarial = perturb(attack, model, x, y, key)
+        attack = Transfer(epsilon, source=model, via="itself", norm=norm, steps=count)
+        adversarial = attack(model, x, y, key=key)
         check_budget(attack, x, adversarial)
         losses, right = _judge(model, adversarial, y)
         rows.append(

@@ -1,21 +1,131 @@
-"""Whether the gradient that attacks follow is the gradient of the evaluated solve."""
+"""Whether attacks can trust the outputs of a model, and the gradient they follow."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
 
-from jnode.attacks.square import margin
+from jnode._batches import padded_batches
+from jnode.attacks import Outcome
+from jnode.attacks.loop import over_devices
+from jnode.attacks.losses import loss_and_gradient, margin
 from jnode.models.batched import batched
+from jnode.sharding import shard_batch, shareable
 from jnode.solvers import Solver
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
+
+
+ZERO_GRADIENTS = 0.01
+"""The share of images without a gradient above which there is a flag."""
+LEAST_CLASSES = 4
+"""Fewer leave no targeted loss, and with fewer than 3 no DLR loss."""
+NOISE = 1e-5
+"""By how much two evaluations of logits may differ, relative to the largest."""
+
+
+def outputs(
+    model: Callable, outcome: Outcome, batch_size: int, mesh: Mesh | None = None
+) -> dict[str, Any]:
+    """Random outputs, zero gradients, probabilities in place of logits, too few classes
+    (Croce et al., RobustBench, 2021; the flags of AutoAttack), and logits that are not
+    finite.
+
+    **Arguments:** a map from a batch of images to logits; what attacks found, whose
+    clean logits are looked at, and compared with those that come with the gradient: a
+    program of its own, so that a model that draws its noise in Python differs there;
+    images at a time; over what devices to spread them.
+
+    **Returns:** shares of the images, the number of classes, words and flags.
+    """
+    logits = outcome.logits
+    finite = np.all(np.isfinite(logits), axis=1)
+    differ, flat = _second_look(model, outcome, batch_size, mesh)
+    inside = np.all((logits >= 0) & (logits <= 1), axis=1)
+    random, vanishing, not_finite = (
+        float(np.mean(mask)) for mask in (differ, flat & finite, ~finite)
+    )
+    softmax = bool(np.all(inside & (np.abs(np.sum(logits, axis=1) - 1) < 1e-4)))
+    n, classes = logits.shape
+    return {
+        "random": random,
+        "zero_gradients": vanishing,
+        "softmax": softmax,
+        "non_finite": not_finite,
+        "classes": classes,
+        "num_examples": n,
+        "says": f"Of {n} clean images, {random:.1%} were given other logits when asked "
+        f"again, {vanishing:.1%} have no gradient, {not_finite:.1%} have logits that "
+        f"are not finite; the outputs {'are' if softmax else 'are not'} probabilities; "
+        f"{classes} classes.",
+        "flags": _flags(random, vanishing, softmax, not_finite, classes),
+    }
+
+
+def _second_look(
+    model, outcome, batch_size, mesh
+) -> tuple[Bool[np.ndarray, " n"], ...]:
+    """Whose logits are others, and whose gradient is 0."""
+    model = over_devices(model, mesh)
+    size = min(batch_size, shareable(len(outcome.labels), mesh))
+    differ, flat = [], []
+    arrays = outcome.images, outcome.labels, outcome.logits
+    for _, (x, y, logits), mask in padded_batches(arrays, size):
+        again, zero = (
+            np.asarray(found) for found in _look(model, *shard_batch((x, y), mesh))
+        )
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(logits - again)
+        scale = np.max(np.abs(logits), where=np.isfinite(logits), initial=1.0)
+        # NaN equals NaN here: it is counted by itself.
+        other = np.max(np.nan_to_num(difference, posinf=np.inf), axis=1)
+        differ.append((other > NOISE * scale)[mask])
+        flat.append(zero[mask])
+    return np.concatenate(differ), np.concatenate(flat)
+
+
+@eqx.filter_jit
+def _look(model, images, labels):
+    _, logits, gradient = loss_and_gradient(model, images, labels)
+    return logits, jnp.all(gradient == 0, axis=(1, 2, 3))
+
+
+def _flags(random, vanishing, softmax, not_finite, classes) -> list[str]:
+    flags = []
+    if random > 0:
+        flags.append(
+            f"random output: two evaluations of the same image differ at "
+            f"{random:.1%} of the images; attack the expectation over the noise."
+        )
+    if vanishing > ZERO_GRADIENTS:
+        flags.append(
+            f"zero gradients: the loss has none at {vanishing:.1%} of the images, "
+            "so attacks that follow it are blind there."
+        )
+    if softmax:
+        flags.append(
+            "softmax outputs: the rows are probabilities and not logits, whose "
+            "losses go flat; leave the softmax out."
+        )
+    if not_finite > 0:
+        flags.append(
+            f"non-finite logits: at {not_finite:.1%} of the images; they count as "
+            "misclassified."
+        )
+    if classes < LEAST_CLASSES:
+        flags.append(
+            f"too few classes: {classes}, so targeted losses (at least 4) "
+            "and the DLR loss (at least 3) cannot be had."
+        )
+    return flags
 
 
 def adjoint(solver: Solver) -> dict[str, Any]:
@@ -89,9 +199,61 @@ def gradient(
     """
     x = jnp.asarray(images)[:samples]
     y = jnp.asarray(labels)[:samples]
+    found = _discrepancies(model, x, y, jr.key(seed))
+    best = np.min(found.relative, axis=0)
+    median, largest = float(np.median(best)), float(np.max(best))
+    at_step = {
+        f"{h:g}": float(np.median(row))
+        for h, row in zip(found.steps, found.relative, strict=True)
+    }
+    longest, far = [*at_step.items()][-1]
+    says = (
+        f"The attacks' gradient differs from central differences of the evaluated "
+        f"model in {found.precision} by {_percent(median)} (median of {len(x)} images; "
+        f"at most {_percent(largest)}), and by {_percent(far)} over an L2 distance of "
+        f"{longest}."
+    )
+    return {
+        "discrepancies": [_short(r) for r in best],
+        "median": _short(median),
+        "largest": _short(largest),
+        "median_at_step": {h: _short(r) for h, r in at_step.items()},
+        "precision": found.precision,
+        "noise": _short(found.noise),
+        "says": says,
+        "flags": _gradient_flags(median, far, longest, len(x)),
+    }
+
+
+def _gradient_flags(median: float, far: float, longest: str, n: int) -> list[str]:
+    if not median <= LARGE:
+        return [
+            f"wrong gradient: it differs by {median:.1%} (median of {n} images) "
+            "from finite differences of the evaluated solve at every scale, so attacks "
+            "that follow it go astray."
+        ]
+    if not far <= SHATTERED:
+        return [
+            f"shattered gradients: over an L2 distance of {longest} the model "
+            f"changes otherwise than its gradient says, by {far:.0%} of it, so attacks "
+            "that follow it go astray."
+        ]
+    return []
+
+
+class _Discrepancies(NamedTuple):
+    """Relative ones, at each step and of each sample; the differences' noise."""
+
+    relative: Float[np.ndarray, "steps samples"]
+    steps: tuple[float, ...]
+    precision: str
+    noise: float
+
+
+def _discrepancies(model, x, y, key) -> _Discrepancies:
     g = np.asarray(_gradient(model, x, y), np.float64)
     size = np.sqrt(np.sum(g**2, axis=(1, 2, 3), keepdims=True))
-    random = np.asarray(jr.normal(jr.key(seed), (DIRECTIONS, *x.shape)), np.float64)
+    random = np.asarray(jr.normal(key, (DIRECTIONS, *x.shape)), np.float64)
     random /= np.sqrt(np.sum(random**2, axis=(2, 3, 4), keepdims=True))
     directions = np.concatenate([(g / np.maximum(size, 1e-300))[None], random])
     slopes = np.sum(g * directions, axis=(2, 3, 4))
@@ -102,40 +264,8 @@ def gradient(
     error = np.maximum(np.abs(along[:, 0]), norm_of(random))
     truth = np.maximum(size.ravel(), norm_of(quotients[:, 1:]))
     relative = np.where(error == 0, 0.0, error / np.maximum(truth, 1e-300))
-    best = np.min(relative, axis=0)
-    median, largest = float(np.median(best)), float(np.max(best))
-    flags = []
-    if not median <= LARGE:
-        flags.append(
-            f"wrong gradient: it differs by {median:.1%} (median of {len(x)} images) "
-            "from finite differences of the evaluated solve at every scale, so attacks "
-            "that follow it go astray."
-        )
-    far = float(np.median(relative[-1]))
-    if not flags and not far <= SHATTERED:
-        flags.append(
-            f"shattered gradients: over an L2 distance of {steps[-1]:g} the model "
-            f"changes otherwise than its gradient says, by {far:.0%} of it, so attacks "
-            "that follow it go astray."
-        )
-    says = (
-        f"The attacks' gradient differs from central differences of the evaluated "
-        f"model in {precision} by {_percent(median)} (median of {len(x)} images; at "
-        f"most {_percent(largest)}), and by {_percent(far)} over an L2 distance of "
-        f"{steps[-1]:g}."
-    )
-    return {
-        "discrepancies": [_short(r) for r in best],
-        "median": _short(median),
-        "largest": _short(largest),
-        "median_at_step": {
-            f"{h:g}": _short(np.median(r)) for h, r in zip(steps, relative, strict=True)
-        },
-        "precision": precision,
-        "noise": _short(np.median(noise * np.sqrt(n) / np.maximum(size, 1e-300))),
-        "says": says,
-        "flags": flags,
-    }
+    noise = float(np.median(noise * np.sqrt(n) / np.maximum(size, 1e-300)))
+    return _Discrepancies(relative, steps, precision, noise)
 
 
 def held_steps(

@@ -1,11 +1,24 @@
-"""What is run under the name quick, standard or full."""
+"""What is run under the name quick, standard or full: attacks, and checks."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from jnode.attacks import AbstractAttack, autoattack, make
-from jnode.attacks.base import Classifier
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Float, Int
+
+from jnode.attacks import PGD, AbstractAttack, autoattack, check_budget, make
+from jnode.attacks.losses import Classifier
+from jnode.evaluation import checks
 from jnode.evaluation.transfers import TWINS, Transfer
+from jnode.models.batched import batched
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
 
 Budget = tuple[str, float]
 """A norm and an epsilon."""
@@ -144,7 +157,73 @@ def plan(
     for norm, epsilon in budgets:
         attacks += protocol.attacks(epsilon, norm, classes)
         attacks += [
-            Transfer(source, via, epsilon, norm=norm, steps=steps, restarts=restarts)
+            Transfer(
+                epsilon,
+                source=source,
+                via=via,
+                norm=norm,
+                steps=steps,
+                restarts=restarts,
+            )
             for via, source in twins.items()
         ]
     return attacks
+
+
+Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+
+
+def check_model(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    labels: Int[np.ndarray, " n"],
+    protocol: Protocol,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    keep: Keep = lambda name, make: make(),
+) -> dict[str, dict[str, Any]]:
+    """Runs each check on the first images.
+
+    **Arguments:** the model; images and labels; the protocol, which says how many of
+    them, and how long the longest PGD is; the budget of attacked images; the seed;
+    `keep`, which is given each check's name and the function that runs it, and may
+    remember what was found.
+
+    **Returns:** per check its numbers, what it `says` in words, and its `flags`.
+    """
+    x = jnp.asarray(images[: protocol.checked])
+    y = jnp.asarray(labels[: protocol.checked])
+    whole = batched(model)
+    norm, epsilon = budget
+    attack, key = PGD(epsilon, norm=norm, steps=20), jr.key(seed)
+
+    @functools.cache
+    def attacked() -> jax.Array:
+        found = attack(whole, x, y, key=key)
+        check_budget(attack, x, found)
+        return found
+
+    def gradient() -> dict[str, Any]:
+        found = checks.gradient(whole, x, y, seed=seed)
+        if model.solver.adaptive and not found["flags"]:
+            found["held_steps"] = checks.held_steps(model, x, y)
+            found["says"] += (
+                f" From the gradient of the steps that the solve took it differs by "
+                f"{found['held_steps']:.0e}."
+            )
+        return found
+
+    every: dict[str, Callable[[], dict[str, Any]]] = {
+        "adjoint": lambda: checks.adjoint(model.solver),
+        "gradient": gradient,
+        "batch_mates": lambda: checks.batch_mates(whole, x, seed=seed),
+        "tolerance": lambda: checks.tolerance(model, x, attacked()),
+        "work": lambda: checks.work(model, x, attacked(), attack, key=key),
+    }
+    if protocol.longer is not None:
+        steps = (20, protocol.longer)
+        every["longer"] = lambda: checks.longer(
+            whole, x, y, epsilon=epsilon, norm=norm, key=key, steps=steps
+        )
+    return {name: keep(name, make) for name, make in every.items()}

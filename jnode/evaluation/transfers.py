@@ -13,17 +13,10 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jnode.attacks.base import (
-    AbstractAttack,
-    Classifier,
-    Images,
-    Labels,
-    Logits,
-    check_budget,
-    loss_and_gradient,
-    wide,
-)
-from jnode.attacks.norms import project, random_start, steepest
+from jnode.attacks import AbstractAttack
+from jnode.attacks.losses import Classifier, Images, loss_and_gradient
+from jnode.attacks.norms import project, random_start, steepest, wide
+from jnode.attacks.simple import traced_steps
 from jnode.models.batched import batched
 from jnode.models.encoders import AbstractEncoder
 from jnode.solvers import Solver, plan
@@ -40,49 +33,18 @@ class Transfer(AbstractAttack):
     """PGD that climbs the loss of `source` whatever the model (see `ascend`).
 
     A model whose gradients lead nowhere may fall to images that were made through
-    another with useful ones (Papernot et al., 2016; Athalye et al., ICML 2018). `via`
-    says what the source is.
+    another with useful ones (Papernot et al., 2016; Athalye et al., ICML 2018).
+
+    **Arguments:** as of any attack, and `source`, a map from a batch of images to
+    logits, and `via`, what to call it.
     """
 
     name: ClassVar[str] = "pgd"
-    source: Classifier
-    via: str = eqx.field(static=True)
-    epsilon: Float[Array, ""]
-    norm: str = eqx.field(static=True)
-    steps: Int[Array, ""]
-    restarts: int = eqx.field(static=True)
+    source: Classifier = eqx.field(kw_only=True)
+    via: str = eqx.field(static=True, kw_only=True)
+    steps: Int[Array, ""] = eqx.field(default=40, kw_only=True, converter=traced_steps)
 
-    def __init__(
-        self,
-        source: Classifier,
-        via: str,
-        epsilon: float,
-        *,
-        norm: str = "linf",
-        steps: int = 40,
-        restarts: int = 1,
-    ):
-        """**Arguments:** a map from a batch of images to logits, what to call it, the
-        budget in pixel units, its norm, and the number of steps and of random starts.
-        """
-        self.source, self.via = source, via
-        self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
-        self.norm, self.restarts = norm, restarts
-        self.steps = jnp.asarray(steps, jnp.int32)
-
-    def evaluations(self) -> tuple[int, int]:
-        return 1, self.restarts * int(self.steps)
-
-    def search(
-        self,
-        model: Classifier,
-        images: Images,
-        labels: Labels,
-        clean: Logits,
-        *,
-        key: PRNGKeyArray,
-    ) -> Images:
-        del model, clean
+    def search(self, model, images, labels, clean, *, key):
         return ascend(
             self.source,
             images,

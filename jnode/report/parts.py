@@ -238,10 +238,6 @@ CHECKS = {
         "A longer attack",
         "PGD of many more steps must find little more, and never less.",
     ),
-    "stored_images": (
-        "Stored images",
-        "Robust accuracy once more, from the attacked images on disk.",
-    ),
 }
 """Title and purpose of each check, in the order of the page."""
 

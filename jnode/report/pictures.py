@@ -16,8 +16,7 @@ from jaxtyping import Float, Int
 
 from jnode import certify
 from jnode._files import write_atomic
-from jnode.attacks import AbstractAttack
-from jnode.evaluation import Evaluation, describe
+from jnode.attacks import AbstractAttack, Outcome, describe
 from jnode.solvers import trajectory
 
 if TYPE_CHECKING:
@@ -105,33 +104,28 @@ class Pictures:
 
 
 def pairs(
-    model: "ODEClassifier",
-    images: Float[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, " n"],
-    attacks: Sequence[AbstractAttack],
-    result: Evaluation,
+    model: "ODEClassifier", attacks: Sequence[AbstractAttack], outcome: Outcome
 ) -> Pictures | None:
     """Pairs under the strongest Linf attack, with their trajectories.
 
-    **Arguments:** the model; clean images and labels; the attacks, and what the
-    evaluation by them found.
+    **Arguments:** the model; the attacks, and what they found.
 
     **Returns:** the pictures, or `None` where no such attack broke an image.
     """
 
     def rank(i):
         # Where later attacks were spared what earlier ones broke: one that saw most.
-        return len(result.attacked[i].samples), attacks[i].steps, -i
+        return len(outcome.attacked[i].samples), attacks[i].steps, -i
 
     iterated = [i for i, a in enumerate(attacks) if a.norm == "linf"]
     if not iterated:
         return None
     chosen = max(iterated, key=rank)
-    twins = result.attacked[chosen].shown
-    n = len(twins)
+    found, images = outcome.attacked[chosen], outcome.images
+    n = len(found.shown)
     if n == 0:
         return None
-    shown = result.attacked[chosen].samples[:n]
+    shown = found.samples[:n]
 
     @eqx.filter_jit
     def states(model, images):
@@ -141,7 +135,9 @@ def pairs(
 
     start = model.encoder(jnp.asarray(images[0]))
     times, _ = trajectory(model.field, start, model.solver)
-    clean, attacked = (states(model, jnp.asarray(x)) for x in (images[shown], twins))
+    clean, attacked = (
+        states(model, jnp.asarray(x)) for x in (images[shown], found.shown)
+    )
     difference = np.asarray(clean - attacked).reshape(n, len(times), -1)
     grid = jnp.asarray(times, jnp.float32)
     envelopes = [
@@ -150,10 +146,10 @@ def pairs(
     return Pictures(
         attack=describe(attacks[chosen]),
         clean=images[shown],
-        adversarial=twins,
-        labels=labels[shown],
-        clean_predictions=result.predictions[shown],
-        adversarial_predictions=result.attacked[chosen].predictions[:n],
+        adversarial=found.shown,
+        labels=outcome.labels[shown],
+        clean_predictions=outcome.predictions[shown],
+        adversarial_predictions=found.predictions[:n],
         times=np.asarray(grid),
         distances=np.linalg.norm(difference, axis=-1),
         gronwall=np.asarray(envelopes[0]),

@@ -14,11 +14,10 @@ from jaxtyping import Array, Float
 from jnode import attacks, certify, data
 from jnode._process import versions
 from jnode.attacks import AbstractAttack
-from jnode.attacks.batches import predict
+from jnode.attacks.losses import classes_of, logits_of
 from jnode.certify.search import stretch
 from jnode.data import Dataset, padded_batches
-from jnode.evaluation import Store, Transfer
-from jnode.evaluation.cost import count_evaluations
+from jnode.evaluation import Store, Transfer, count_evaluations
 from jnode.evaluation.store import fingerprint
 from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
@@ -121,8 +120,8 @@ def _accuracy(
         found["certified_accuracy"] = certify.certified_accuracy(proven, radii)
         return found
     right = [
-        np.asarray(predict(batched(model), jnp.asarray(x)))[mask] == y[mask]
-        for x, y, mask in padded_batches(images, test.labels, BATCH)
+        classes_of(logits_of(batched(model), jnp.asarray(x)))[mask] == y[mask]
+        for _, (x, y), mask in padded_batches((images, test.labels), BATCH)
     ]
     found["clean_accuracy"] = float(np.mean(np.concatenate(right)))
     note = f"none: {refusal}"
@@ -130,7 +129,7 @@ def _accuracy(
 
 
 def _evaluations(model: ODEClassifier, images: Float[Array, "n h w c"]) -> dict:
-    counts = np.asarray(count_evaluations(model, images))
+    counts = count_evaluations(model, np.asarray(images), BATCH)
     return {"nfe": float(np.mean(counts)), "nfe_largest": int(np.max(counts))}
 
 
@@ -139,7 +138,7 @@ def _milliseconds(model: ODEClassifier, images: Float[Array, "n h w c"]) -> floa
     times = []
     for _ in range(6):
         start = time.perf_counter()
-        jax.block_until_ready(predict(batched(model), images))
+        logits_of(batched(model), images).block_until_ready()
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times[1:])) / len(images)
 
@@ -152,7 +151,9 @@ def _alone(cell: Cell, model: ODEClassifier) -> list[AbstractAttack]:
     source = batched(model.with_solver(via))
     budgets = {(a.norm, float(a.epsilon)) for a in tried if a.norm != "sigma"}
     tried += [
-        Transfer(source, str(via), round(epsilon, 7), norm=norm, steps=TRANSFERRED)
+        Transfer(
+            round(epsilon, 7), source=source, via=str(via), norm=norm, steps=TRANSFERRED
+        )
         for norm, epsilon in sorted(budgets)
     ]
     return tried

@@ -1,6 +1,5 @@
-"""Projected gradient descent (Madry et al., ICLR 2018)."""
+"""The attacks that others are compared with: noise, one steepest step, and many."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -8,72 +7,73 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Int, Key
 
-from jnode.attacks.base import (
-    AbstractAttack,
+from jnode.attacks.base import AbstractAttack, as_count, compiled, of_one_dtype
+from jnode.attacks.inputs import Classes, as_input
+from jnode.attacks.losses import (
     Classifier,
     Images,
-    Labels,
-    Logits,
-    as_input,
-    check_budget,
-    choose,
-    compiled,
     loss_and_gradient,
     misclassified,
-    of_one_dtype,
-    one_by_one,
-    wide,
 )
-from jnode.attacks.inputs import Classes
-from jnode.attacks.norms import project, random_start, steepest
+from jnode.attacks.norms import choose, project, random_start, steepest, wide
 
 # The value of an image that is misclassified: it beats the loss of any that is not.
 BROKEN = 1e30
 
 
+class GaussianNoise(AbstractAttack):
+    r"""Adds $\mathcal N(0, \sigma^2)$ to each pixel and clips to [0, 1].
+
+    `epsilon` is the standard deviation $\sigma$ in pixel units, as the noise itself is
+    not bounded; `norm` is "sigma", of which nothing is the worst case. One draw,
+    without a look at the model: no attack, but what every attack must beat.
+    """
+
+    name: ClassVar[str] = "gaussian"
+    norm: str = eqx.field(default="sigma", init=False, static=True)
+    steps: int = eqx.field(default=1, init=False, static=True)
+    restarts: int = eqx.field(default=1, init=False, static=True)
+
+    def search(self, model, images, labels, clean, *, key):
+        noise = jr.normal(key, images.shape, images.dtype)
+        return jnp.clip(images + self.epsilon * noise, 0.0, 1.0)
+
+
+class FGSM(AbstractAttack):
+    """One steepest step of length `epsilon`, from the image itself.
+
+    The fast gradient sign method (Goodfellow et al., ICLR 2015).
+    """
+
+    name: ClassVar[str] = "fgsm"
+    steps: int = eqx.field(default=1, init=False, static=True)
+    restarts: int = eqx.field(default=1, init=False, static=True)
+
+    def search(self, model, images, labels, clean, *, key):
+        _, _, gradient = loss_and_gradient(model, images, labels, key=key)
+        moved = images + self.epsilon * steepest(gradient, self.norm)
+        return project(moved, images, self.epsilon, self.norm)
+
+
+def traced_steps(steps: int) -> Int[Array, ""]:
+    """A number of steps as an array, so that another one compiles nothing anew."""
+    return jnp.asarray(as_count("steps")(steps), jnp.int32)
+
+
 class PGD(AbstractAttack):
     r"""Steepest steps on the cross-entropy, projected back to the ball.
 
-    Steps have the length $2.5\,\epsilon / n$ for $n$ steps, as in the original. Of all
-    iterates and restarts each sample keeps the best: a misclassified one, else that of
-    the largest loss.
+    Projected gradient descent (Madry et al., ICLR 2018). Steps have the length
+    $2.5\,\epsilon / n$ for $n$ steps, as in the original. Of all iterates and restarts
+    each sample keeps the best: a misclassified one, else that of the largest loss.
     """
 
     name: ClassVar[str] = "pgd"
-    epsilon: Float[Array, ""]
-    norm: str = eqx.field(static=True)
-    steps: Int[Array, ""]
-    restarts: int = eqx.field(static=True)
+    steps: Int[Array, ""] = eqx.field(default=40, kw_only=True, converter=traced_steps)
 
-    def __init__(
-        self,
-        epsilon: float,
-        *,
-        norm: str = "linf",
-        steps: int = 40,
-        restarts: int = 1,
-    ):
-        """**Arguments:** the budget in pixel units, its norm ("linf" or "l2"), the
-        number of steps, and of random starts."""
-        self.epsilon = check_budget(epsilon, norm, steps=steps, restarts=restarts)
-        self.norm, self.restarts = norm, restarts
-        # An array, so that another number of steps compiles nothing anew.
-        self.steps = jnp.asarray(steps, jnp.int32)
-
-    def parts(self) -> Sequence["PGD"]:
-        return one_by_one(self)
-
-    def search(
-        self,
-        model: Classifier,
-        images: Images,
-        labels: Labels,
-        clean: Logits,
-        *,
-        key: PRNGKeyArray,
-    ) -> Images:
+    def search(self, model, images, labels, clean, *, key):
         def restart(best, key):
             start_key, look_key, key = jr.split(key, 3)
             start = random_start(images, self.epsilon, self.norm, start_key)

@@ -1,0 +1,203 @@
+"""What attacks ask of a classifier: mistakes, losses and their gradients, and means of
+them all where it draws random numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Images = Float[Array, "batch height width channels"]
+Logits = Float[Array, "batch classes"]
+Labels = Int[Array, " batch"]
+PerSample = Float[Array, " batch"]
+Classifier = Callable[[Images], Logits]
+
+
+def misclassified(logits: Logits, labels: Labels) -> Bool[Array, " batch"]:
+    """Which images are misclassified: those whose largest logit is not the label's.
+
+    Logits that are not finite count as misclassified.
+    """
+    finite = jnp.all(jnp.isfinite(logits), axis=1)
+    predicted = jnp.argmax(logits, axis=1)
+    return (predicted != labels.astype(predicted.dtype)) | ~finite
+
+
+@eqx.filter_jit
+def logits_of(model: Classifier, images: Images) -> Logits:
+    """The logits of one batch, of the images' dtype: the program that judges."""
+    return model(images).astype(images.dtype)
+
+
+def classes_of(logits: Logits | Float[np.ndarray, "n classes"]) -> Int[np.ndarray, "n"]:
+    """The class of each image by its logits; -1, no class, where one is not finite."""
+    logits = np.asarray(logits)
+    finite = np.all(np.isfinite(logits), axis=1)
+    return np.where(finite, np.argmax(logits, axis=1), -1)
+
+
+def cross_entropy(logits: Logits, labels: Labels) -> PerSample:
+    """The cross-entropy of each sample."""
+    return jax.nn.logsumexp(logits, axis=1) - _at(logits, labels)
+
+
+def margin(logits: Logits, labels: Labels) -> PerSample:
+    r"""$z_y - \max_{i \ne y} z_i$, below 0 where the image is misclassified."""
+    own = jnp.arange(logits.shape[1])[None] == labels[:, None]
+    return _at(logits, labels) - jnp.max(jnp.where(own, -jnp.inf, logits), axis=1)
+
+
+def difference_of_logits_ratio(logits: Logits, labels: Labels) -> PerSample:
+    r"""DLR: $-(z_y - \max_{i \ne y} z_i)/(z_{\pi_1} - z_{\pi_3})$.
+
+    It has a gradient wherever logits are large, unlike cross-entropy, as it does not
+    change with their scale or offset. At least 3 classes.
+    """
+    ordered = jnp.sort(logits, axis=1)
+    true = _at(logits, labels)
+    wrong = ordered[:, -1] != true
+    other = jnp.where(wrong, ordered[:, -1], ordered[:, -2])
+    return (other - true) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def targeted_ratio(logits: Logits, labels: Labels, targets: Labels) -> PerSample:
+    r"""$-(z_y - z_t)/(z_{\pi_1} - (z_{\pi_3} + z_{\pi_4})/2)$. At least 4 classes."""
+    ordered = jnp.sort(logits, axis=1)
+    scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4])
+    return (_at(logits, targets) - _at(logits, labels)) / (scale + 1e-12)
+
+
+def _at(logits, index):
+    return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
+
+
+def loss_and_gradient(
+    model: Classifier,
+    images: Images,
+    labels: Labels,
+    *,
+    loss: Callable[[Logits, Labels], PerSample] = cross_entropy,
+    key: PRNGKeyArray | None = None,
+) -> tuple[PerSample, Logits, Images]:
+    """Each sample's loss, logits, and gradient with respect to its image.
+
+    All are of the images' dtype, whatever that of the model's logits. Where the model
+    is or holds a `RandomModel` they are means over its draws, from `key` if there is
+    one. What is not finite in a gradient becomes 0.
+    """
+
+    def of(classifier):
+        def total(images):
+            logits = classifier(images).astype(images.dtype)
+            losses = loss(logits, labels)
+            return jnp.sum(losses), (losses, logits)
+
+        gradient, (losses, logits) = jax.grad(total, has_aux=True)(images)
+        return losses, logits, jnp.where(jnp.isfinite(gradient), gradient, 0)
+
+    return over_draws(model, of, key)
+
+
+def next_likely(clean: Logits, rank: Int[Array, ""]) -> Labels:
+    """The class of the largest clean logit after the predicted one, at `rank` 0.
+
+    With fewer classes than ranks they come round again.
+    """
+    order = jnp.argsort(-clean, axis=1)
+    return jnp.take(order, 1 + rank % (clean.shape[1] - 1), axis=1)
+
+
+class RandomModel(eqx.Module):
+    """A classifier that draws random numbers at each call, as the attacks see it.
+
+    Attacks that follow gradients average loss and gradient over `draws` fresh draws at
+    every step (expectation over transformation; Athalye et al., ICML 2018). Where only
+    logits are asked for, they are the mean over as many draws from `key`: the same
+    draws at each call, so that predictions can be repeated.
+
+    It may be a part of another classifier that is a PyTree, such as an
+    `equinox.Module`, and attacks find it there (`over_draws`). Inside a plain Python
+    function they cannot, and attack the mean over the draws of its predictions.
+    """
+
+    model: Callable
+    key: PRNGKeyArray
+    draws: int = eqx.field(static=True)
+
+    def __init__(self, model: Callable, *, key: PRNGKeyArray, draws: int = 20):
+        """**Arguments:** a map from a batch of images and a key to logits; the key of
+        the predictions; the number of draws, 20 in AutoAttack."""
+        if not isinstance(draws, int) or draws < 1:
+            raise ValueError(f"draws must be an integer of at least 1, not {draws!r}.")
+        self.model, self.key, self.draws = model, key, draws
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        """The mean of the logits over the draws from `self.key`."""
+        return over_draws(self, lambda model: model(images))
+
+
+class _Drawn(eqx.Module):
+    """One draw of a random model: a classifier."""
+
+    model: Callable
+    key: PRNGKeyArray
+
+    def __call__(self, images):
+        return self.model(images, self.key)
+
+
+def is_random(model: Any) -> bool:
+    """Whether there is a `RandomModel` anywhere in the PyTree `model`."""
+    return bool(_random_parts(model))
+
+
+def over_draws(
+    model: Callable,
+    function: Callable[[Callable], Any],
+    key: PRNGKeyArray | None = None,
+) -> Any:
+    """`function(model)`, or its mean over draws of each `RandomModel` in the model.
+
+    **Arguments:** a classifier, any PyTree; a function from a classifier to arrays; the
+    key of the draws, by default that of the predictions. Of several random parts the
+    largest number of draws is taken.
+    """
+    parts = _random_parts(model)
+    if not parts:
+        return function(model)
+
+    def of_draw(key):
+        keys = iter(jr.split(key, len(parts)))
+        return function(
+            jax.tree.map(
+                lambda x: _Drawn(x.model, next(keys)) if _is_part(x) else x,
+                model,
+                is_leaf=_is_part,
+            )
+        )
+
+    def add(total, key):
+        return jax.tree.map(jnp.add, total, of_draw(key)), None
+
+    draws = max(part.draws for part in parts)
+    keys = jr.split(parts[0].key if key is None else key, draws)
+    shapes = jax.eval_shape(of_draw, keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # One after another: memory does not grow with the number of draws.
+    total, _ = jax.lax.scan(add, zeros, keys)
+    return jax.tree.map(lambda x: x / draws, total)
+
+
+def _random_parts(model):
+    return [x for x in jax.tree.leaves(model, is_leaf=_is_part) if _is_part(x)]
+
+
+def _is_part(x):
+    return isinstance(x, RandomModel)

@@ -1,0 +1,227 @@
+"""Robust accuracy: attacks on what is classified rightly, and how far to trust them."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+from jnode._batches import padded_batches
+from jnode.attacks import AbstractAttack, Attacked, Outcome, run
+from jnode.attacks.inputs import Classes
+from jnode.attacks.loop import Keep
+from jnode.evaluation.gradient_checks import outputs
+from jnode.models.batched import batched
+
+if TYPE_CHECKING:
+    from jnode.models import ODEClassifier
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` found: each image's fate, and the numbers, ready for JSON."""
+
+    outcome: Outcome
+    summary: dict[str, Any]
+
+
+def evaluate(
+    model: Callable,
+    images: ArrayLike,
+    labels: Classes,
+    attacks: Sequence[AbstractAttack],
+    *,
+    batch_size: int = 250,
+    seed: int = 0,
+    successive: bool = False,
+    keep: Keep = lambda number, make: make(),
+    progress: bool = True,
+    mesh: Mesh | None = None,
+) -> Evaluation:
+    """Clean accuracy, and accuracy that is left after each attack and after all.
+
+    Only samples whose clean image is classified rightly are attacked; the others are
+    lost already. A sample stands if its attacked image is classified rightly too;
+    attacked images are classified anew, after their budget was checked. The worst case
+    of a budget counts a sample as standing only if it stands under every attack of that
+    norm and of at most that epsilon.
+
+    **Arguments:** as of `jnode.attacks.run`, with at least one image, but for
+
+    - `seed`: of the attacks' random numbers.
+    - `successive`: by default each attack runs on all samples, so that attacks can be
+        compared. Else a row's robust accuracy is what stands after all attacks before
+        it too, and not after this attack alone.
+
+    **Returns:** an `Evaluation`. Its `summary["flags"]` names results that look like
+    masked gradients.
+
+    **Raises:** as `jnode.attacks.run`; `ValueError` for no images.
+    """
+    options: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
+    watch: dict[str, Any] = {"keep": keep, "progress": progress, **options}
+    own = {"key": jax.random.key(seed), "successive": successive}
+    outcome = run(model, images, labels, attacks, **own, **watch)
+    if len(outcome.labels) == 0:
+        raise ValueError("images must hold at least one image, not none.")
+    looked = outputs(model, outcome, **options)
+    summary = _numbers(attacks, outcome, successive)
+    summary |= {
+        "seed": seed,
+        "checks": {"outputs": looked},
+        "flags": [*looked["flags"], *summary["flags"]],
+    }
+    return Evaluation(outcome, summary)
+
+
+def _numbers(
+    attacks: Sequence[AbstractAttack], outcome: Outcome, successive: bool
+) -> dict[str, Any]:
+    """Accuracies, and what of them looks like masked gradients."""
+    n, standing = len(outcome.labels), outcome.standing
+    each = zip(attacks, outcome.attacked, standing, strict=True)
+    rows = [_row(*one) for one in each]
+    flags = beaten_white_box(rows, n, successive=successive)
+    if not successive:
+        flags += weak_beats_strong(rows)
+    return {
+        "num_examples": n,
+        "clean_accuracy": float(np.mean(outcome.predictions == outcome.labels)),
+        "successive": successive,
+        "attacks": rows,
+        "worst_case": _worst_case(rows, standing),
+        "flags": flags,
+    }
+
+
+def _row(
+    attack: AbstractAttack, found: Attacked, standing: Bool[np.ndarray, " n"]
+) -> dict[str, Any]:
+    return {
+        "name": attack.name,
+        "via": attack.via,
+        "norm": attack.norm,
+        "epsilon": round(float(attack.epsilon), 7),
+        "steps": int(attack.steps),
+        "restarts": attack.restarts,
+        "attacked": len(found.samples),
+        "broken": len(found.broken),
+        "robust_accuracy": float(standing.mean()),
+        "seconds": round(float(found.seconds), 3),
+    }
+
+
+def _worst_case(
+    rows: list[dict], standing: Bool[np.ndarray, "attacks n"]
+) -> list[dict[str, Any]]:
+    """Per norm and epsilon, the share of samples that stand under every such attack.
+
+    An attack with a smaller budget counts for a larger one too, and a transferred one
+    like any other.
+    """
+    worst = []
+    for norm, epsilon in sorted({(r["norm"], r["epsilon"]) for r in rows}):
+        masks = [
+            mask
+            for row, mask in zip(rows, standing, strict=True)
+            if row["norm"] == norm and row["epsilon"] <= epsilon
+        ]
+        accuracy = float(np.logical_and.reduce(masks).mean())
+        worst.append({"norm": norm, "epsilon": epsilon, "robust_accuracy": accuracy})
+    return worst
+
+
+POINTS = 0.002
+"""RobustBench's allowance: black-box or transferred images may break 0.2 points more
+of the samples than the white-box attacks before them."""
+IMAGES = 2
+"""And so many images, however few are evaluated."""
+
+
+def weak_beats_strong(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One step, or few, beats many (Athalye et al., 2018; Carlini et al., 2019).
+
+    Rows of attacks that ran on all samples.
+    """
+    flags = []
+    for strong in (r for r in rows if r["name"] == "pgd" and not r["via"]):
+        for weak in rows:
+            same = weak["norm"] == strong["norm"] and not weak["via"]
+            if not same or weak["epsilon"] > strong["epsilon"]:
+                continue
+            fewer = weak["name"] == "pgd" and weak["steps"] < strong["steps"]
+            if weak["name"] != "fgsm" and not fewer:
+                continue
+            gap = strong["robust_accuracy"] - weak["robust_accuracy"]
+            if gap > 0.01:
+                flags.append(
+                    f"masked gradients: {weak['name']}-{weak['steps']} at "
+                    f"{weak['norm']} {weak['epsilon']:g} breaks {gap:.1%} more samples "
+                    f"than {strong['name']}-{strong['steps']} at {strong['epsilon']:g}."
+                )
+    return flags
+
+
+def beaten_white_box(
+    rows: Sequence[dict[str, Any]], num_examples: int, *, successive: bool
+) -> list[str]:
+    """Black-box or transferred images break what white-box attacks could not.
+
+    Where attacks ran one after another, what counts is what each broke of the samples
+    that stood; else how far its accuracy lies below the best white-box attack's.
+    """
+    flags = []
+    allowed = max(POINTS * num_examples, IMAGES)
+    for i, row in enumerate(rows):
+        if row["name"] != "square" and not row["via"]:
+            continue
+        white = [
+            r
+            for j, r in enumerate(rows)
+            if (r["norm"], r["epsilon"]) == (row["norm"], row["epsilon"])
+            and r["name"] not in ("square", "fgsm")
+            and not r["via"]
+            and (j < i or not successive)
+        ]
+        if not white:
+            continue
+        more = row["broken"]
+        if not successive:
+            best = min(r["robust_accuracy"] for r in white)
+            more = round(num_examples * (best - row["robust_accuracy"]))
+        if more > allowed:
+            kind = f"transfer via {row['via']}" if row["via"] else row["name"]
+            flags.append(
+                f"{'transfer' if row['via'] else 'square'} beats white-box: "
+                f"{kind} at {row['norm']} {row['epsilon']:g} breaks {more} of "
+                f"{num_examples} images more than the attacks that follow the model's "
+                "gradient."
+            )
+    return flags
+
+
+def count_evaluations(
+    model: "ODEClassifier",
+    images: Float[np.ndarray, "n height width channels"],
+    batch_size: int,
+) -> Int[np.ndarray, " counts"]:
+    """The NFE of each image's solve; one number for all where steps are fixed."""
+    if not model.solver.adaptive:
+        return np.asarray(_evaluations(model, jnp.asarray(images[:1])))
+    batches = padded_batches((images,), min(batch_size, len(images)))
+    return np.concatenate(
+        [
+            np.asarray(_evaluations(model, jnp.asarray(x)))[mask]
+            for _, (x,), mask in batches
+        ]
+    )
+
+
+@eqx.filter_jit
+def _evaluations(model, images):
+    # Of the solves that `max_steps` ends too.
+    return batched(model).solution(images, throw=False).stats["nfe"]
