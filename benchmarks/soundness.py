@@ -29,8 +29,8 @@ from jnode._cli import run
 from jnode._versions import versions
 from jnode.certify import amplification, strongest_stretch
 from jnode.certify.radius import ROUNDING
+from jnode.constraints import CONSTRAINTS
 from jnode.fields import Composed, Decay
-from jnode.linear import CONSTRAINTS
 from jnode.train.presets import PRESETS
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,11 +12,12 @@ LONGEST = 400
 # What proves, and what it may never need.
 MATHEMATICS = (
     "_batches",
-    "_resolve",
+    "_checks",
     "_rounding",
     "activations",
     "bounds",
     "certify",
+    "constraints",
     "fields",
     "linear",
     "models",

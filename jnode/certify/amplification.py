@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from jnode._rounding import unit_roundoff
 from jnode.bounds import Bounds
 from jnode.certify.precision import certifying
+from jnode.constraints import measured
 from jnode.fields import AbstractVectorField
 from jnode.fields.piecewise import jumps, segment
-from jnode.linear import measured
 from jnode.solvers import Solver, tableau
 
 

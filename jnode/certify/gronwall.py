@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 from jnode._rounding import unit_roundoff
 from jnode.certify.amplification import bounded
 from jnode.certify.precision import certifying
+from jnode.constraints import measured
 from jnode.fields import AbstractVectorField
 from jnode.fields.piecewise import jumps, segment
-from jnode.linear import measured
 
 
 def gronwall(field: AbstractVectorField, times: ArrayLike) -> Float[Array, " times"]:

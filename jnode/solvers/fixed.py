@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, PyTree
 
+from jnode.fields.base import inner_form
 from jnode.solvers.inside import combine, solve_inside
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import statistics
@@ -39,7 +40,7 @@ def solve_fixed(
         field, args = tree
         times, lengths = part
         nfe = len(times) * len(method[1])
-        form = getattr(field, "inner_form", lambda: None)()
+        form = inner_form(field)
         if form is not None and form.pays(nfe, y.shape[-1]):
             return solve_inside(form, y, method, times, lengths), {}
         side = RightHandSide(field, args)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jnode.linear import plain
+from jnode.constraints import plain
 from jnode.solvers.schedule import cut, is_known
 from jnode.solvers.solver import Solver
 from jnode.solvers.state import promoted, real_dtype

@@ -1,11 +1,10 @@
-"""Fixed steps of a field's inner units (see `jnode.fields.inner_form`)."""
+"""Fixed steps of a field's inner units (see `jnode.fields.base.TwoLayer`)."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.fields.base import add_bias
-from jnode.fields.inner_form import InnerForm
+from jnode.fields.base import TwoLayer, add_bias
 from jnode.solvers.tableaus import Rows
 
 
@@ -18,7 +17,7 @@ def combine(h, weights, ks, y):
 
 
 def solve_inside(
-    form: InnerForm,
+    form: TwoLayer,
     y0: Float[Array, "*state"],
     method: Rows,
     times: Float[Array, " steps"],
@@ -30,7 +29,8 @@ def solve_inside(
     follows at the end as $y_0 + L V q$ and the drift.
     """
     a, b, c = method
-    dtype = y0.dtype
+    dtype, loop = y0.dtype, form.loop()
+    assert loop is not None, "a form that pays has one"
     drift = _along(form.drift, y0)
     push = None if drift is None else form.enter(drift)
     clocks = None if form.clocks is None else _along(form.clocks[1], y0)
@@ -43,7 +43,7 @@ def solve_inside(
         return form.activation(add_bias(u, bias))
 
     def speed(t, active):
-        k = form.scale * form.loop(active)
+        k = form.scale * loop(active)
         if push is not None:
             k = k + push
         return k if shove is None else k + t * shove

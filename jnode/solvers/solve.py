@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jnode.constraints import plain
 from jnode.fields import AbstractVectorField
-from jnode.linear import plain
+from jnode.fields.base import takes_batches, time_invariant
 from jnode.solvers.adaptive import controller, first_step, solve_adaptive
 from jnode.solvers.arguments import check_agreement, is_backsolve, name_of, shares_of
 from jnode.solvers.fixed import solve_fixed
@@ -317,9 +318,9 @@ def _together(field, y0, solver):
     """Whether a batch can be solved as one array, by a field of one segment."""
     if solver.adjoint != "direct" or not is_fast(y0) or y0.ndim < 2:
         return False
-    if not getattr(field, "takes_batches", False):
+    if not takes_batches(field):
         return False
-    return not solver.adaptive or field.time_invariant
+    return not solver.adaptive or time_invariant(field)
 
 
 @_compiled

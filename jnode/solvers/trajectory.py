@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jnode.linear import plain
+from jnode.constraints import plain
 from jnode.solvers.fixed import walk_fixed
 from jnode.solvers.schedule import is_known, plan
 from jnode.solvers.solve import solve
