@@ -28,8 +28,8 @@ import jnode
 from jnode._process import run, versions
 from jnode.certify import amplification, strongest_stretch
 from jnode.certify.radius import ROUNDING
+from jnode.constraints import CONSTRAINTS
 from jnode.fields import Composed, Decay
-from jnode.linear import CONSTRAINTS
 from jnode.train import PRESETS
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,7 +12,7 @@ import torch
 import torchdiffeq
 from torch import nn
 
-from jnode.linear import fourier
+from jnode.linear import spectral_conv
 
 
 class CayleyField(nn.Module):
@@ -46,7 +46,7 @@ class CayleyField(nn.Module):
     def _real(self, q):
         # The frequencies that jnode keeps, as real blocks.
         n = self.side
-        kept = fourier._half_plane(n, n)
+        kept = spectral_conv.half_plane(n, n)
         rows = [
             q[:, k, m] if m <= n // 2 else q[:, -k % n, -m % n].conj()
             for k, m, _ in kept
@@ -58,7 +58,7 @@ class CayleyField(nn.Module):
     def apply_map(self, q, y):
         n = self.side
         if self.form == "matmul":
-            f = torch.as_tensor(fourier.transform(n, n), dtype=y.dtype)
+            f = torch.as_tensor(spectral_conv.transform(n, n), dtype=y.dtype)
             f = f.reshape(-1, n * n)
             b, c = y.shape[:2]
             s = (y.reshape(b, c, n * n) @ f.T).reshape(b, c, 2, -1)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jnode import attacks as attacks
     from jnode import bounds as bounds
     from jnode import certify as certify
+    from jnode import constraints as constraints
     from jnode import data as data
     from jnode import evaluation as evaluation
     from jnode import fields as fields
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from jnode import solvers as solvers
     from jnode import study as study
     from jnode import train as train
-    from jnode._resolve import resolve as resolve
     from jnode.bounds import Bounds as Bounds
     from jnode.certify import amplification as amplification
+    from jnode.constraints import resolve as resolve
     from jnode.evaluation import evaluate as evaluate
     from jnode.fields import AbstractVectorField as AbstractVectorField
     from jnode.fields import Certified as Certified
@@ -54,6 +55,7 @@ _ROOMS = (
     "attacks",
     "bounds",
     "certify",
+    "constraints",
     "data",
     "evaluation",
     "fields",
@@ -87,7 +89,7 @@ _HOMES = {
     "build": "models",
     "evaluate": "evaluation",
     "load": "models",
-    "resolve": "_resolve",
+    "resolve": "constraints",
     "solve": "solvers",
 }
 

@@ -9,8 +9,7 @@ import pytest
 import jnode
 from jnode import Bounds
 from jnode.fields import Composed, Congruent, Decay, LowPrecisionField
-from jnode.linear import Dense
-from jnode.linear.low_precision import LowPrecision
+from jnode.linear import Dense, LowPrecision
 from tests.test_fields import FIELDS
 
 
@@ -86,7 +85,7 @@ def test_unknown_times_zero_is_zero():
 def test_bounds_that_were_not_numbers_are(getkey):
     """An unknown map under a flow, and fields that stand still."""
     flow = jnode.GradientFlowField((4,), key=getkey())
-    unknown = LowPrecision(Dense(4, 4, key=getkey()), "bfloat16")
+    unknown = LowPrecision(Dense(jr.normal(getkey(), (4, 4))), "bfloat16")
     assert Congruent(flow, unknown).log_norm() == 0
     still = (Decay(0.0) + Decay(0.0)).bounds()
     assert all(np.isfinite(numbers(still)))

@@ -11,8 +11,9 @@ import pytest
 import jnode
 from jnode import Bounds, certify
 from jnode.certify.radius import ROUNDING
+from jnode.constraints import constrained
 from jnode.fields import Decay
-from jnode.linear import constrained, spectral_norm
+from jnode.linear import spectral_norm
 from jnode.models import Head, IsometricEncoder
 from tests.helpers import singular_values, small_model
 
@@ -26,7 +27,7 @@ def test_sll_keeps_its_norm_whatever_its_weights(getkey, shape, scale, log_q):
     map_ = constrained(shape, 4, constraint="sll", key=getkey())
     shrunk = jax.tree.map(lambda w: scale * w, map_)
     for q in (jnp.full(4, log_q), jnp.asarray([log_q, 0.0, -log_q, log_q])):
-        extreme = eqx.tree_at(lambda m: m.log_q, shrunk, q)
+        extreme = eqx.tree_at(lambda m: m.constraint.log_q, shrunk, q)
         plain, bound = jnode.resolve(extreme)
         assert singular_values(plain, shape)[0] <= float(bound) <= 1 + 1e-4
 

@@ -8,7 +8,7 @@ import pytest
 
 import jnode
 from jnode import certify
-from jnode.linear import CONSTRAINTS, constrained
+from jnode.constraints import CONSTRAINTS, constrained
 from tests.helpers import compilations, small_model
 
 SHAPES = [(5,), (3, 4, 2)]

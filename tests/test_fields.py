@@ -10,8 +10,9 @@ import pytest
 
 import jnode
 from jnode.certify import strongest_stretch
-from jnode.fields import Composed, Congruent, Decay, Scaled, Sum
-from jnode.linear import constrained
+from jnode.constraints import constrained
+from jnode.fields import Composed, Congruent, Decay, LowPrecisionField, Scaled, Sum
+from jnode.fields.base import inner_form, vjp_change
 
 FIELDS = {
     "ortho": lambda s, k: jnode.OrthoField(s, lipschitz=1.5, hidden=6, key=k),
@@ -156,7 +157,7 @@ def test_sll_layer_is_one_euler_step(getkey):
     # T^(1/2) takes their bias to ours.
     scaled = jnp.asarray(np.diag(t) ** -0.5, jnp.float32) * b
     field = eqx.tree_at(
-        lambda f: (f.weights[0].weight, f.weights[0].log_q, f.biases[0]),
+        lambda f: (f.weights[0].weight, f.weights[0].constraint.log_q, f.biases[0]),
         field,
         (v, q, scaled),
     )
@@ -184,14 +185,16 @@ def test_convex_potential_layer_is_one_euler_step(getkey):
 
 
 @pytest.mark.parametrize(
-    "name", ["ortho tanh", "ortho maxmin", "flow decaying", "skew leaky", "hamiltonian"]
+    "name",
+    ["ortho tanh", "ortho maxmin", "flow decaying", "skew leaky", "hamiltonian", "sum"],
 )
 def test_vjp_change_holds_in_the_ball(getkey, name):
     field = FIELDS[name]((2, 3, 4), getkey()).bake()
     y, v = jr.normal(getkey(), (2, 2, 3, 4))
     pull = jax.jit(lambda y: jax.vjp(lambda y: field(0.4, y), y)[1](v)[0])
     for distance in (0.1, 1.0):
-        limit = field.vjp_change(0.4, y, v, jnp.asarray(distance), jnp.asarray(1e-5))
+        near = (jnp.asarray(distance), jnp.asarray(1e-5))
+        limit = vjp_change(field, 0.4, y, v, *near)
         assert limit <= 2.1 * field.lipschitz() * jnp.linalg.norm(v)
         moves = jr.normal(getkey(), (100, *y.shape))
         moves = moves / jnp.linalg.norm(moves.reshape(100, -1), axis=1).reshape(
@@ -217,6 +220,25 @@ def test_learnable_constant_is_trained_through_the_certificate(getkey):
         bound = lambda f: jnode.certify.amplification(f, jnode.Solver("rk4", steps=2))
         slope = eqx.filter_grad(bound)(field).scale.raw
         assert jnp.isfinite(slope) and slope != 0
+
+
+def test_multiples_and_roundings_pass_on_their_form(getkey):
+    y = jr.normal(getkey(), (4,))
+    for field in (
+        jnode.OrthoField((4,), lipschitz=2.0, time=True, hidden=2, key=getkey()),
+        jnode.GradientFlowField((4,), hidden=2, key=getkey()),
+    ):
+        field = jax.tree.map(lambda w: w + 0.1, field).bake()
+        for changed in (-0.5 * field, LowPrecisionField(2.0 * field)):
+            form = inner_form(changed)
+            assert form is not None and form.pays(4, 4)
+            assert jnp.abs(form(0.3, y) - changed(0.3, y)).max() < 1e-6
+            solver = jnode.Solver("rk4", steps=2)
+            close = 1e-5 if isinstance(changed, Scaled) else 0.03
+            parted = changed + Decay(0.0)  # a sum has no such form
+            assert inner_form(parted) is None
+            away = jnode.solve(changed, y, solver).y - jnode.solve(parted, y, solver).y
+            assert jnp.abs(away).max() < close
 
 
 def test_time_invariance(getkey):

@@ -12,10 +12,11 @@ LONGEST = 400
 # What proves, and what it may never need.
 MATHEMATICS = (
     "_batches",
-    "_resolve",
+    "_checks",
     "activations",
     "bounds",
     "certify",
+    "constraints",
     "fields",
     "linear",
     "models",

@@ -59,7 +59,7 @@ def test_a_field_loads_no_training():
     """
     loaded, rooms = _output(code).splitlines()
     assert loaded == "[]"
-    assert rooms == "['activations', 'bounds', 'fields', 'linear']"
+    assert rooms == "['activations', 'bounds', 'constraints', 'fields', 'linear']"
 
 
 def test_every_public_name_resolves():
@@ -73,7 +73,7 @@ def test_every_public_name_resolves():
     assert not [n for n in named if inspect.ismodule(getattr(jnode, n))]
     assert all(inspect.ismodule(getattr(jnode, n)) for n in jnode._ROOMS)
     assert set(jnode.__all__) <= set(dir(jnode))
-    assert jnode.resolve is importlib.import_module("jnode._resolve").resolve
+    assert jnode.resolve is importlib.import_module("jnode.constraints").resolve
     """
     assert _output(code) == ""
     with pytest.raises(AttributeError, match="'jnode' has no attribute 'nothing'"):

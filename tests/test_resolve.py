@@ -13,8 +13,9 @@ import pytest
 
 import jnode
 from jnode import Bounds, certify
-from jnode.fields import AbstractVectorField
-from jnode.linear import CONSTRAINTS, CircularConv, Conv, Dense, constrained
+from jnode.constraints import CONSTRAINTS, Free, constrained
+from jnode.fields import AbstractVectorField, Congruent
+from jnode.linear import AbstractLinear, Dense
 from tests.helpers import singular_values, small_model
 from tests.test_fields import FIELDS
 
@@ -37,12 +38,19 @@ MAPS = {
         )
         for c in ("rescaled", "aol", "sll")
     },
-    "free dense": (lambda k: Dense(6, 4, key=k), SHAPES["dense"]),
-    "free circular": (
-        lambda k: CircularConv(4, 5, grid=(3, 4), key=k),
-        SHAPES["conv"],
-    ),
-    "free zero": (lambda k: Conv(4, 5, grid=(3, 4), key=k), SHAPES["conv"]),
+    **{
+        f"free {padding} {len(shape)}": (
+            lambda k, p=padding, s=shape: constrained(
+                s, 5, constraint=Free(), padding=p, key=k
+            ),
+            shape,
+        )
+        for padding, shape in (
+            ("circular", SHAPES["dense"]),
+            ("circular", SHAPES["conv"]),
+            ("zero", SHAPES["conv"]),
+        )
+    },
 }
 
 
@@ -198,8 +206,49 @@ def test_any_pytree_is_resolved(getkey):
     assert jnp.abs(mine(0, y, None) - plain["mine"](0, y, None)).max() < 1e-6
 
 
+class Doubling(AbstractLinear):
+    """A linear map of somebody else."""
+
+    factor: jax.Array
+
+    def __call__(self, x):
+        return self.factor * x
+
+    @property
+    def T(self):
+        return self
+
+    def norm(self):
+        return jnp.abs(self.factor)
+
+
+def test_maps_of_somebody_else_in_stacks(getkey):
+    """They measure themselves, one by one."""
+    flow = lambda: jnode.GradientFlowField((4,), key=getkey())
+    pieces = [Congruent(flow(), Doubling(jnp.asarray(x))) for x in (1.0, 2.0)]
+    field = jnode.PiecewiseField(pieces)
+    plain, bounds = jnode.resolve(field)
+    assert float(bounds.lipschitz) == pytest.approx(4, rel=1e-3)
+    assert float(plain.lipschitz()) == pytest.approx(4, rel=1e-3)
+    y = jr.normal(getkey(), (4,))
+    for t in (0.2, 0.7):
+        assert jnp.abs(plain(t, y) - field(t, y)).max() < 1e-5
+
+
+def test_a_stack_of_a_stack_is_resolved(getkey):
+    make = lambda k: constrained((3, 4, 2), 3, key=k)
+    keys = jr.split(getkey(), (2, 3))
+    stacked = eqx.filter_vmap(eqx.filter_vmap(make))(keys)
+    plain, bounds = jnode.resolve(stacked)
+    assert bounds.shape == (2, 3) and plain.real.shape[:2] == (2, 3)
+    one = jax.tree.map(lambda x: x[1, 2], plain)
+    alone, bound = jnode.resolve(make(keys[1, 2]))
+    assert jnp.abs(one.real - alone.real).max() < 1e-6
+    assert float(bounds[1, 2]) == pytest.approx(float(bound))
+
+
 def test_certified_derives_its_bounds_from_what_it_holds(getkey):
-    mine = Mine(Dense(5, 5, key=getkey()), jnp.ones(5))
+    mine = Mine(Dense(jr.normal(getkey(), (5, 5))), jnp.ones(5))
     field = jnode.Certified(mine, bounds=lambda fn: Bounds(fn.map.norm()))
     exact = lambda f: float(jnp.linalg.norm(f.fn.map.matrix, 2))
     assert exact(field) <= field.lipschitz() <= 1.01 * exact(field)
@@ -219,7 +268,9 @@ def test_certified_takes_plain_numbers_of_plain_functions_only(getkey):
     # No transformation of arrays reaches the numbers.
     assert not jax.tree.leaves(eqx.filter(field, eqx.is_array))
     with pytest.raises(ValueError, match="function of fn"):
-        jnode.Certified(Mine(Dense(5, 5, key=getkey()), jnp.ones(5)), Bounds(1.0))
+        jnode.Certified(
+            Mine(Dense(jr.normal(getkey(), (5, 5))), jnp.ones(5)), Bounds(1.0)
+        )
     with pytest.raises(TypeError):
         jnode.Certified(3, Bounds(1.0))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError):

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import jnode
+from jnode.constraints import plain
 from jnode.fields import Decay
 from jnode.runs import certify_run
 from jnode.train import (
@@ -128,7 +129,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 def test_bounds_hold_after_training(finished):
     _, model = finished
-    weight = model.field.weights[0].bake()
+    weight = plain(model.field.weights[0])
     values = singular_values(weight, (4, 4, 50))
     assert np.abs(values - 1).max() < 1e-4
     assert values.max() <= float(weight.norm())
@@ -256,11 +257,11 @@ def decayed(config):
         # A bias of two pieces has rank 2, and is a bias.
         (
             {"field": "gradient_flow", "pieces": 2, "learnable": True},
-            {".field.pieces.weights[0].kernel"},
+            {".field.pieces.weights[0].weight"},
         ),
         (
             {"field": "ortho", "time": True, "activation": "householder"},
-            {".field.first.kernel", ".field.second.kernel"},
+            {".field.first.weight", ".field.second.weight"},
         ),
         ({"field": "ortho", "constraint": "sll"}, set()),
         ({"field": "skew"}, set()),  # rescaled
@@ -276,8 +277,8 @@ def decayed(config):
             },
             {
                 *(f".encoder.convs[{i}].weight" for i in range(3)),
-                ".field.first.kernel",
-                ".field.second.kernel",
+                ".field.first.weight",
+                ".field.second.weight",
                 ".head.weight",
             },
         ),

@@ -12,10 +12,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from jnode._batches import check_images, check_labels, padded_batches
-from jnode._resolve import resolve
 from jnode.certify.local import local_radius
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.certify.radius import radii
+from jnode.constraints import resolve
 from jnode.sharding import (
     check_divides,
     replicate,

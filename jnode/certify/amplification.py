@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from jnode.bounds import Bounds, unit_roundoff
 from jnode.certify.precision import certifying
+from jnode.constraints import measured
 from jnode.fields import AbstractVectorField
-from jnode.linear import measured
 from jnode.solvers import Schedule, Solver, plan, tableau
 from jnode.solvers.schedule import everywhere, is_known
 

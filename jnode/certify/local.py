@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 from jnode.certify.amplification import stage_bounds, step_amplification
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.certify.radius import ROUNDING, inner_size, margins, radii
+from jnode.constraints import measured
 from jnode.fields import AbstractVectorField
-from jnode.fields.base import safe_norm
-from jnode.linear import measured
+from jnode.fields.base import safe_norm, vjp_change
 from jnode.solvers import tableau
 from jnode.solvers.fixed import combine
 
@@ -178,8 +178,8 @@ def _gradient_bound(model, image, steps: list[_Step], row, r) -> Float[Array, ""
             _, pull = jax.vjp(lambda y, t=t, f=step.field: f(t, y), state)
             size = 1 + safe_norm(state) + inner_size(step.field, state.size)
             rounding = ROUNDING * size * jnp.maximum(1, step.spreads[i])
-            change = step.field.vjp_change(
-                t, state, cotangent, r * step.spreads[i], rounding
+            change = vjp_change(
+                step.field, t, state, cotangent, r * step.spreads[i], rounding
             )
             pulled[i] = pull(cotangent)[0]
             spreads[i] = lipschitz * spread + change

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from jnode.bounds import unit_roundoff
+from jnode.constraints import AbstractConstraint
 from jnode.fields.certified import Certified
 
 
@@ -71,8 +72,8 @@ def arithmetic() -> dict[str, str]:
 def assumptions(model: PyTree) -> list[str]:
     """What a certificate of the model takes for granted, a sentence each.
 
-    Bounds of `jnode.Certified` fields, and of fields, maps and activations that are not
-    this package's own, are claims that nothing here verifies.
+    Bounds of `jnode.Certified` fields, and of fields, maps, constraints and activations
+    that are not this package's own, are claims that nothing here verifies.
     """
     found = []
 
@@ -81,8 +82,9 @@ def assumptions(model: PyTree) -> list[str]:
         if isinstance(x, Certified):
             name = getattr(x.fn, "__name__", type(x.fn).__name__)
             found.append(f"the bounds of the field {name} are as its author claims")
-        elif _foreign(kind) and any(
-            hasattr(x, name) for name in ("bounds", "lipschitz", "norm")
+        elif _foreign(kind) and (
+            isinstance(x, AbstractConstraint)
+            or any(hasattr(x, name) for name in ("bounds", "lipschitz", "norm"))
         ):
             found.append(f"the bounds of {kind.__name__} are as its author claims")
         children = jax.tree.leaves(x, is_leaf=lambda y: y is not x)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jnode._resolve import resolve
 from jnode.certify.precision import certifying, check_certifiable
+from jnode.constraints import resolve
 from jnode.fields.base import AbstractVectorField, safe_norm
 from jnode.linear import AbstractLinear
 

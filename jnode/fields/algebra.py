@@ -1,4 +1,4 @@
-"""Decay and compositions of fields, and the bounds that follow.
+"""Fields made of other fields, and the bounds that follow.
 
 Sums and multiples are in `base.py`, beside the operators that make them.
 """
@@ -6,11 +6,23 @@ Sums and multiples are in `base.py`, beside the operators that make them.
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Float
 
+from jnode._checks import check_choice, check_rate
 from jnode.bounds import Bounds
-from jnode.fields.base import AbstractVectorField, check_rate
-from jnode.linear import AbstractLinear
+from jnode.constraints import plain
+from jnode.fields.base import (
+    AbstractUncertifiedField,
+    AbstractVectorField,
+    TwoLayer,
+    inner_form,
+    takes_batches,
+    time_invariant,
+)
+from jnode.linear import AbstractLinear, AbstractPlain, LowPrecision
+
+DTYPES = ("bfloat16", "float16")
 
 
 class Decay(AbstractVectorField):
@@ -27,13 +39,8 @@ class Decay(AbstractVectorField):
     ) -> Float[Array, "*state"]:
         return -self.rate * y
 
-    @property
-    def time_invariant(self) -> bool:
-        return True
-
-    @property
-    def takes_batches(self) -> bool:
-        return True
+    takes_batches = True
+    time_invariant = True
 
     def bounds(self) -> Bounds:
         if self.rate == 0:
@@ -54,7 +61,11 @@ class Composed(AbstractVectorField):
 
     @property
     def time_invariant(self) -> bool:
-        return self.outer.time_invariant and self.inner.time_invariant
+        return time_invariant(self.outer) and time_invariant(self.inner)
+
+    @property
+    def takes_batches(self) -> bool:
+        return takes_batches(self.outer) and takes_batches(self.inner)
 
     def bounds(self) -> Bounds:
         return self.outer.bounds() @ self.inner.bounds()
@@ -69,12 +80,62 @@ class Congruent(AbstractVectorField):
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        map_ = self.map.bake()
-        return map_.transpose(self.field(t, map_(y), args))
+        map_ = plain(self.map)
+        return map_.T(self.field(t, map_(y), args))
 
     @property
     def time_invariant(self) -> bool:
-        return self.field.time_invariant
+        return time_invariant(self.field)
 
     def bounds(self) -> Bounds:
         return self.field.bounds().congruence(self.map.norm())
+
+
+class LowPrecisionField(AbstractUncertifiedField):
+    r"""Another field, its matrix products computed in bfloat16 or float16.
+
+    Constraints (a Cayley transform, say), biases, activations, time, and the solver's
+    sums keep their type; weights are rounded once they are computed, and get their
+    gradients. Less work where the hardware multiplies shorter numbers faster, as TPUs
+    and GPUs do; not on CPU.
+
+    Rounding makes it a step function, of which nothing is certified: `lipschitz` and
+    `log_norm` are `inf`. Certify `field`, and take what `benchmarks/precision.py` tells
+    of how far the two part for what it is, an empirical lower bound.
+    """
+
+    field: AbstractVectorField
+    dtype: str = eqx.field(static=True)
+
+    def __init__(self, field: AbstractVectorField, dtype: str = "bfloat16"):
+        """**Arguments:** the field and the type, "bfloat16" or "float16".
+
+        **Raises:** `ValueError` for another type.
+        """
+        check_choice("dtype", dtype, DTYPES)
+        self.field = field
+        self.dtype = dtype
+
+    def __call__(
+        self, t: Any, y: Float[Array, "*state"], args: Any = None
+    ) -> Float[Array, "*state"]:
+        return self._rounded()(t, y, args)
+
+    def _rounded(self) -> AbstractVectorField:
+        is_map = lambda x: isinstance(x, AbstractPlain)  # noqa: E731
+        return jax.tree.map(
+            lambda x: LowPrecision(x, self.dtype) if is_map(x) else x,
+            plain(self.field),
+            is_leaf=is_map,
+        )
+
+    @property
+    def time_invariant(self) -> bool:
+        return time_invariant(self.field)
+
+    @property
+    def takes_batches(self) -> bool:
+        return takes_batches(self.field)
+
+    def inner_form(self) -> TwoLayer | None:
+        return inner_form(self._rounded())

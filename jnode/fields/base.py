@@ -1,4 +1,4 @@
-"""What every vector field of the package can do."""
+"""What every vector field of the package can do, and what fields are made of."""
 
 import abc
 from collections.abc import Sequence
@@ -8,19 +8,28 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jnode.activations import AbstractActivation
 from jnode.bounds import Bounds, up
-from jnode.fields.inner_form import InnerForm
-from jnode.linear import plain
-from jnode.linear.base import check_positive
+from jnode.constraints import plain
+from jnode.linear import AbstractLinear, Product
 
 Shape = tuple[int, ...]
+Clocks = tuple[Float[Array, " hidden"], Float[Array, " channels"]]
 
 
 class AbstractVectorField(eqx.Module):
-    """The right-hand side of $dy/dt = f(t, y)$, with certified bounds of its Jacobian.
+    r"""The right-hand side of $dy/dt = f(t, y)$, with certified bounds of its Jacobian.
 
     Called as `field(t, y, args)`, so it serves as it is in `diffrax.ODETerm`. A field
-    implements `__call__` and `bounds`.
+    implements `__call__` and `bounds`. It may have more, which is used where it is:
+
+    - `time_invariant`: whether $f(t, y)$ is known to be the same at every $t$.
+    - `takes_batches`: whether a plain field, called with a batch of states, maps each
+        by itself. The batch's axis then comes before the channels: `[height, width,
+        batch, channels]` or `[batch, size]`, which moves no axis on the way and is
+        quicker than `jax.vmap`.
+    - `inner_form()`: a `TwoLayer` that is equal to the plain field, or `None`.
+    - `vjp_change(t, y, cotangent, distance, rounding)`: see the function of this name.
     """
 
     @abc.abstractmethod
@@ -58,55 +67,19 @@ class AbstractVectorField(eqx.Module):
         r"""A certified $c \ge 0$ with which the field is cocoercive; see `Bounds`."""
         return self.bounds().cocoercivity
 
-    @property
-    def time_invariant(self) -> bool:
-        """Whether $f(t, y)$ is known to be the same at every $t$."""
-        return False
-
-    @property
-    def takes_batches(self) -> bool:
-        """Whether a baked field, called with a batch of states, maps each by itself.
-
-        The batch's axis then comes before the channels: `[height, width, batch,
-        channels]` or `[batch, size]`, which moves no axis on the way and is quicker
-        than `jax.vmap`.
-        """
-        return False
-
-    def inner_form(self) -> InnerForm | None:
-        """Of a baked field: how its inner units move, where that costs less to solve.
-
-        `None` for a field that is not of that form.
-        """
-        return None
-
-    def vjp_change(
-        self,
-        t: Any,
-        y: Float[Array, "*state"],
-        cotangent: Float[Array, "*state"],
-        distance: Float[Array, ""],
-        rounding: Float[Array, ""],
-    ) -> Float[Array, ""]:
-        r"""A certified bound on $\|(J(z) - J(y))^\top v\|$ near $y$, $J$ the Jacobian.
-
-        It holds for all $z$ with $\|z - y\| \le$ `distance`, where inner units are
-        known up to `rounding`. By default twice what the Lipschitz constant allows.
-        """
-        del t, y, distance, rounding
-        return up(2 * self.lipschitz() * safe_norm(cotangent))
-
     @final
     def bake(self) -> "AbstractVectorField":
-        """An equal field with every reparametrisation computed."""
+        """An equal field whose constrained maps are computed."""
         return plain(self)
 
+    @final
     def __add__(self, other: "AbstractVectorField") -> "AbstractVectorField":
         """$f + g$, with the bounds that follow from theirs."""
         if not isinstance(other, AbstractVectorField):
             return NotImplemented
         return Sum((self, other))
 
+    @final
     def __mul__(self, factor: float) -> "AbstractVectorField":
         """$a f$ for a finite number $a$, with the bounds that follow."""
         if not isinstance(factor, (int, float)):
@@ -115,15 +88,52 @@ class AbstractVectorField(eqx.Module):
 
     __rmul__ = __mul__
 
+    @final
     def __sub__(self, other: "AbstractVectorField") -> "AbstractVectorField":
         """$f - g$, with the bounds that follow from theirs."""
         if not isinstance(other, AbstractVectorField):
             return NotImplemented
         return self + -other
 
+    @final
     def __neg__(self) -> "AbstractVectorField":
         """$-f$, the field of reversed time, with the bounds that follow."""
         return -1.0 * self
+
+
+def time_invariant(field: Any) -> bool:
+    """Whether $f(t, y)$ is known to be the same at every $t$."""
+    return getattr(field, "time_invariant", False)
+
+
+def takes_batches(field: Any) -> bool:
+    """Whether the plain field takes batches of states (see `AbstractVectorField`)."""
+    return getattr(field, "takes_batches", False)
+
+
+def inner_form(field: Any) -> "TwoLayer | None":
+    """A plain field as a `TwoLayer`, where it is one."""
+    return getattr(field, "inner_form", lambda: None)()
+
+
+def vjp_change(
+    field: AbstractVectorField,
+    t: Any,
+    y: Float[Array, "*state"],
+    cotangent: Float[Array, "*state"],
+    distance: Float[Array, ""],
+    rounding: Float[Array, ""],
+) -> Float[Array, ""]:
+    r"""A certified bound on $\|(J(z) - J(y))^\top v\|$ near $y$, $J$ the Jacobian.
+
+    It holds for all $z$ with $\|z - y\| \le$ `distance`, where inner units are known up
+    to `rounding`. Of a field that does not tell, twice what its Lipschitz constant
+    allows.
+    """
+    own: Any = getattr(field, "vjp_change", None)
+    if own is not None:
+        return own(t, y, cotangent, distance, rounding)
+    return up(2 * field.lipschitz() * safe_norm(cotangent))
 
 
 class Sum(AbstractVectorField):
@@ -148,11 +158,16 @@ class Sum(AbstractVectorField):
 
     @property
     def time_invariant(self) -> bool:
-        return all(field.time_invariant for field in self.fields)
+        return all(time_invariant(field) for field in self.fields)
 
     @property
     def takes_batches(self) -> bool:
-        return all(field.takes_batches for field in self.fields)
+        return all(takes_batches(field) for field in self.fields)
+
+    def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
+        near = (t, y, cotangent, distance, rounding)
+        first, *rest = (vjp_change(field, *near) for field in self.fields)
+        return up(sum(rest, start=first))
 
     def bounds(self) -> Bounds:
         first, *rest = (field.bounds() for field in self.fields)
@@ -185,11 +200,21 @@ class Scaled(AbstractVectorField):
 
     @property
     def time_invariant(self) -> bool:
-        return self.field.time_invariant
+        return time_invariant(self.field)
 
     @property
     def takes_batches(self) -> bool:
-        return self.field.takes_batches
+        return takes_batches(self.field)
+
+    def inner_form(self) -> "TwoLayer | None":
+        form = inner_form(self.field)
+        return None if form is None else form.times(self.factor)
+
+    def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
+        change = vjp_change(
+            self.field, t, y, self.factor * cotangent, distance, rounding
+        )
+        return up(change)
 
     def bounds(self) -> Bounds:
         return self.factor * self.field.bounds()
@@ -198,27 +223,81 @@ class Scaled(AbstractVectorField):
 class AbstractUncertifiedField(AbstractVectorField):
     """A field of which nothing is certified."""
 
+    @final
     def bounds(self) -> Bounds:
         return Bounds(jnp.inf)
 
 
-def check_shape(shape: Shape) -> Shape:
-    """A state's shape: `(size,)`, or `(height, width, channels)`."""
-    shape = tuple(shape)
-    if len(shape) not in (1, 3):
-        raise ValueError(
-            f"shape must be (size,) or (height, width, channels), not {shape}."
+class TwoLayer(eqx.Module):
+    r"""An activation between two maps: $L\,V\sigma(Wy + b + t c) + d + t e$.
+
+    The inner units $u = Wy$ follow an equation of their own, $\dot u = L\,WV\sigma(u +
+    b + t c) + W(d + t e)$. Runge-Kutta steps commute with linear maps, so the same
+    steps taken there give the same $y$, up to rounding, with the one map $WV$ in place
+    of two in each evaluation: half the work.
+
+    - `enter`, `leave`: $W$ and $V$.
+    - `activation`, `scale`: $\sigma$ and $L$.
+    - `bias`, `drift`: $b$ and $d$.
+    - `clocks`: $c$ and $e$, where the field moves with time.
+    """
+
+    enter: AbstractLinear
+    leave: AbstractLinear
+    activation: AbstractActivation
+    scale: Float[Array, ""]
+    bias: Float[Array, " hidden"]
+    drift: Float[Array, " channels"] | None = None
+    clocks: Clocks | None = None
+
+    def __call__(self, t: Any, y: Float[Array, "*state"]) -> Float[Array, "*state"]:
+        hidden = self.activation(self.inner(t, y))
+        speed = self.scale.astype(y.dtype) * self.leave(hidden)
+        drift = self.drift
+        if drift is None:
+            return speed
+        if self.clocks is not None:
+            drift = drift + jnp.asarray(t, drift.dtype) * self.clocks[1]
+        return add_bias(speed, drift)
+
+    def inner(self, t: Any, y: Float[Array, "*state"]) -> Float[Array, "*hidden"]:
+        """What the activation acts on."""
+        bias = self.bias
+        if self.clocks is not None:
+            bias = bias + jnp.asarray(t, bias.dtype) * self.clocks[0]
+        return add_bias(self.enter(y), bias)
+
+    def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
+        """As the function of this name, for fields made of such parts."""
+        weights = self.scale.astype(y.dtype) * self.leave.T(cotangent)
+        norm = self.enter.norm().astype(y.dtype)
+        change = self.activation.vjp_change(
+            self.inner(t, y), weights, norm * distance, rounding
         )
-    names = ("size",) if len(shape) == 1 else ("height", "width", "channels")
-    check_positive(**dict(zip(names, shape, strict=True)))
-    return shape
+        return up(norm * change)
 
+    def times(self, factor: float) -> "TwoLayer":
+        """The same, multiplied by a number."""
+        drift = None if self.drift is None else factor * self.drift
+        clocks = self.clocks
+        if clocks is not None:
+            clocks = (clocks[0], factor * clocks[1])
+        parts = (self.enter, self.leave, self.activation, factor * self.scale)
+        return TwoLayer(*parts, self.bias, drift, clocks)
 
-def check_rate(name: str, value: float) -> float:
-    """Raises `ValueError` for a rate that is not a finite number of at least 0."""
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a finite number of at least 0, not {value}.")
-    return float(value)
+    def loop(self) -> AbstractLinear | None:
+        """$WV$, where it is a single map."""
+        loop = self.enter @ self.leave
+        return None if isinstance(loop, Product) else loop
+
+    def pays(self, evaluations: int, channels: int) -> bool:
+        """Whether so many evaluations cost less in the inner units, in products of
+        channels."""
+        hidden = len(self.bias)
+        outer = 2 * channels * hidden
+        if outer + (evaluations - 1) * hidden**2 >= evaluations * outer:
+            return False
+        return self.loop() is not None
 
 
 class Scale(eqx.Module):

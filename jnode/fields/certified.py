@@ -30,7 +30,7 @@ class Certified(AbstractVectorField):
         """**Arguments:**
 
         - `fn`: any callable `fn(t, y, args)`: a function, or an Equinox module whose
-          arrays are then trained. The maps of `jnode.linear` in it are computed once a
+          arrays are then trained. Constrained maps in it are computed once a
           solve.
         - `bounds`: a function of `fn` that gives its `Bounds`, of the L2 norm of the
           ravelled state. Plain `Bounds` are taken only where `fn` holds no array that

@@ -1,5 +1,6 @@
 """The contractive field: steepest descent on a convex potential."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -7,20 +8,12 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jnode._checks import check_positive, check_rate, check_shape
 from jnode.activations import AbstractActivation, make_monotone
 from jnode.bounds import Bounds, up
-from jnode.fields.base import (
-    AbstractVectorField,
-    Scale,
-    Shape,
-    add_bias,
-    check_rate,
-    check_shape,
-)
-from jnode.fields.inner_form import InnerForm, inner_form
-from jnode.linear import AbstractLinear, constrained
-from jnode.linear.base import check_positive
-from jnode.linear.compose import transposed
+from jnode.constraints import AbstractConstraint, constrained, plain
+from jnode.fields.base import AbstractVectorField, Scale, Shape, TwoLayer
+from jnode.linear import AbstractLinear
 
 
 class GradientFlowField(AbstractVectorField):
@@ -49,7 +42,7 @@ class GradientFlowField(AbstractVectorField):
         hidden: int | None = None,
         potentials: int = 1,
         decay: float = 0.0,
-        constraint: str = "cayley",
+        constraint: str | AbstractConstraint = "cayley",
         kernel_size: int = 3,
         padding: str = "circular",
         activation: str = "relu",
@@ -57,17 +50,10 @@ class GradientFlowField(AbstractVectorField):
     ):
         r"""**Arguments:**
 
-        - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
-            for convolutions.
-        - `lipschitz`: the constant $L > 0$; with `learnable`, the cap below which it
-            is learned.
-        - `hidden`: inner units or channels; by default as many as the state has.
         - `potentials`: how many potentials $P$ stand side by side.
         - `decay`: $\lambda \ge 0$, the rate at which trajectories approach each other.
-        - `constraint`, `kernel_size`, `padding`: of the maps, as in
-            `jnode.linear.constrained`.
         - `activation`: a monotone one from `jnode.activations`.
-        - `key`: of the initial weights.
+        - all others: as of `OrthoField`.
 
         **Raises:** `ValueError` for any of these out of its range.
         """
@@ -75,17 +61,11 @@ class GradientFlowField(AbstractVectorField):
         check_positive(potentials=potentials)
         hidden = shape[-1] if hidden is None else hidden
         self.activation = make_monotone(activation, hidden, "gradient flow")
-        self.weights = tuple(
-            constrained(
-                shape,
-                hidden,
-                constraint=constraint,
-                kernel_size=kernel_size,
-                padding=padding,
-                key=k,
-            )
-            for k in jr.split(key, potentials)
+        build = partial(
+            constrained, constraint=constraint, kernel_size=kernel_size, padding=padding
         )
+        keys = jr.split(key, potentials)
+        self.weights = tuple(build(shape, hidden, key=key) for key in keys)
         self.biases = tuple(jnp.zeros(hidden) for _ in range(potentials))
         self.scale = Scale(lipschitz, learnable=learnable)
         self.decay = check_rate("decay", decay)
@@ -93,49 +73,28 @@ class GradientFlowField(AbstractVectorField):
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        ascent = jnp.zeros_like(y)
-        for map_, bias in zip(self.weights, self.biases, strict=True):
-            weight = map_.bake()
-            hidden = self.activation(add_bias(weight(y), bias))
-            ascent = ascent + weight.transpose(hidden)
-        descent = -self.scale(y.dtype) / len(self.weights) * ascent
+        first, *rest = (layers(t, y) for layers in plain(self)._layers())
+        descent = sum(rest, start=first)
         return descent - self.decay * y if self.decay else descent
 
-    def vjp_change(
-        self,
-        t: Any,
-        y: Float[Array, "*state"],
-        cotangent: Float[Array, "*state"],
-        distance: Float[Array, ""],
-        rounding: Float[Array, ""],
-    ) -> Float[Array, ""]:
-        share = self.scale(y.dtype) / len(self.weights)
-        total = jnp.zeros((), y.dtype)
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            norm = weight.norm().astype(y.dtype)
-            total = total + norm * self.activation.vjp_change(
-                add_bias(weight(y), bias),
-                share * weight(cotangent),
-                norm * distance,
-                rounding,
-            )
-        return up(total)
+    def _layers(self) -> list[TwoLayer]:
+        """Of each potential, minus its gradient."""
+        share = -self.scale(self.biases[0].dtype) / len(self.weights)
+        pairs = zip(self.weights, self.biases, strict=True)
+        return [TwoLayer(w, w.T, self.activation, share, b) for w, b in pairs]
 
-    @property
-    def time_invariant(self) -> bool:
-        return True
-
-    @property
-    def takes_batches(self) -> bool:
-        return True
-
-    def inner_form(self) -> InnerForm | None:
+    def inner_form(self) -> TwoLayer | None:
         if self.decay or len(self.weights) > 1:
             return None
-        (weight,), (bias,) = self.weights, self.biases
-        return inner_form(
-            weight, transposed(weight), self.activation, -self.scale(bias.dtype), bias
-        )
+        return self._layers()[0]
+
+    def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
+        near = (t, y, cotangent, distance, rounding)
+        first, *rest = (layers.vjp_change(*near) for layers in self._layers())
+        return up(sum(rest, start=first))
+
+    takes_batches = True
+    time_invariant = True
 
     def bounds(self) -> Bounds:
         squares = [weight.norm() ** 2 for weight in self.weights]

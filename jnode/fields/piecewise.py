@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jnode.bounds import Bounds
-from jnode.fields.base import AbstractVectorField
+from jnode.fields.base import AbstractVectorField, takes_batches, time_invariant
 
 
 class PiecewiseField(AbstractVectorField):
@@ -87,11 +87,11 @@ class PiecewiseField(AbstractVectorField):
 
     @property
     def time_invariant(self) -> bool:
-        return self.count == 1 and self.pieces.time_invariant
+        return self.count == 1 and time_invariant(self.pieces)
 
     @property
     def takes_batches(self) -> bool:
-        return self.pieces.takes_batches
+        return takes_batches(self.pieces)
 
     def bounds(self) -> Bounds:
         return self.each().over_time()

@@ -18,18 +18,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jnode._checks import check_rate, check_shape
 from jnode.activations import AbstractActivation, make_monotone
 from jnode.bounds import Bounds, down, up
-from jnode.fields.base import (
-    AbstractVectorField,
-    Scale,
-    Shape,
-    add_bias,
-    check_rate,
-    check_shape,
-)
-from jnode.linear import AbstractLinear, constrained
-from jnode.linear.compose import skew_part
+from jnode.constraints import AbstractConstraint, constrained, plain
+from jnode.fields.base import AbstractVectorField, Scale, Shape, add_bias
+from jnode.linear import AbstractLinear, AbstractPlain
 
 
 def damped_log_norm(
@@ -71,7 +65,7 @@ class SkewField(AbstractVectorField):
         lipschitz: float = 1.0,
         learnable: bool = False,
         damping: float = 0.0,
-        constraint: str = "rescaled",
+        constraint: str | AbstractConstraint = "rescaled",
         kernel_size: int = 3,
         padding: str = "circular",
         activation: str = "tanh",
@@ -79,15 +73,10 @@ class SkewField(AbstractVectorField):
     ):
         r"""**Arguments:**
 
-        - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
-            for convolutions.
-        - `lipschitz`: the factor $L > 0$; with `learnable`, the cap below which it is
-            learned.
+        - `lipschitz`: the factor $L$.
         - `damping`: $\gamma \ge 0$.
-        - `constraint`, `kernel_size`, `padding`: of $A$, as in
-            `jnode.linear.constrained`; $\|A\| \le 1/2$ then.
         - `activation`: a monotone one from `jnode.activations`.
-        - `key`: of the initial weights.
+        - all others: as of `OrthoField`; the maps' are those of $2A$.
 
         **Raises:** `ValueError` for any of these out of its range.
         """
@@ -112,19 +101,14 @@ class SkewField(AbstractVectorField):
 
     def inner(self, y: Float[Array, "*state"]) -> Float[Array, "*state"]:
         """What the activation acts on."""
-        half = self.half.bake()
-        skew = skew_part(half)  # half the work, where it is a map of its own
-        turned = 0.5 * (half(y) - half.transpose(y)) if skew is None else skew(y)
-        return add_bias(turned - self.damping * y, self.bias)
+        half = plain(self.half)
+        if isinstance(half, AbstractPlain):  # one map, so half the work
+            turned = (half - half.T)(y)
+        else:
+            turned = half(y) - half.T(y)
+        return add_bias(0.5 * turned - self.damping * y, self.bias)
 
-    def vjp_change(
-        self,
-        t: Any,
-        y: Float[Array, "*state"],
-        cotangent: Float[Array, "*state"],
-        distance: Float[Array, ""],
-        rounding: Float[Array, ""],
-    ) -> Float[Array, ""]:
+    def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
         # |K - gamma I|^2 = |K|^2 + gamma^2, as K is normal.
         norm = up(jnp.sqrt(self.half.norm() ** 2 + self.damping**2))
         norm = norm.astype(y.dtype)
@@ -133,13 +117,8 @@ class SkewField(AbstractVectorField):
         )
         return up(norm * change)
 
-    @property
-    def time_invariant(self) -> bool:
-        return True
-
-    @property
-    def takes_batches(self) -> bool:
-        return True
+    takes_batches = True
+    time_invariant = True
 
     def bounds(self) -> Bounds:
         norm, slopes = self.half.norm(), self.activation.slopes
@@ -177,7 +156,7 @@ class HamiltonianField(AbstractVectorField):
         hidden: int | None = None,
         damping: float = 1.0,
         convexity: float = 0.5,
-        constraint: str = "cayley",
+        constraint: str | AbstractConstraint = "cayley",
         kernel_size: int = 3,
         padding: str = "circular",
         activation: str = "tanh",
@@ -185,16 +164,11 @@ class HamiltonianField(AbstractVectorField):
     ):
         r"""**Arguments:**
 
-        - `shape`: of the state, its last number even: `(size,)` for dense maps,
-            `(height, width, channels)` for convolutions.
-        - `lipschitz`: the factor $L > 0$; with `learnable`, the cap below which it is
-            learned.
-        - `hidden`: units or channels of $W$; by default as many as the state has.
+        - `shape`: of the state, its last number even.
+        - `lipschitz`: the factor $L$.
         - `damping`, `convexity`: $\gamma \ge 0$ and $\kappa \ge 0$.
-        - `constraint`, `kernel_size`, `padding`: of $W$, as in
-            `jnode.linear.constrained`.
         - `activation`: a monotone one from `jnode.activations`.
-        - `key`: of the initial weights.
+        - all others: as of `OrthoField`.
 
         **Raises:** `ValueError` for any of these out of its range.
         """
@@ -222,21 +196,14 @@ class HamiltonianField(AbstractVectorField):
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        weight = self.weight.bake()
+        weight = plain(self.weight)
         hidden = self.activation(add_bias(weight(y), self.bias))
-        gradient = weight.transpose(hidden) + self.convexity * y
+        gradient = weight.T(hidden) + self.convexity * y
         q, p = jnp.split(gradient, 2, axis=-1)
         turned = jnp.concatenate([p, -q], axis=-1) - self.damping * gradient
         return self.scale(y.dtype) * turned
 
-    def vjp_change(
-        self,
-        t: Any,
-        y: Float[Array, "*state"],
-        cotangent: Float[Array, "*state"],
-        distance: Float[Array, ""],
-        rounding: Float[Array, ""],
-    ) -> Float[Array, ""]:
+    def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
         # The transpose of J - gamma I, its norm in the cotangent.
         q, p = jnp.split(cotangent, 2, axis=-1)
         turned = jnp.concatenate([-p, q], axis=-1) - self.damping * cotangent
@@ -249,13 +216,8 @@ class HamiltonianField(AbstractVectorField):
         )
         return up(norm * change)
 
-    @property
-    def time_invariant(self) -> bool:
-        return True
-
-    @property
-    def takes_batches(self) -> bool:
-        return True
+    takes_batches = True
+    time_invariant = True
 
     def bounds(self) -> Bounds:
         largest = up(self.convexity + self.weight.norm() ** 2)

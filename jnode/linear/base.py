@@ -1,31 +1,32 @@
-"""What every linear map of the package can do."""
+"""What every linear map can do, and maps made of other maps."""
 
 import abc
-from typing import Any
+from typing import final
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 class AbstractLinear(eqx.Module):
     r"""A linear map $x \mapsto Wx$ whose largest singular value can be bounded.
 
-    A baked map takes a batch as well, its axes before the last one: `[*batch, size]`,
-    or `[height, width, *batch, channels]`.
+    A map takes a batch as well, its axes before the last one: `[*batch, size]`, or
+    `[height, width, *batch, channels]`.
 
-    A map may hold $W$ through a reparametrisation (a Cayley transform, say);
-    `resolve` computes that once, and gives an equal map that holds plain matrices
-    together with a bound on its norm. No map keeps a bound beside its weights: what is
-    done to the weights afterwards could make it false.
+    No map keeps a bound beside its weights: what is done to the weights afterwards
+    could make it false.
     """
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """$Wx$."""
 
+    @property
     @abc.abstractmethod
-    def transpose(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        r"""$W^\top x$."""
+    def T(self) -> "AbstractLinear":
+        r"""The transposed map $x \mapsto W^\top x$."""
 
     @abc.abstractmethod
     def norm(self) -> Float[Array, ""]:
@@ -36,62 +37,84 @@ class AbstractLinear(eqx.Module):
         **Raises:** `TypeError` for weights in half precision.
         """
 
-    @abc.abstractmethod
-    def bake(self) -> "AbstractLinear":
-        """An equal map with every reparametrisation computed."""
+    @final
+    def __matmul__(self, inner: "AbstractLinear") -> "AbstractLinear":
+        r"""$x \mapsto WVx$, with `inner` $V$.
 
-    @abc.abstractmethod
-    def resolve(self) -> tuple["AbstractLinear", Float[Array, ""]]:
-        """`bake()` and `norm()` in one pass."""
+        A single map of the same kind where both are of one whose products are of it
+        too (matrices, or circular convolutions on one grid); else a `Product`.
+        """
+        if not isinstance(inner, AbstractLinear):
+            return NotImplemented
+        whole = self.times(inner) if isinstance(self, AbstractPlain) else None
+        return Product(self, inner) if whole is None else whole
 
 
 class AbstractPlain(AbstractLinear):
-    """A map that holds its matrix, and measures its norm when asked."""
+    """A map that depends linearly on the arrays that it holds."""
 
-    def resolve(self) -> tuple[AbstractLinear, Float[Array, ""]]:
-        return self.bake(), self.norm()
+    @property
+    @abc.abstractmethod
+    def T(self) -> "AbstractPlain":
+        r"""The transposed map $x \mapsto W^\top x$, of the same kind."""
+
+    @abc.abstractmethod
+    def times(self, inner: AbstractLinear) -> "AbstractPlain | None":
+        """The product with another map as one map of this kind; `None` for none."""
+
+    @final
+    def __sub__(self, other: "AbstractPlain") -> "AbstractPlain":
+        """$W - V$ of maps of the same kind and size."""
+        same = jax.tree.structure(self) == jax.tree.structure(other)
+        return jax.tree.map(jnp.subtract, self, other) if same else NotImplemented
 
 
-class AbstractReparametrized(AbstractLinear):
-    """A map that computes its matrix anew in each call, unless it is baked."""
+class Product(AbstractLinear):
+    r"""$x \mapsto WVx$ of two maps, one after another; `W @ V` makes one.
+
+    Its bound is the product of theirs.
+    """
+
+    outer: AbstractLinear
+    inner: AbstractLinear
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.bake()(x)
+        return self.outer(self.inner(x))
 
-    def transpose(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.bake().transpose(x)
-
-    def bake(self) -> AbstractLinear:
-        return self.resolve()[0]
+    @property
+    def T(self) -> "Product":
+        return Product(self.inner.T, self.outer.T)
 
     def norm(self) -> Float[Array, ""]:
-        return self.resolve()[1]
+        outer = self.outer.norm()
+        inner = self.inner.norm().astype(outer.dtype)
+        return outer * inner * (1 + 2 * jnp.finfo(outer.dtype).eps)
 
 
-def check_positive(**sizes: Any) -> None:
-    """Raises `ValueError` for a size that is not an integer of at least 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, not {size!r}.")
+class LowPrecision(AbstractPlain):
+    r"""A map with its weights and its input rounded to `dtype`.
 
+    What it returns has its input's type. Rounding makes it a step function, for which
+    no Lipschitz constant holds: its norm is `inf`.
+    """
 
-def check_kernel_size(kernel_size: Any) -> None:
-    """Raises `ValueError` for a kernel without a centre."""
-    check_positive(kernel_size=kernel_size)
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd, not {kernel_size}.")
+    map: AbstractPlain
+    dtype: str = eqx.field(static=True)
 
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        # Loops compute with the rounded weights, and sum their gradients in full.
+        short = jax.tree.map(lambda w: w.astype(self.dtype), self.map)
+        return short(x.astype(self.dtype)).astype(x.dtype)
 
-def check_choice(name: str, value: Any, known: Any) -> None:
-    """Raises `ValueError` for a value that is none of those known."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+    @property
+    def T(self) -> "LowPrecision":
+        return LowPrecision(self.map.T, self.dtype)
 
+    def norm(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
 
-def check_grid(shape: tuple[int, ...], grid: tuple[int, int] | None) -> None:
-    """Raises `ValueError` for a state of another grid than the map was built for."""
-    if grid is not None and tuple(shape[:2]) != tuple(grid):
-        raise ValueError(
-            f"x must have the grid that the map was built for, height and width "
-            f"{grid}, not {tuple(shape[:2])}: build the field for the states' shape."
-        )
+    def times(self, inner: AbstractLinear) -> "LowPrecision | None":
+        if not isinstance(inner, LowPrecision) or inner.dtype != self.dtype:
+            return None
+        whole = self.map.times(inner.map)
+        return None if whole is None else LowPrecision(whole, self.dtype)

@@ -3,6 +3,9 @@ r"""Gram iteration: certified upper bounds on spectral norms by matrix products 
 $\|W\|_2 \le \|(W^H W)^{2^{k-1}}\|_F^{1/2^k}$ after any number of squarings $k$, and the
 bounds converge superlinearly (Delattre et al., ICML 2023). Power iteration, by
 contrast, gives lower bounds, which certify nothing.
+
+A complex matrix $R + iS$ is carried by its *column form* $[R; S]$, twice as high, and
+acts by its real embedding $[[R, -S], [S, R]]$: real products on every platform.
 """
 
 from functools import partial
@@ -12,9 +15,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.bounds import gamma, unit_roundoff
-from jnode.linear.cayley import adjoint, embed
 
 ITERATIONS = 6
+
+
+def embed(
+    column: Float[Array, "batch twice_rows columns"],
+) -> Float[Array, "batch twice_rows twice_columns"]:
+    r"""$[R; S] \mapsto [[R, -S], [S, R]]$."""
+    re, im = jnp.split(column, 2, axis=-2)
+    return jnp.concatenate([column, jnp.concatenate([-im, re], axis=-2)], axis=-1)
+
+
+def adjoint(
+    column: Float[Array, "batch twice_rows columns"],
+) -> Float[Array, "batch twice_columns rows"]:
+    """The column form of the conjugate transpose."""
+    re, im = jnp.split(column, 2, axis=-2)
+    return jnp.concatenate([re.mT, -im.mT], axis=-2)
+
+
+def real_column(
+    matrix: Float[Array, "rows columns"],
+) -> Float[Array, "1 rows2 columns"]:
+    """The column form of one real matrix."""
+    return jnp.concatenate([matrix, jnp.zeros_like(matrix)])[None]
 
 
 @partial(jax.jit, static_argnames="iterations")
@@ -106,10 +131,3 @@ def spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     **Raises:** `TypeError` for another type than float32 or float64.
     """
     return norm_bound(real_column(matrix))
-
-
-def real_column(
-    matrix: Float[Array, "rows columns"],
-) -> Float[Array, "1 rows2 columns"]:
-    """The column form of one real matrix."""
-    return jnp.concatenate([matrix, jnp.zeros_like(matrix)])[None]

@@ -1,90 +1,74 @@
-"""Strided maps: blocks of positions become channels, which keeps all distances."""
+"""Blocks of positions become channels, and back: permutations, of norm 1."""
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.linear.base import AbstractLinear, AbstractPlain, check_positive
+from jnode._checks import check_positive
+from jnode.linear.base import AbstractLinear
 
 
-class SpaceToDepth(AbstractPlain):
+class SpaceToDepth(AbstractLinear):
     """A block of `size` by `size` positions becomes one, its entries the channels.
 
-    A permutation, so of norm 1; followed by a map of stride 1 it makes a strided one.
+    A map of stride 1 after it makes a strided one:
+    `constrained((height // 2, width // 2, 4 * c), 2 * c, key=key) @ SpaceToDepth(2)` is
+    an orthogonal convolution of stride 2.
     """
 
     size: int = eqx.field(static=True)
 
-    def __init__(self, size: int):
-        """**Arguments:** the block's side, which must divide height and width."""
-        check_positive(size=size)
-        self.size = size
+    def __check_init__(self):
+        check_positive(size=self.size)
 
     def __call__(
-        self, x: Float[Array, "height width channels"]
-    ) -> Float[Array, "rows columns deep"]:
+        self, x: Float[Array, "height width *batch channels"]
+    ) -> Float[Array, "rows columns *batch deep"]:
         """**Raises:** `ValueError` where `size` divides not both sides."""
-        height, width, channels = x.shape
+        height, width, *batch, channels = x.shape
         p = self.size
         if height % p or width % p:
             raise ValueError(
                 f"size must divide the grid's sides, {height} and {width}, "
                 f"which {p} does not."
             )
-        blocks = x.reshape(height // p, p, width // p, p, channels)
-        blocks = blocks.transpose(0, 2, 1, 3, 4)
-        return blocks.reshape(height // p, width // p, p * p * channels)
+        blocks = x.reshape(height // p, p, width // p, p, -1, channels)
+        blocks = blocks.transpose(0, 2, 4, 1, 3, 5)
+        return blocks.reshape(height // p, width // p, *batch, p * p * channels)
 
-    def transpose(
-        self, x: Float[Array, "rows columns deep"]
-    ) -> Float[Array, "height width channels"]:
-        rows, columns, deep = x.shape
-        p = self.size
-        blocks = x.reshape(rows, columns, p, p, deep // (p * p))
-        blocks = blocks.transpose(0, 2, 1, 3, 4)
-        return blocks.reshape(rows * p, columns * p, deep // (p * p))
+    @property
+    def T(self) -> "DepthToSpace":
+        return DepthToSpace(self.size)
 
     def norm(self) -> Float[Array, ""]:
         return jnp.asarray(1.0)
 
-    def bake(self) -> "SpaceToDepth":
-        return self
 
+class DepthToSpace(AbstractLinear):
+    """The inverse of `SpaceToDepth`: channels become a block of positions."""
 
-class Chain(AbstractLinear):
-    """Maps one after another; the norm is at most the product of theirs.
+    size: int = eqx.field(static=True)
 
-    `Chain(SpaceToDepth(2), CayleyConv(4 * c, 2 * c, grid=half, key=key))` is an
-    orthogonal convolution of stride 2.
-    """
+    def __check_init__(self):
+        check_positive(size=self.size)
 
-    maps: tuple[AbstractLinear, ...]
+    def __call__(
+        self, x: Float[Array, "rows columns *batch deep"]
+    ) -> Float[Array, "height width *batch channels"]:
+        """**Raises:** `ValueError` where `size` squared divides not the channels."""
+        rows, columns, *batch, deep = x.shape
+        p = self.size
+        if deep % (p * p):
+            raise ValueError(
+                f"size * size must divide the channels, {deep}, which {p * p} does not."
+            )
+        blocks = x.reshape(rows, columns, -1, p, p, deep // (p * p))
+        blocks = blocks.transpose(0, 3, 1, 4, 2, 5)
+        return blocks.reshape(rows * p, columns * p, *batch, deep // (p * p))
 
-    def __init__(self, *maps: AbstractLinear):
-        """**Arguments:** at least one map, the first to act first."""
-        if not maps:
-            raise ValueError("maps must hold at least one linear map.")
-        self.maps = maps
-
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        for map_ in self.maps:
-            x = map_(x)
-        return x
-
-    def transpose(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        for map_ in reversed(self.maps):
-            x = map_.transpose(x)
-        return x
+    @property
+    def T(self) -> SpaceToDepth:
+        return SpaceToDepth(self.size)
 
     def norm(self) -> Float[Array, ""]:
-        return self.resolve()[1]
-
-    def bake(self) -> "Chain":
-        return Chain(*(map_.bake() for map_ in self.maps))
-
-    def resolve(self) -> tuple["Chain", Float[Array, ""]]:
-        maps, norms = zip(*(map_.resolve() for map_ in self.maps), strict=True)
-        bound = norms[0]
-        for norm in norms[1:]:
-            bound = bound * norm * (1 + 2 * jnp.finfo(bound.dtype).eps)
-        return Chain(*maps), bound
+        return jnp.asarray(1.0)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jnode._checks import check_positive
 from jnode.bounds import Bounds
 from jnode.certify.amplification import amplification
+from jnode.constraints import measured, plain
 from jnode.fields import AbstractVectorField
-from jnode.linear import measured, plain
-from jnode.linear.base import check_positive
 from jnode.models.encoders import AbstractEncoder
 from jnode.solvers import Solution, Solver, solve
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
+from jnode._checks import check_choice, check_positive
 from jnode.fields import (
     AbstractVectorField,
     FreeField,
@@ -17,7 +18,6 @@ from jnode.fields import (
     PiecewiseField,
     SkewField,
 )
-from jnode.linear.base import check_choice, check_positive
 from jnode.models.classifier import Head, ODEClassifier
 from jnode.models.encoders import ConvEncoder, IsometricEncoder
 from jnode.solvers import Solver

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.fields.free import channels_first
-from jnode.linear.base import check_positive
+from jnode._checks import check_positive
+from jnode.fields.two_layer import channels_first
 
 
 class AbstractEncoder(eqx.Module):

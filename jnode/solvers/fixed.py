@@ -2,7 +2,7 @@
 
 Diffrax's loop costs half as much again at a known number of steps, since it must be
 ready for steps that are rejected; this one is what a user would write. A field whose
-inner units cost less is solved by way of these (see `jnode.fields.inner_form`).
+inner units cost less is solved by way of these (see `jnode.fields.base.TwoLayer`).
 """
 
 from typing import Any
@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jnode.fields.base import add_bias
-from jnode.fields.inner_form import InnerForm
-from jnode.linear import plain
+from jnode.constraints import plain
+from jnode.fields.base import TwoLayer, add_bias, inner_form
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import compiled, finished, statistics
 from jnode.solvers.tableaus import Rows
@@ -84,7 +83,7 @@ def solve_fixed(
     def segment(tree, y, part):
         field, args = tree
         evaluations = part.steps * len(method[1])
-        form = getattr(field, "inner_form", lambda: None)()
+        form = inner_form(field)
         if form is not None and form.pays(evaluations, y.shape[-1]):
             return _solve_inside(form, y, method, part.starts[0], part.lengths[0]), None
         return _scan(RightHandSide(field, args), y, part, method, keep=False)
@@ -120,7 +119,7 @@ def _scan(side, y, part, method, *, keep):
     return jax.lax.scan(body, y, (part.starts[0], part.lengths[0]))
 
 
-def _solve_inside(form: InnerForm, y0, method: Rows, times, lengths):
+def _solve_inside(form: TwoLayer, y0, method: Rows, times, lengths):
     """The state after these steps, by way of the inner units.
 
     They carry $u = Wy$ and the sum $q$ of weighted activations, from which the state
@@ -130,12 +129,22 @@ def _solve_inside(form: InnerForm, y0, method: Rows, times, lengths):
     drift = _along(form.drift, y0)
     clocks = None if form.clocks is None else _along(form.clocks[1], y0)
     pushes = [None if x is None else form.enter(x) for x in (drift, clocks)]
+    loop = form.loop()
+    assert loop is not None, "a form that pays has one"
+
+    def speed(t, active):
+        """How fast the inner units move."""
+        constant, growing = pushes
+        k = form.scale * loop(active)
+        if constant is not None:
+            k = k + constant
+        return k if growing is None else k + t * growing
 
     def step(carry, this):
         u, q = carry
         t, h = this
-        actives, ks = _stages(form, pushes, method, t, h, u)
-        ks.append(_speed(form, pushes, t + c[-1] * h, actives[-1]))
+        actives, ks = _stages(form, speed, method, t, h, u)
+        ks.append(speed(t + c[-1] * h, actives[-1]))
         return (u + combine(h, b, ks, u), q + combine(h, b, actives, q)), None
 
     u = form.enter(y0)
@@ -143,7 +152,7 @@ def _solve_inside(form: InnerForm, y0, method: Rows, times, lengths):
     if len(times) > 1:
         (u, q), _ = jax.lax.scan(step, (u, q), (times[:-1], lengths[:-1]))
     # The inner units at the end are not needed.
-    actives, _ = _stages(form, pushes, method, times[-1], lengths[-1], u)
+    actives, _ = _stages(form, speed, method, times[-1], lengths[-1], u)
     q = q + combine(lengths[-1], b, actives, q)
     y = y0 + form.scale * form.leave(q)
     if drift is not None:
@@ -154,28 +163,19 @@ def _solve_inside(form: InnerForm, y0, method: Rows, times, lengths):
     return y
 
 
-def _stages(form, pushes, method, t, h, u):
+def _stages(form, speed, method, t, h, u):
     """Each stage's activation, and the speeds of all but the last."""
     a, b, c = method
     actives, ks = [], []
     for i in range(len(b)):
         if i:
-            ks.append(_speed(form, pushes, t + c[i - 1] * h, actives[-1]))
+            ks.append(speed(t + c[i - 1] * h, actives[-1]))
         bias = form.bias
         if form.clocks is not None:
             bias = bias + (t + c[i] * h) * form.clocks[0]
         inner = add_bias(u + combine(h, a[i][:i], ks, u), bias)
         actives.append(form.activation(inner))
     return actives, ks
-
-
-def _speed(form, pushes, t, active):
-    """How fast the inner units move."""
-    constant, growing = pushes
-    k = form.scale * form.loop(active)
-    if constant is not None:
-        k = k + constant
-    return k if growing is None else k + t * growing
 
 
 def _along(channels, y):

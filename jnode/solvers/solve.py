@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jnode.constraints import plain
 from jnode.fields import AbstractVectorField
-from jnode.linear import plain
+from jnode.fields.base import takes_batches, time_invariant
 from jnode.solvers.adaptive import solve_adaptive
 from jnode.solvers.fixed import RightHandSide, solve_fixed, walk_fixed
 from jnode.solvers.schedule import Schedule, checked_times, is_known, plan
@@ -334,6 +335,6 @@ def _together(field, y0, engine):
     """Whether a batch can be solved as one array, by a field of one segment."""
     if engine.adjoint != "direct" or not is_fast(y0) or y0.ndim < 2:
         return False
-    if not getattr(field, "takes_batches", False):
+    if not takes_batches(field):
         return False
-    return not engine.chooses or field.time_invariant
+    return not engine.chooses or time_invariant(field)

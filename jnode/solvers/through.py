@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jnode.constraints import plain
 from jnode.fields.piecewise import segment
-from jnode.linear import plain
 from jnode.solvers.adaptive import CHECKPOINTS, controller, first_step, turned
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import (

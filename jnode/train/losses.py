@@ -10,8 +10,9 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jnode._resolve import resolve
 from jnode.attacks import PGD
+from jnode.constraints import resolve
+from jnode.fields.base import takes_batches, time_invariant
 from jnode.models import ODEClassifier
 from jnode.models.batched import batched
 from jnode.models.batched import logits as logits_of
@@ -155,7 +156,7 @@ def steady_state_unrest(
     **Raises:** `ValueError` for one that is not.
     """
     del keys
-    if not model.field.time_invariant:
+    if not time_invariant(model.field):
         raise ValueError(
             "model.field must be time-invariant for the steady-state loss, as a point "
             "of rest of one field is none of the next: leave out time, and pieces."
@@ -166,7 +167,7 @@ def steady_state_unrest(
         rates = jax.lax.map(lambda y: model.field(1.0, y), path)
         return jnp.asarray(times, rates.dtype), jnp.abs(rates)
 
-    if model.field.takes_batches and not model.solver.adaptive:
+    if takes_batches(model.field) and not model.solver.adaptive:
         times, rates = speeds(jnp.moveaxis(states, 0, -2))
         rates = jnp.moveaxis(rates, -2, 0)
         times = jnp.broadcast_to(times, rates.shape[:2])

@@ -11,15 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from jnode import data
-from jnode.linear import (
-    AbstractLinear,
-    AOLConv,
-    AOLDense,
-    NewtonSchulzConv,
-    NewtonSchulzDense,
-    RescaledConv,
-    RescaledDense,
-)
+from jnode.constraints import AOL, SLL, Constrained, NewtonSchulz, SpectralRescale
+from jnode.linear import AbstractLinear
 from jnode.models import Head, ODEClassifier, build
 from jnode.sharding import averaged
 from jnode.train.config import TrainConfig
@@ -59,15 +52,8 @@ def make_optimizer(
     return optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
 
 
-# Maps that divide their weight by its own size, so that it has no effect.
-_NORMALISED = (
-    RescaledDense,
-    RescaledConv,
-    AOLDense,
-    AOLConv,  # and SLL's maps, which are AOL's with weights of the rows
-    NewtonSchulzDense,
-    NewtonSchulzConv,
-)
+# Constraints that divide a weight by its own size, so that it has no effect.
+_NORMALISING = (SpectralRescale, AOL, SLL, NewtonSchulz)
 _WEIGHTS = ("weight", "kernel", "matrix")
 
 
@@ -75,8 +61,8 @@ def decays(model: PyTree) -> PyTree[bool]:
     """Which of a model's arrays weight decay acts on: the weights of its linear maps.
 
     That is, an array called `weight`, `kernel` or `matrix` that belongs to a linear
-    map of `jnode.linear`, a layer `eqx.nn.Linear` or `eqx.nn.Conv`, or a head; unless
-    its owner divides it by its own size (a head whose rows have norm 1, the constraints
+    map (constrained or plain), a layer `eqx.nn.Linear` or `eqx.nn.Conv`, or a head;
+    unless it is divided by its own size (a head whose rows have norm 1, the constraints
     rescaled, aol, sll and newton_schulz), where decay would only raise the learning
     rate. All other arrays are left alone: biases, scales of group norm, learned
     Lipschitz constants, `log_q`, angles, time coefficients, and whatever a new kind of
@@ -106,9 +92,9 @@ def _decays(owner: object, name: str) -> bool:
         return False
     if isinstance(owner, Head):
         return not owner.unit_norm
-    if isinstance(owner, AbstractLinear):
-        return not isinstance(owner, _NORMALISED)
-    return isinstance(owner, (eqx.nn.Linear, eqx.nn.Conv))
+    if isinstance(owner, Constrained):
+        return not isinstance(owner.constraint, _NORMALISING)
+    return isinstance(owner, (AbstractLinear, eqx.nn.Linear, eqx.nn.Conv))
 
 
 def dtype_of(model: PyTree) -> jnp.dtype:

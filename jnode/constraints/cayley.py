@@ -6,10 +6,8 @@ isometry $[2(I + A)^{-1} - I; -2V(I + A)^{-1}]$ with $A = U - U^H + V^H V$ (Troc
 Kolter, ICLR 2021). The inverse, of the smaller side, comes from block elimination down
 to small blocks and Newton's iteration $X \leftarrow X(2I - (I + A)X)$ (Schulz 1933)
 there: no LAPACK call, which can deadlock when batched inside a jitted graph on CPU, and
-nothing that a TPU or GPU is slow at.
-
-A complex matrix $R + iS$ is carried by its *column form* $[R; S]$, twice as high, and
-acts by its real embedding $[[R, -S], [S, R]]$: real products on every platform.
+nothing that a TPU or GPU is slow at. Complex matrices are carried by their column form
+(see `jnode.linear.gram`).
 """
 
 import math
@@ -17,6 +15,17 @@ import math
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jnode.constraints.base import AbstractConstraint, Grid, Kernel, Matrix, Resolved
+from jnode.linear.dense import Dense
+from jnode.linear.gram import adjoint, embed, isometry_norm, real_column
+from jnode.linear.products import matmul
+from jnode.linear.spectral_conv import (
+    SpectralConv,
+    check_circular,
+    kernel_spectrum,
+    transform_slack,
+)
 
 # Iterations stop where the residual is this small, less than float32 resolves.
 RESIDUAL = 1e-9
@@ -27,24 +36,69 @@ MAX_NORM = 12.0
 LEAF = 16
 
 
-def embed(
-    column: Float[Array, "batch twice_rows columns"],
-) -> Float[Array, "batch twice_rows twice_columns"]:
-    r"""$[R; S] \mapsto [[R, -S], [S, R]]$."""
-    re, im = jnp.split(column, 2, axis=-2)
-    return jnp.concatenate([column, jnp.concatenate([-im, re], axis=-2)], axis=-1)
+class Cayley(AbstractConstraint):
+    """Orthogonal maps; isometries, or their transposes, where the sizes differ.
+
+    Of a circular convolution each frequency goes through the transform (Trockman &
+    Kolter, ICLR 2021). Costs the inverse of a matrix of the smaller size, by block
+    elimination; of a convolution, of a complex one for each frequency.
+    """
+
+    def matrix(self, v: Matrix) -> Resolved:
+        q = _isometries(real_column(v))
+        return Dense(q[0, : len(v)]), isometry_norm(q)
+
+    def kernel(self, k: Kernel, grid: Grid, padding: str) -> Resolved:
+        """**Raises:** `ValueError` for a kernel larger than 5, or zero padding."""
+        check_circular(padding)
+        if k.shape[0] > 5:
+            raise ValueError(
+                "kernel_size must be 1, 3 or 5 for the constraint cayley, not "
+                f"{k.shape[0]}."
+            )
+        q = _isometries(kernel_spectrum(k, grid))
+        bound = isometry_norm(q) * transform_slack(grid, q.dtype)
+        return SpectralConv.from_column(q, grid), bound
 
 
-def adjoint(
-    column: Float[Array, "batch twice_rows columns"],
-) -> Float[Array, "batch twice_columns rows"]:
-    """The column form of the conjugate transpose."""
-    re, im = jnp.split(column, 2, axis=-2)
-    return jnp.concatenate([re.mT, -im.mT], axis=-2)
+def _isometries(column):
+    """The transforms of matrices, wide ones by way of their adjoints."""
+    if column.shape[-2] // 2 < column.shape[-1]:
+        return adjoint(cayley(adjoint(column)))
+    return cayley(column)
+
+
+@jax.jit
+def cayley(
+    v: Float[Array, "batch twice_rows columns"],
+) -> Float[Array, "batch twice_rows columns"]:
+    r"""The Cayley transform of a batch of square or tall matrices in column form.
+
+    **Arguments:**
+
+    - `v`: any complex matrices $R + iS$, as $[R; S]$, with no fewer rows than columns.
+
+    **Returns:** isometries of the same shape, in column form; unitary, if square. $A$
+    is scaled down where its norm exceeds `MAX_NORM`. In float32 $\|Q^H Q - I\|$ is
+    about 1e-6.
+    """
+    n = v.shape[-1]
+    u, w = _split_rows(v, n)
+    a = u - adjoint(u)
+    if w.shape[-2]:
+        a = a + _product(adjoint(w), w)
+    scale = _cap(a)
+    eye = _identity(n, a.dtype)[None]
+    x = _inverse(eye + a * scale)
+    top = 2 * x - eye
+    if not w.shape[-2]:
+        return top
+    below = -2 * _product(w * jnp.sqrt(scale), x)
+    return _join_rows(top, below)
 
 
 def _product(a, b):
-    return jnp.matmul(embed(a), b, precision="highest")
+    return matmul(embed(a), b)
 
 
 def _identity(n: int, dtype) -> Float[Array, "twice_n n"]:
@@ -114,7 +168,7 @@ def _newton(m):
     embedded = embed(m)
 
     def body(_, x):
-        residual = 2 * eye - jnp.matmul(embedded, x, precision="highest")
+        residual = 2 * eye - matmul(embedded, x)
         return _product(x, residual)
 
     return jax.lax.fori_loop(0, jnp.maximum(iterations, 1).astype(int), body, x)
@@ -126,35 +180,6 @@ def _inverse_jvp(primals, tangents):
     # -X^H G X^H. As a rule of forward mode it serves both modes, and Hessians.
     x = _inverse(*primals)
     return x, -_product(_product(x, *tangents), x)
-
-
-@jax.jit
-def cayley(
-    v: Float[Array, "batch twice_rows columns"],
-) -> Float[Array, "batch twice_rows columns"]:
-    r"""The Cayley transform of a batch of square or tall matrices in column form.
-
-    **Arguments:**
-
-    - `v`: any complex matrices $R + iS$, as $[R; S]$, with no fewer rows than columns.
-
-    **Returns:** isometries of the same shape, in column form; unitary, if square. $A$
-    is scaled down where its norm exceeds `MAX_NORM`. In float32 $\|Q^H Q - I\|$ is
-    about 1e-6.
-    """
-    n = v.shape[-1]
-    u, w = _split_rows(v, n)
-    a = u - adjoint(u)
-    if w.shape[-2]:
-        a = a + _product(adjoint(w), w)
-    scale = _cap(a)
-    eye = _identity(n, a.dtype)[None]
-    x = _inverse(eye + a * scale)
-    top = 2 * x - eye
-    if not w.shape[-2]:
-        return top
-    below = -2 * _product(w * jnp.sqrt(scale), x)
-    return _join_rows(top, below)
 
 
 def _split_rows(column, n):

@@ -1,0 +1,81 @@
+"""What a constraint is, and what those that act on a kernel's taps have in common."""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jnode.bounds import unit_roundoff
+from jnode.linear.base import AbstractLinear
+from jnode.linear.conv import zero_padded
+from jnode.linear.dense import Dense
+from jnode.linear.gram import spectral_norm
+from jnode.linear.spectral_conv import (
+    SpectralConv,
+    circular_period,
+    kernel_norm,
+    kernel_spectrum,
+    spectrum_slack,
+    transform_slack,
+)
+
+Matrix = Float[Array, "out in"]
+Kernel = Float[Array, "size size out in"]
+Grid = tuple[int, int]
+Resolved = tuple[AbstractLinear, Float[Array, ""]]
+
+
+class AbstractConstraint(eqx.Module):
+    r"""How a free weight becomes a linear operator whose norm is known.
+
+    Both methods compute the operator and a certified upper bound on its norm in one
+    pass. The bound allows for the rounding of the operator's arrays: it holds for the
+    operator as it was computed. A constraint may hold arrays of its own, which are
+    then trained beside the weight.
+    """
+
+    @abc.abstractmethod
+    def matrix(self, v: Matrix) -> Resolved:
+        """The operator of a free matrix, and its bound."""
+
+    @abc.abstractmethod
+    def kernel(self, k: Kernel, grid: Grid, padding: str) -> Resolved:
+        """The operator of a convolution's free kernel, and its bound.
+
+        **Arguments:** the kernel, of odd size; height and width of the images; and what
+        stands outside of them: "circular" (their other side) or "zero".
+
+        **Raises:** `ValueError` for a padding that the constraint does not know.
+        """
+
+
+class Free(AbstractConstraint):
+    """No constraint: the weight itself, and its norm by Gram iteration."""
+
+    def matrix(self, v: Matrix) -> Resolved:
+        return Dense(v), spectral_norm(v)
+
+    def kernel(self, k: Kernel, grid: Grid, padding: str) -> Resolved:
+        return convolution(k, kernel_norm(k, grid, padding), grid, padding)
+
+
+def convolution(
+    kernel: Kernel, bound: Float[Array, ""], grid: Grid, padding: str
+) -> Resolved:
+    """The operator of a kernel whose exact norm is at most `bound`, and its bound."""
+    # The spectrum is rounded once more while it is computed.
+    period = circular_period(kernel.shape[0], grid, padding)
+    bound = (bound + spectrum_slack(kernel)) * transform_slack(period, kernel.dtype)
+    if padding == "zero":
+        return zero_padded(kernel.swapaxes(-1, -2), grid), bound
+    return SpectralConv.from_column(kernel_spectrum(kernel, grid), grid), bound
+
+
+def scaled_slack(size: int, dtype) -> Float[Array, ""]:
+    r"""$1 + \varepsilon$ for a matrix of norm 1 whose entries were each rounded.
+
+    Entries that err by $8u$ relative to themselves move the norm by at most
+    $8u\|W\|_F \le 8u\sqrt{n}$.
+    """
+    return jnp.asarray(1 + 8 * unit_roundoff(dtype) * (1 + size**0.5), dtype)

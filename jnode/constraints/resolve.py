@@ -1,0 +1,214 @@
+"""Maps held through a constraint, built by its name; and all in a tree resolved."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from jnode._checks import check_choice, check_positive, check_shape
+from jnode.constraints.aol import AOL
+from jnode.constraints.base import AbstractConstraint, Kernel, Matrix, Resolved
+from jnode.constraints.cayley import Cayley
+from jnode.constraints.newton_schulz import NewtonSchulz
+from jnode.constraints.sll import SLL
+from jnode.constraints.spectral_rescale import SpectralRescale
+from jnode.linear import AbstractLinear, Conv, Dense, SpectralConv
+
+_BY_NAME: dict[str, Callable[[int], AbstractConstraint]] = {
+    "cayley": lambda out: Cayley(),
+    "rescaled": lambda out: SpectralRescale(),
+    "aol": lambda out: AOL(),
+    "sll": SLL,
+    "newton_schulz": lambda out: NewtonSchulz(),
+}
+CONSTRAINTS = tuple(_BY_NAME)
+"""The names of the ways to keep a map's norm at 1."""
+PADDINGS = ("circular", "zero")
+
+
+class Constrained(AbstractLinear):
+    """A map that computes its operator from a free weight in each call.
+
+    - `weight`: a matrix, or a convolution's kernel.
+    - `constraint`: how it becomes an operator.
+    - `grid`: height and width of the images that a convolution works on; `None` for a
+        matrix.
+    - `padding`: what stands outside a convolution's grid: "circular" or "zero".
+
+    `plain` and `resolve` compute the operators of all such maps in a tree once.
+    """
+
+    weight: Matrix | Kernel
+    constraint: AbstractConstraint
+    grid: tuple[int, int] | None = eqx.field(static=True, default=None)
+    padding: str = eqx.field(static=True, default="circular")
+
+    def resolve(self) -> Resolved:
+        """The operator, and a certified upper bound on its norm."""
+        if self.grid is None:
+            return self.constraint.matrix(self.weight)
+        return self.constraint.kernel(self.weight, self.grid, self.padding)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.resolve()[0](x)
+
+    @property
+    def T(self) -> AbstractLinear:
+        return self.resolve()[0].T
+
+    def norm(self) -> Float[Array, ""]:
+        return self.resolve()[1]
+
+
+def constrained(
+    shape: tuple[int, ...],
+    out: int,
+    *,
+    constraint: str | AbstractConstraint = "cayley",
+    kernel_size: int = 3,
+    padding: str = "circular",
+    key: PRNGKeyArray,
+) -> Constrained:
+    """A map of norm at most 1 from states of this shape.
+
+    **Arguments:**
+
+    - `shape`: `(size,)` for a dense map, `(height, width, channels)` for a convolution.
+    - `out`: how many units or channels it gives.
+    - `constraint`: "cayley" (orthogonal), "rescaled" (by its norm), "aol", "sll" (by
+        row sums) or "newton_schulz" (nearly orthogonal); or a constraint of your own.
+    - `kernel_size`: of a convolution's kernel: odd, at most 5 for "cayley".
+    - `padding`: of a convolution: "circular", or "zero" where the constraint allows it
+        (rescaled, aol, sll).
+    - `key`: of the initial weights, normal (He 2015, by the larger side).
+
+    **Raises:** `ValueError` for any of these out of its range.
+    """
+    *grid, inputs = check_shape(shape)
+    check_positive(out=out, kernel_size=kernel_size)
+    if not isinstance(constraint, AbstractConstraint):
+        check_choice("constraint", constraint, CONSTRAINTS)
+        constraint = _BY_NAME[constraint](out)
+    larger = max(inputs, out)
+    if not grid:
+        weight = jr.normal(key, (out, inputs)) / larger**0.5
+        return Constrained(weight, constraint)
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, not {kernel_size}.")
+    check_choice("padding", padding, PADDINGS)
+    weight = jr.normal(key, (kernel_size, kernel_size, out, inputs))
+    weight = weight / (kernel_size * larger**0.5)
+    map_ = Constrained(weight, constraint, (grid[0], grid[1]), padding)
+    eqx.filter_eval_shape(map_.resolve)  # what the constraint refuses, it refuses now
+    return map_
+
+
+class Measured(AbstractLinear):
+    """An operator beside the bound on its norm that the same pass gave.
+
+    For the length of one computation that asks for the bound more than once. It is not
+    given to users: edited weights would make the bound false.
+    """
+
+    map: AbstractLinear
+    bound: Float[Array, "*stack"]
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.map(x)
+
+    @property
+    def T(self) -> AbstractLinear:
+        return self.map.T
+
+    def norm(self) -> Float[Array, "*stack"]:
+        return self.bound
+
+
+def plain(tree: PyTree) -> PyTree:
+    """An equal PyTree in which every constrained map is a plain operator.
+
+    **Arguments:** anything: a map, a field, a classifier, a module of your own that
+    holds some of these, a list of them; maps stacked by `jax.vmap`, too.
+    """
+
+    def one(x):
+        if isinstance(x, Measured):
+            return x.map
+        return _stacked(lambda m: m.resolve()[0], x) if _is_held(x) else x
+
+    return jax.tree.map(one, tree, is_leaf=_is_held)
+
+
+def measured(tree: PyTree) -> PyTree:
+    """As `plain`, but that each operator remembers its bound, of the same pass.
+
+    Operators that are not this package's are left as they are, and measure themselves.
+    """
+
+    def one(x):
+        if isinstance(x, Constrained):
+            return _stacked(lambda m: Measured(*m.resolve()), x)
+        return _stacked(lambda m: Measured(m, m.norm()), x) if _is_operator(x) else x
+
+    stop = lambda x: _is_held(x) or _is_operator(x)  # noqa: E731
+    return jax.tree.map(one, tree, is_leaf=stop)
+
+
+def resolve(tree: PyTree) -> tuple[PyTree, Any]:
+    """Every constrained map computed once: the plain weights, and what they obey.
+
+    **Arguments:** a linear map, a vector field, a classifier, or any PyTree that holds
+    some.
+
+    **Returns:** `plain, bounds`. `plain` is an equal PyTree that holds plain matrices,
+    which is quicker to call many times. `bounds` is what is certified of it: the norm
+    of a map, the `Bounds` of a field, the `ModelBounds` of a classifier; of another
+    PyTree a PyTree of these, with `None` for all else. It is a value with a life of its
+    own: it speaks of the weights as they are now, and `plain` does not know it. If the
+    plain weights are changed, ask them anew (`plain.bounds()`).
+
+    Differentiable, so that a loss may use both halves.
+
+    **Raises:** `TypeError` for constrained weights in half precision.
+    """
+    whole = measured(tree)
+    return plain(whole), _bounds(whole)
+
+
+def _bounds(tree):
+    if _is_bounded(tree):
+        return tree.norm() if isinstance(tree, AbstractLinear) else tree.bounds()
+    return jax.tree.map(
+        lambda x: _bounds(x) if _is_bounded(x) else None, tree, is_leaf=_is_bounded
+    )
+
+
+def _is_bounded(x):
+    return isinstance(x, AbstractLinear) or callable(getattr(x, "bounds", None))
+
+
+def _is_held(x):
+    return isinstance(x, (Constrained, Measured))
+
+
+def _is_operator(x):
+    return type(x) in _AXES
+
+
+# An array of each kind of operator, and how many axes it has.
+_AXES = {Dense: ("matrix", 2), Conv: ("kernel", 4), SpectralConv: ("real", 3)}
+
+
+def _stacked(function, map_):
+    """`function` of each of the maps that are stacked, leaf by leaf, in one: pieces in
+    time, members of an ensemble."""
+    if isinstance(map_, Constrained):
+        name, axes = "weight", 2 if map_.grid is None else 4
+    else:
+        name, axes = _AXES[type(map_)]
+    for _ in range(getattr(map_, name).ndim - axes):
+        function = eqx.filter_vmap(function)
+    return function(map_)

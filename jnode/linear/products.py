@@ -1,0 +1,157 @@
+"""How a map's products with a state are computed, on each platform as it is quickest.
+
+All are in full precision. The mathematics is in the operators; nothing else knows of
+these forms.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A matrix product in full precision."""
+    return jnp.matmul(a, b, precision="highest")
+
+
+def spectral_product(
+    transform: Float[Array, "part frequencies positions"],
+    real: Float[Array, "frequencies in out"],
+    imaginary: Float[Array, "frequencies in out"],
+    x: Float[Array, "positions batch in"],
+    *,
+    padded: bool,
+) -> Float[Array, "positions batch out"]:
+    r"""$F^\top B F x$: each frequency's matrix, transposed, applied to its part.
+
+    `padded` tells that there are more frequencies than positions need.
+    """
+    few = len(x) < 64 and not padded
+    return jax.lax.platform_dependent(
+        transform,
+        real,
+        imaginary,
+        x,
+        cpu=_whole if few else _by_parts,
+        default=_embedded,
+    )
+
+
+def _by_parts(f, real, imaginary, x):
+    """Half the transform's products, as it is even and odd; and real products of two
+    parts each, which XLA's CPU backend runs side by side."""
+    _, frequencies, positions = f.shape
+    half, batch = positions // 2, x.shape[1]
+    even, odd = f[0, :, : positions - half], f[1, :, :half]
+    flat = x.reshape(positions, -1)
+    first, last = flat[:half], flat[positions - half :][::-1]
+    middle = flat[half : positions - half]
+    re = matmul(even, jnp.concatenate([first + last, middle]))
+    im = matmul(odd, first - last)
+    re, im = (part.reshape(frequencies, batch, -1) for part in (re, im))
+    re, im = _complex_product(re, im, real, imaginary)
+    same = matmul(even.T, re)
+    turned = matmul(odd.T, im)
+    first, middle = same[:half], same[half:]
+    out = jnp.concatenate([first + turned, middle, (first - turned)[::-1]])
+    return out.reshape(positions, batch, -1)
+
+
+def _whole(f, real, imaginary, x):
+    """As `_by_parts`, with all of the transform's products. Few positions make them
+    cheaper than what XLA's CPU backend makes of sums of turned rows: it computes all
+    that leads to them once for each of them, if no gradient of a weight asks for it."""
+    _, frequencies, positions = f.shape
+    flat = x.reshape(positions, -1)
+    re, im = (matmul(part, flat).reshape(frequencies, x.shape[1], -1) for part in f)
+    re, im = _complex_product(re, im, real, imaginary)
+    return (matmul(f[0].T, re) + matmul(f[1].T, im)).reshape(*x.shape[:2], -1)
+
+
+def _complex_product(re, im, real, imaginary):
+    """Parts of the products of each frequency, flat."""
+    out = (
+        matmul(re, real) - matmul(im, imaginary),
+        matmul(re, imaginary) + matmul(im, real),
+    )
+    return (part.reshape(len(re), -1) for part in out)
+
+
+def _embedded(f, real, imaginary, x):
+    """One product for both parts, its layouts left to the compiler: best on TPU."""
+    blocks = jnp.stack(
+        [
+            jnp.stack([real, imaginary], axis=2),
+            jnp.stack([-imaginary, real], axis=2),
+        ],
+        axis=1,
+    )
+    spectrum = jnp.einsum("pfs,sbi->fbpi", f, x, precision="highest")
+    out = jnp.einsum("fbpi,fpiqo->fbqo", spectrum, blocks, precision="highest")
+    return jnp.einsum("qfs,fbqo->sbo", f, out, precision="highest")
+
+
+def zero_padded_product(
+    kernel: Float[Array, "size size in out"],
+    spectral: Callable[[Array], Array] | None,
+    x: Float[Array, "height width *batch in"],
+) -> Float[Array, "height width *batch out"]:
+    """A zero-padded convolution; `spectral` is the same map by frequencies, if known.
+
+    XLA's CPU backend computes the weight gradient of a convolution inside a loop with a
+    naive kernel, some 20 times slower than it should be; a solver is such a loop. As
+    matrix products, over patches or over frequencies, forward and gradient are quick
+    there. Elsewhere the native convolution is best.
+    """
+
+    def on_cpu(kernel, spectral: Any, x):
+        return _by_patches(x, kernel) if spectral is None else spectral(x)
+
+    def elsewhere(kernel, spectral: Any, x):
+        return _native(x, kernel)
+
+    return jax.lax.platform_dependent(
+        kernel, spectral, x, cpu=on_cpu, default=elsewhere
+    )
+
+
+@eqx.filter_checkpoint  # patches are as many times the input as the kernel has taps
+def _by_patches(x, kernel):
+    size, _, channels, out = kernel.shape
+    height, width = x.shape[:2]
+    r = size // 2
+    x = jnp.pad(x, ((r, r), (r, r), *[(0, 0)] * (x.ndim - 2)))
+    shifts = [
+        x[i : i + height, j : j + width] for i in range(size) for j in range(size)
+    ]
+    weights = kernel.reshape(size * size * channels, out)
+    return matmul(jnp.concatenate(shifts, axis=-1), weights)
+
+
+def _native(x, kernel):
+    batch = x.shape[2:-1]
+    x = jnp.moveaxis(x.reshape(*x.shape[:2], -1, x.shape[-1]), 2, 0)
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+    y = jnp.moveaxis(y, 0, 2)
+    return y.reshape(*y.shape[:2], *batch, y.shape[-1])
+
+
+def spectral_pays(kernel_shape: tuple[int, ...], grid: tuple[int, int]) -> bool:
+    """Whether a zero-padded convolution takes fewer multiplications by frequencies than
+    by patches."""
+    size, _, channels, out = kernel_shape
+    positions = grid[0] * grid[1]
+    rows = (grid[0] + size // 2) * (grid[1] + size // 2)
+    spectral = positions * rows * (channels + out) + 2 * rows * channels * out
+    return spectral < size * size * positions * channels * out
