@@ -11,9 +11,9 @@ PRESETS: dict[str, TrainConfig] = {
         data=DataConfig(pad=1),
         model=ModelConfig(field="ortho", lipschitz=0.5, activation="maxmin"),
         solver=Solver("rk4", steps=2),
-        loss=LossConfig("margin", rho=0.6, logit_scale=4.0),
+        loss=LossConfig("margin", rho=0.35, logit_scale=4.0),
         epochs=20,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
     ),
     # Gradient flows of different weights, one after another, each for one Euler step at
     # the edge of circle contractivity: hL = 2, which preserves distances best.
