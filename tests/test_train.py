@@ -532,10 +532,12 @@ def test_held_out_images_judge_and_do_not_train(tmp_path):
     config = dataclasses.replace(TINY, epochs=1, data=held_out)
     train(config, tmp_path / "run", progress=False)
     assert RunDir(tmp_path / "run").read_config()[1]["num_train"] == 100
-    proven = certify_run(tmp_path / "run", [0.1], num_attacked=9, progress=False)
-    assert (proven["split"], proven["num_examples"]) == ("validation", 3900)
+    some = {"num_examples": 20, "num_attacked": 5, "progress": False}
+    proven = certify_run(tmp_path / "run", [0.1], **some)
+    assert (proven["split"], proven["num_examples"]) == ("validation", 20)
     seen, judging = training_images(held_out), evaluation_images(held_out)
     whole = {image.tobytes() for image in jnode.data.load().images}
     parts = [{image.tobytes() for image in part.images} for part in (seen, judging)]
+    assert len(judging) == 3900
     assert not parts[0] & parts[1] and parts[0] | parts[1] == whole
     assert evaluation_images(DataConfig()).split == "test"

@@ -114,9 +114,9 @@ PRESETS: dict[str, TrainConfig] = {
     "ortho": _of(
         "ortho",
         data=DataConfig(pad=1),
-        loss=LossConfig("margin", rho=0.6, logit_scale=4.0),
+        loss=LossConfig("margin", rho=0.35, logit_scale=4.0),
         epochs=20,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
     ),
     "contractive": _of(
         "contractive",
