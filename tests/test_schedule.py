@@ -122,7 +122,7 @@ def test_steps_that_were_not_kept(getkey):
     # An event ends a schedule early.
     event = diffrax.Event(lambda t, y, args, **kwargs: t - 0.5)
     short = jnode.solve(field, y0, ADAPTIVE, saveat=steps, event=event)
-    assert short.schedule.t1 == pytest.approx(float(short.inner.ts[-1]), abs=1) < 1
+    assert 0.5 <= short.schedule.t1 < 1
 
 
 @pytest.mark.parametrize("kind", AROUND)
@@ -193,10 +193,8 @@ def test_a_schedule_stands_alone_in_a_certificate(getkey):
         certify.amplification(field, ADAPTIVE, steps=3, schedule=schedule)
     with pytest.raises(ValueError, match=r"ts must hold 0\.333333"):
         certify.amplification(pieces(getkey()), ADAPTIVE, schedule=schedule)
-    for t1 in (1.0, jnp.asarray(1.0)):
-        traced = jax.jit(lambda t: certify.amplification(field, ADAPTIVE, t1=t))
-        with pytest.raises(TypeError, match="t0, t1 and schedule must be numbers"):
-            traced(t1)
+    with pytest.raises(TypeError, match="t1"):
+        jax.jit(lambda t: certify.amplification(field, ADAPTIVE, t1=t))(1.0)
     still = jnode.solve(field, y0, ADAPTIVE, t0=0.5, t1=0.5).schedule
     assert certify.amplification(field, ADAPTIVE, schedule=still) == pytest.approx(1)
     with pytest.raises(ValueError, match="must have a length"):
