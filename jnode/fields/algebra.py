@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode._checks import check_choice, check_rate
@@ -30,6 +31,9 @@ class Decay(AbstractVectorField):
 
     rate: float = eqx.field(static=True)
 
+    takes_batches = True
+    time_invariant = True
+
     def __init__(self, rate: float):
         r"""**Arguments:** $\lambda \ge 0$. **Raises:** `ValueError` for another."""
         self.rate = check_rate("rate", rate)
@@ -39,8 +43,8 @@ class Decay(AbstractVectorField):
     ) -> Float[Array, "*state"]:
         return -self.rate * y
 
-    takes_batches = True
-    time_invariant = True
+    def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
+        return jnp.zeros((), y.dtype)
 
     def bounds(self) -> Bounds:
         if self.rate == 0:

@@ -33,6 +33,9 @@ class GradientFlowField(AbstractVectorField):
     activation: AbstractActivation
     decay: float = eqx.field(static=True)
 
+    takes_batches = True
+    time_invariant = True
+
     def __init__(
         self,
         shape: Shape,
@@ -92,9 +95,6 @@ class GradientFlowField(AbstractVectorField):
         near = (t, y, cotangent, distance, rounding)
         first, *rest = (layers.vjp_change(*near) for layers in self._layers())
         return up(sum(rest, start=first))
-
-    takes_batches = True
-    time_invariant = True
 
     def bounds(self) -> Bounds:
         squares = [weight.norm() ** 2 for weight in self.weights]

@@ -58,6 +58,9 @@ class SkewField(AbstractVectorField):
     activation: AbstractActivation
     damping: float = eqx.field(static=True)
 
+    takes_batches = True
+    time_invariant = True
+
     def __init__(
         self,
         shape: Shape,
@@ -117,9 +120,6 @@ class SkewField(AbstractVectorField):
         )
         return up(norm * change)
 
-    takes_batches = True
-    time_invariant = True
-
     def bounds(self) -> Bounds:
         norm, slopes = self.half.norm(), self.activation.slopes
         assert slopes is not None
@@ -146,6 +146,9 @@ class HamiltonianField(AbstractVectorField):
     activation: AbstractActivation
     damping: float = eqx.field(static=True)
     convexity: float = eqx.field(static=True)
+
+    takes_batches = True
+    time_invariant = True
 
     def __init__(
         self,
@@ -215,9 +218,6 @@ class HamiltonianField(AbstractVectorField):
             rounding,
         )
         return up(norm * change)
-
-    takes_batches = True
-    time_invariant = True
 
     def bounds(self) -> Bounds:
         largest = up(self.convexity + self.weight.norm() ** 2)

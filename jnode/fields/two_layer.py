@@ -41,6 +41,8 @@ class OrthoField(AbstractVectorField):
     scale: Scale
     activation: AbstractActivation
 
+    takes_batches = True
+
     def __init__(
         self,
         shape: Shape,
@@ -102,8 +104,6 @@ class OrthoField(AbstractVectorField):
 
     def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
         return self.inner_form().vjp_change(t, y, cotangent, distance, rounding)
-
-    takes_batches = True
 
     @property
     def time_invariant(self) -> bool:
