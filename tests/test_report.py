@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jnode import report
-from jnode.report import Pictures, RunReport, figures
+from jnode.report import Pictures, RunReport, figures, solve_figures
 from jnode.train import TrainConfig
 
 HOSTILE = "</title><script>alert('x')</script> \"'& $\\frac$ |"
@@ -73,6 +73,8 @@ def pictures(pairs=5, envelope=1.0, channels=1, **changes):
         distances=0.3 * np.exp(rates * times),
         gronwall=np.exp(np.float32(envelope) * times),
         log_norm=np.exp(np.float32(envelope / 2) * times),
+        step_lengths=np.asarray([16.3, 0.22, 0.025, 0.0, 1.5], np.float32),
+        step_blocks=np.asarray([0, 0, 0, 0, 1]),
     )
     return Pictures(**fields | changes)
 
@@ -264,7 +266,7 @@ def test_images_figure_of_an_attack_that_changed_nothing():
 
 
 def test_trajectories_start_at_one_inside_their_envelope(three):
-    figure = figures.trajectories(three)
+    figure = solve_figures.trajectories(three)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "ortho",
         "contractive",
@@ -290,14 +292,14 @@ def test_trajectories_that_span_decades_get_a_log_axis():
     large = dataclasses.replace(
         large, pictures=dataclasses.replace(large.pictures, distances=grown)
     )
-    assert figures.trajectories([small]).axes[0].get_yscale() == "linear"
-    assert figures.trajectories([small, large]).axes[0].get_yscale() == "log"
+    assert solve_figures.trajectories([small]).axes[0].get_yscale() == "linear"
+    assert solve_figures.trajectories([small, large]).axes[0].get_yscale() == "log"
 
 
 def test_an_envelope_far_above_the_pairs_leaves_the_frame_and_says_so():
     p = pictures(envelope=8.0, log_norm=np.full(5, 2.0, np.float32))
     run = dataclasses.replace(example(), pictures=p)
-    axes = figures.trajectories([run]).axes[0]
+    axes = solve_figures.trajectories([run]).axes[0]
     assert axes.get_ylim()[1] < 10
     assert "2,981" in axes.texts[0].get_text()
 
@@ -305,7 +307,9 @@ def test_an_envelope_far_above_the_pairs_leaves_the_frame_and_says_so():
 def test_pairs_that_do_not_differ_at_the_start_are_left_out():
     p = pictures()
     p.distances[2] = 0
-    axes = figures.trajectories([dataclasses.replace(example(), pictures=p)]).axes[0]
+    axes = solve_figures.trajectories(
+        [dataclasses.replace(example(), pictures=p)]
+    ).axes[0]
     assert len(axes.lines) == 4 + 2
 
 
@@ -322,7 +326,8 @@ def test_training_figure(three):
     [
         (figures.robustness, "an attack"),
         (figures.certified, "a certificate"),
-        (figures.trajectories, "pictures"),
+        (solve_figures.trajectories, "pictures"),
+        (solve_figures.step_lengths, "pictures"),
         (figures.training, "metrics"),
     ],
 )
@@ -338,7 +343,8 @@ def test_figures_of_nothing_say_what_is_missing(draw, what):
 def test_figures_survive_any_name(name):
     run = example(name)
     found = [figures.certified([run]), figures.robustness([run])]
-    found += [figures.trajectories([run]), figures.training([run])]
+    found += [solve_figures.trajectories([run]), figures.training([run])]
+    found += [solve_figures.step_lengths([run])]
     for figure in found:
         assert figures.to_png(figure, dpi=30).startswith(b"\x89PNG")
     assert len(legend_of(found[1])) == 1
@@ -368,8 +374,8 @@ def test_page_needs_nothing_else(three, tmp_path):
 def test_page_shows_figures_with_captions_and_what_was_run(three, tmp_path):
     page = Page(report.write(three, tmp_path / "report.html").read_text())
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    # Certified, under attack, images of each run, trajectories, training.
-    assert len(pictures) == 2 + 3 + 1 + 1
+    # Certified, under attack, images of each run, trajectories, steps, training.
+    assert len(pictures) == 2 + 3 + 1 + 1 + 1
     assert all(attributes["alt"] for attributes in pictures)
     assert sum(tag == "figcaption" for tag, _ in page.tags) == len(pictures)
     assert sum(tag == "details" for tag, _ in page.tags) == 3

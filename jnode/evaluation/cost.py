@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -13,10 +12,8 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jnode.attacks.base import AbstractAttack, loss_and_gradient
+from jnode.models import ODEClassifier
 from jnode.models.batched import batched
-
-if TYPE_CHECKING:
-    from jnode.models import ODEClassifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ def evaluations(attack: AbstractAttack) -> tuple[int, int]:
 
 
 def cost_of(
-    model: "ODEClassifier",
+    model: ODEClassifier,
     images: Float[np.ndarray, "n height width channels"],
     labels: Int[np.ndarray, " n"],
     sources: Mapping[str, Callable],
@@ -70,7 +67,7 @@ def cost_of(
     ratios = {}
     for via, source in sources.items():
         inner = getattr(source, "model", source)
-        if hasattr(inner, "solution"):
+        if isinstance(inner, ODEClassifier):
             ratios[via] = max(_nfe(inner, x) / own, 0.1)
         else:
             ratios[via] = 0.1  # no solve at all
@@ -90,8 +87,7 @@ def _gradient(model, images, labels):
 def _nfe(model, images) -> float:
     if not model.solver.adaptive:
         return float(model.solver.steps * model.solver.stages)
-    few = eqx.filter_jit(jax.vmap(lambda x: model.solution(x).stats["nfe"]))
-    return float(jnp.max(few(images[:8])))
+    return float(jnp.max(batched(model).solution(images[:8]).stats["nfe"]))
 
 
 def _seconds(function, *arguments) -> tuple[float, float]:
@@ -151,14 +147,14 @@ def announce(
 
 @eqx.filter_jit
 def count_evaluations(
-    model: "ODEClassifier", images: Float[Array, "n height width channels"]
+    model: ODEClassifier, images: Float[Array, "n height width channels"]
 ) -> Int[Array, " n"]:
     """The NFE of each image's solve, of those that `max_steps` ends too."""
     return batched(model).solution(images, throw=False).stats["nfe"]
 
 
 def count_all_evaluations(
-    model: "ODEClassifier",
+    model: ODEClassifier,
     images: Float[np.ndarray, "n height width channels"],
     batch_size: int,
 ) -> Int[np.ndarray, " counts"]:

@@ -1,6 +1,9 @@
 """The description of a numerical solver: what method, what steps, what adjoint."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import diffrax
@@ -113,30 +116,37 @@ class Solver:
             raise ValueError(f"{self} chooses its steps; only fixed steps are known.")
         return np.arange(self.steps + 1) / self.steps
 
-    def piece(self, index: int, count: int) -> "Solver":
-        """This solver's part on one of `count` equally long pieces of the interval.
+    def part(self, start: float, end: float) -> "Solver":
+        """What this solver does between two shares of its interval, 0 <= start < end.
 
-        **Raises:** `ValueError` where a fixed step would cross from piece to piece.
+        Fixed steps are those that lie between them; an adaptive solver stays as it is.
+
+        **Raises:** `ValueError` where a fixed step would cross one of the two.
         """
-        if self.steps is None or count == 1:
+        if self.adaptive or (start, end) == (0, 1):
             return self
+        shares = self.shares
+        first, last = (self._step_at(share) for share in (start, end))
         if self.grid is None:
-            if self.steps % count:
-                raise ValueError(
-                    f"steps must be a multiple of the field's {count} pieces, so that "
-                    f"none crosses a jump, not {self.steps}."
-                )
-            return dataclasses.replace(self, steps=self.steps // count)
-        grid = np.asarray(self.grid) * count - index
-        inside = grid[(grid > 1e-9) & (grid < 1 - 1e-9)]
-        for end in (0, 1):
-            if np.min(np.abs(grid - end)) > 1e-9:
-                raise ValueError(
-                    f"grid must hold {(index + end) / count:g}, where a piece of the "
-                    "field ends, so that no step crosses the jump."
-                )
-        shares = (0.0, *inside.tolist(), 1.0)
-        return dataclasses.replace(self, grid=shares, steps=None)
+            return dataclasses.replace(self, steps=last - first)
+        inside = (shares[first + 1 : last] - start) / (end - start)
+        return dataclasses.replace(self, grid=(0.0, *inside.tolist(), 1.0), steps=None)
+
+    def _step_at(self, share: float) -> int:
+        """Before which step a share of the interval lies."""
+        index = int(np.argmin(np.abs(self.shares - share)))
+        if abs(self.shares[index] - share) <= 1e-9:
+            return index
+        if self.grid is not None:
+            raise ValueError(
+                f"grid must hold {share:g}, where the weights jump, so that no step "
+                "crosses the jump."
+            )
+        fewest = Fraction(share).limit_denominator(1024).denominator
+        raise ValueError(
+            f"steps must be a multiple of {fewest}, so that none crosses {share:g} of "
+            f"the interval, where the weights jump, not {self.steps}."
+        )
 
     @property
     def adaptive(self) -> bool:
@@ -180,3 +190,42 @@ class Solver:
     def diffrax(self) -> diffrax.AbstractSolver:
         """The Diffrax solver of this name."""
         return SOLVERS[self.name]()
+
+
+def join(solvers: Sequence[Solver], edges: Sequence[float]) -> Solver:
+    """The one solver that does what each of several does on its part of the interval.
+
+    **Arguments:** the solvers; and where their parts begin and end, as shares of the
+    interval, from 0 to 1. `Solver.part` of the result gives them back, fixed steps up
+    to rounding.
+
+    **Raises:** `ValueError` for solvers that differ in more than their steps.
+    """
+    first = solvers[0]
+    if len(solvers) == 1:
+        return first
+    if len({_without_steps(solver) for solver in solvers}) > 1:
+        raise ValueError(
+            "solvers must differ in nothing but their steps to make one solver, not "
+            f"{', '.join(map(str, solvers))}: give all the same name, adjoint and "
+            "tolerances."
+        )
+    if first.adaptive:
+        return first
+    grid = [0.0]
+    for solver, (start, end) in zip(solvers, itertools.pairwise(edges), strict=True):
+        grid += (start + (end - start) * solver.shares[1:]).tolist()
+    steps = len(grid) - 1
+    if np.allclose(grid, np.arange(steps + 1) / steps, rtol=0, atol=1e-9):
+        return dataclasses.replace(first, grid=None, steps=steps)
+    return dataclasses.replace(first, grid=(*grid[:-1], 1.0), steps=None)
+
+
+def _without_steps(solver: Solver) -> tuple:
+    return (
+        solver.name,
+        solver.adaptive,
+        solver.tolerances,
+        solver.max_steps,
+        solver.adjoint,
+    )

@@ -33,7 +33,7 @@ MODELS: dict[str, Entry] = {
         Solver("euler", 1),
     ),
     "resnet": Entry(
-        FREE | {"pieces": 4},
+        FREE | {"pieces": (4,)},
         Solver("euler", steps=4),
         factor=-4,
     ),

@@ -29,7 +29,7 @@ PRESETS: dict[str, TrainConfig] = {
     "certified_mnist": TrainConfig(
         data=DataConfig("mnist", pad=1),
         model=ModelConfig(
-            field="gradient_flow", features=64, hidden=32, pieces=6, lipschitz=12.0
+            field="gradient_flow", features=64, hidden=32, pieces=(6,), lipschitz=12.0
         ),
         solver=Solver("euler", steps=6),
         loss=LossConfig("margin", rho=0.7, temperature=8.0),
@@ -40,7 +40,7 @@ PRESETS: dict[str, TrainConfig] = {
     "certified_cifar10": TrainConfig(
         data=DataConfig("cifar10", flip=True, pad=2),
         model=ModelConfig(
-            field="gradient_flow", features=64, hidden=32, pieces=8, lipschitz=16.0
+            field="gradient_flow", features=64, hidden=32, pieces=(8,), lipschitz=16.0
         ),
         solver=Solver("euler", steps=8),
         loss=LossConfig("margin", rho=0.5, temperature=1.5),
