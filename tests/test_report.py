@@ -307,10 +307,21 @@ def test_an_envelope_far_above_the_pairs_leaves_the_frame_and_says_so():
 def test_pairs_that_do_not_differ_at_the_start_are_left_out():
     p = pictures()
     p.distances[2] = 0
-    axes = solve_figures.trajectories(
-        [dataclasses.replace(example(), pictures=p)]
-    ).axes[0]
-    assert len(axes.lines) == 4 + 2
+    run = dataclasses.replace(example(), pictures=p)
+    assert len(solve_figures.trajectories([run]).axes[0].lines) == 4 + 2
+
+
+def test_lengths_of_steps_by_block(three):
+    axes = solve_figures.step_lengths(three).axes[0]
+    assert axes.get_yscale() == "log"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["block 1", "block 2"]
+    bars = [bar for bar in axes.patches if np.isfinite(bar.get_height())]
+    # A step of no length has no bar.
+    assert [bar.get_height() for bar in bars] == pytest.approx([16.3, 0.22, 0.025, 1.5])
+    assert bars[-1].get_x() - bars[-2].get_x() == pytest.approx(3)
+    p = pictures(step_blocks=np.zeros(5, int))
+    axes = solve_figures.step_lengths([dataclasses.replace(example(), pictures=p)]).axes
+    assert [t.get_text() for t in axes[0].get_xticklabels()] == list("12345")
 
 
 def test_training_figure(three):

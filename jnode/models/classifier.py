@@ -11,6 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jnode.certify.precision import certifying
 from jnode.fields.piecewise import jumps
 from jnode.linear import measured, plain
 from jnode.linear.base import check_positive
@@ -159,15 +160,8 @@ class ODEClassifier(eqx.Module):
         self, image: Float[Array, "height width channels"]
     ) -> list[tuple[Float[np.ndarray, " times"], Float[Array, "times ..."]]]:
         """The times of each block, and the states there (see `ODEBlock.trajectory`)."""
-        _check_image(self, image)
-        found, x = [], image
-        for layer in self.layers:
-            if isinstance(layer, ODEBlock):
-                found.append(layer.trajectory(x))
-                x = found[-1][1][-1]
-            else:
-                x = layer(x)
-        return found
+        starts = zip(self.layers, (image, *self.states(image)), strict=False)
+        return [x.trajectory(y) for x, y in starts if isinstance(x, ODEBlock)]
 
     def lipschitz(self) -> Float[Array, ""]:
         """A certified upper bound on the L2 Lipschitz constant from image to features.
@@ -177,6 +171,7 @@ class ODEClassifier(eqx.Module):
         """
         return self.bounds().lipschitz
 
+    @certifying
     def bounds(self) -> ModelBounds:
         """What is certified of the model, from the arrays that it holds now."""
         constants = tuple(layer.lipschitz() for layer in measured(self.layers))
@@ -200,10 +195,9 @@ class ODEClassifier(eqx.Module):
 
         **Raises:** `ValueError` for a model whose steps are fixed.
         """
-        states = (image, *self.states(image))
-        starts = zip(self.layers, states, strict=False)
+        starts = zip(self.layers, (image, *self.states(image)), strict=False)
         return self._solved_by(
-            [block.freeze(x) for block, x in starts if isinstance(block, ODEBlock)]
+            [x.freeze(y) for x, y in starts if isinstance(x, ODEBlock)]
         )
 
     def _solved_by(self, solvers: Sequence[Solver]) -> "ODEClassifier":
@@ -241,9 +235,10 @@ def step_lengths(
     A model whose state stands still after its first step is no deeper than that step.
     Of an adaptive solver, the lengths are between times that are equally spaced.
     """
+    model = plain(model)
 
     def one(image):
-        moves = [jnp.diff(y, axis=0) for _, y in plain(model).trajectories(image)]
+        moves = [jnp.diff(y, axis=0) for _, y in model.trajectories(image)]
         return [jnp.linalg.norm(m.reshape(len(m), -1), axis=1) for m in moves]
 
     return [jnp.mean(lengths, axis=0) for lengths in jax.vmap(one)(images)]

@@ -96,48 +96,32 @@ class ModelConfig:
     def __post_init__(self):
         check_choice("field", self.field, FIELDS)
         check_choice("encoder", self.encoder, ENCODERS)
-        if not isinstance(self.pieces, (tuple, list)) or not self.pieces:
+        if not isinstance(self.pieces, tuple) or not self.pieces:
             raise ValueError(
                 "pieces must name the pieces of each block, as (8,) does for one, not "
                 f"{self.pieces!r}."
             )
-        # A tuple also where a configuration file gave a list.
-        object.__setattr__(self, "pieces", tuple(self.pieces))
         for count in self.pieces:
             check_positive(pieces=count)
-        if self.dense:
+        if self.dense != 0:
             check_positive(dense=self.dense)
         if self.dense_hidden is not None:
             check_positive(dense_hidden=self.dense_hidden)
             if not self.dense or "hidden" not in _accepted(self.field):
                 raise ValueError(
-                    "dense_hidden must be left out where no block is dense, and for a "
-                    f"field without inner units; it is {self.dense_hidden}, with dense="
+                    "dense_hidden must be left out without a dense block, and for a "
+                    f"field without inner units; it is {self.dense_hidden}, with dense "
                     f"{self.dense} and field {self.field!r}."
                 )
         field_options(self)
 
-    @property
-    def total_pieces(self) -> int:
-        """The pieces of all blocks."""
-        return sum(self.pieces) + self.dense
-
-
-_OWN = (
-    "field",
-    "encoder",
-    "features",
-    "patch",
-    "pieces",
-    "dense",
-    "dense_hidden",
-    "position",
-    "unit_norm",
-)
-
 
 def _accepted(field: str) -> Mapping[str, Any]:
     return inspect.signature(FIELDS[field]).parameters
+
+
+# The options that are some field's; the others are the model's own.
+_FIELD_OPTIONS = {name for field in FIELDS for name in _accepted(field)}
 
 
 def field_options(config: ModelConfig) -> dict[str, Any]:
@@ -149,7 +133,7 @@ def field_options(config: ModelConfig) -> dict[str, Any]:
     options = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if item.name in _OWN or value is None:
+        if item.name not in _FIELD_OPTIONS or value is None:
             continue
         if item.name in accepted:
             options[item.name] = value
@@ -176,7 +160,8 @@ def build(
 
     **Raises:** `ValueError` for a configuration that fits no such image or solver.
     """
-    total = config.total_pieces
+    counts = [*config.pieces, config.dense] if config.dense else config.pieces
+    total = sum(counts)
     for k in range(total):
         solver.part(k / total, (k + 1) / total)  # refuses steps that cross a jump
     keys = jr.split(key, 3)
@@ -187,7 +172,6 @@ def build(
     layers: list[AbstractLayer] = [first]
     shape = jax.eval_shape(first, jnp.zeros(image_shape)).shape
     hidden, done = config.hidden, 0
-    counts = [*config.pieces, config.dense] if config.dense else config.pieces
     for index, count in enumerate(counts):
         if index == len(config.pieces):
             hidden = config.dense_hidden or hidden or shape[-1]

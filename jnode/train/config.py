@@ -117,5 +117,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
             hint = next(h for h in typing.get_args(hint) if h is not type(None))
         nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         nested = nested and isinstance(value, dict)
+        if isinstance(value, list):  # as JSON writes tuples
+            value = tuple(value)
         parts[name] = from_dict(hint, value) if nested else value
     return cls(**parts)

@@ -138,11 +138,11 @@ def steady_state_unrest(
             "as a point of rest of one field is none of the next: leave out time, and "
             "pieces."
         )
-    span = {"t0": block.t1, "t1": 2 * block.t1 - block.t0}
+    t0, t1 = block.t1, 2 * block.t1 - block.t0
 
     def speeds(y):
-        times, path = trajectory(field, y, block.solver, **span)
-        rates = jax.lax.map(lambda y: field(block.t1, y), path)
+        times, path = trajectory(field, y, block.solver, t0=t0, t1=t1)
+        rates = jax.lax.map(lambda y: field(t0, y), path)
         return jnp.asarray(times, rates.dtype), jnp.abs(rates)
 
     if field.takes_batches and not block.solver.adaptive:
