@@ -107,11 +107,12 @@ def _bias(bias):
 def twin(model) -> Classifier:
     """The PyTorch module of a `jnode` classifier: a circular free field, or a gradient
     flow of Cayley convolutions, with the isometric encoder."""
-    field = model.field
+    field = model.blocks[0].field
     shape = model.image_shape
-    patch = model.encoder.patch
+    lift = model.layers[0]
+    patch = lift.patch
     grid = (shape[0] // patch, shape[1] // patch)
-    channels = model.encoder.features
+    channels = lift.features
     array = lambda x: np.array(x, np.float32)
     if hasattr(field, "first"):
         hidden = field.first_bias.shape[0]
@@ -132,7 +133,7 @@ def twin(model) -> Classifier:
         array(model.head.rows()),
         array(model.head.bias),
         patch=patch,
-        features=model.encoder.features,
+        features=channels,
         rk4=model.solver.name == "rk4",
         steps=model.solver.steps,
     ).eval()

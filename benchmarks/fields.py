@@ -43,7 +43,7 @@ FIELDS = {
     ),
     "gradient flow, cayley": (_model("gradient_flow", lipschitz=8.0), EULER),
     "gradient flow, 4 pieces": (
-        _model("gradient_flow", lipschitz=8.0, pieces=4),
+        _model("gradient_flow", lipschitz=8.0, pieces=(4,)),
         EULER,
     ),
     "gradient flow, sll": (
@@ -83,9 +83,13 @@ def timings(args: Args) -> dict[str, dict[str, float]]:
     states = jr.normal(jr.key(0), (128, 7, 7, 32))
     calls = {}
     for name, (config, solver) in FIELDS.items():
-        field = jnode.build(
-            config, solver, image_shape=(28, 28, 1), classes=10, key=jr.key(0)
-        ).field
+        field = (
+            jnode.build(
+                config, solver, image_shape=(28, 28, 1), classes=10, key=jr.key(0)
+            )
+            .blocks[0]
+            .field
+        )
         field = field.piece(0) if isinstance(field, jnode.PiecewiseField) else field
         bake = eqx.filter_jit(lambda f: f.bake())
         baked = bake(field)

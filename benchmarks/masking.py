@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ import numpy as np
 from jnode import data
 from jnode._process import run, versions
 from jnode.evaluation import PROTOCOLS, check_model, evaluate, plan, twins
-from jnode.models import AbstractEncoder, Head, ODEClassifier
+from jnode.models import AbstractLayer, Head, ODEClassifier
 from jnode.models.batched import batched
 from jnode.solvers import Solver
 from jnode.train import LossConfig, TrainConfig, get_preset, train
@@ -31,14 +32,15 @@ IMAGES = 50
 PROTOCOL = dataclasses.replace(PROTOCOLS["quick"], checked=IMAGES)
 
 
-class Front(AbstractEncoder):
-    """An encoder behind something that is done to the pixels first."""
+class Front(AbstractLayer):
+    """Something that is done to the pixels first."""
 
-    encoder: AbstractEncoder
+    affine: ClassVar[bool] = False
+
     front: Callable = eqx.field(static=True)
 
-    def __call__(self, image):
-        return self.encoder(self.front(image))
+    def __call__(self, x):
+        return self.front(x)
 
     def lipschitz(self):
         return jnp.asarray(jnp.inf)
@@ -55,7 +57,7 @@ def saturate(image):
 
 
 def with_front(model: ODEClassifier, front: Callable) -> ODEClassifier:
-    return eqx.tree_at(lambda m: m.encoder, model, Front(model.encoder, front))
+    return dataclasses.replace(model, layers=(Front(front), *model.layers))
 
 
 def hot(model: ODEClassifier) -> ODEClassifier:

@@ -51,7 +51,9 @@ def row(folder: str, args: Args) -> dict:
     ).take(args.num_examples)
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
     model = jnode.load(folder)
-    low = eqx.tree_at(lambda m: m.field, model, LowPrecisionField(model.field))
+    low = eqx.tree_at(
+        lambda m: m.blocks[0].field, model, LowPrecisionField(model.blocks[0].field)
+    )
     both = {"float32": model.bake(), "bfloat16": low.bake()}
     found = {"run": Path(folder).name, "field": config.model.field}
     for name, m in both.items():

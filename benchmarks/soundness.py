@@ -348,7 +348,9 @@ def hunt_preset(args: Args, name: str, config) -> dict:
         if act == "larger":
             larger = lambda w: 10 * w if eqx.is_inexact_array(w) else w
             model = eqx.tree_at(
-                lambda m: m.field, model, jax.tree.map(larger, model.field)
+                lambda m: m.blocks[0].field,
+                model,
+                jax.tree.map(larger, model.blocks[0].field),
             )
         plain, found = jnode.resolve(model)
         if act in ACTS:

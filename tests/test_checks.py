@@ -123,14 +123,16 @@ class Joint(eqx.Module):
     model: ODEClassifier
 
     def __call__(self, images):
-        field = lambda t, y, args: jax.vmap(lambda s: self.model.field(t, s, args))(y)
+        field = lambda t, y, args: jax.vmap(
+            lambda s: self.model.blocks[0].field(t, s, args)
+        )(y)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             diffrax.Bosh3(),
             0.0,
             1.0,
             None,
-            jax.vmap(self.model.encoder)(images),
+            jax.vmap(self.model.encode)(images),
             stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-3),
         )
         return jax.vmap(lambda s: self.model.head(s.ravel()))(solution.ys[-1])

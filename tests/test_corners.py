@@ -14,7 +14,7 @@ from jnode.certify.radius import ROUNDING
 from jnode.constraints import constrained
 from jnode.fields import Decay
 from jnode.linear import spectral_norm
-from jnode.models import Head, IsometricEncoder
+from jnode.models import Head, Lift, ODEBlock
 from tests.helpers import singular_values, small_model
 
 
@@ -76,10 +76,11 @@ def test_steps_of_very_different_lengths(x64):
 
 def test_a_constant_that_vanishes_gives_no_nan(getkey):
     model = jnode.ODEClassifier(
-        IsometricEncoder((4, 4, 1), patch=2, features=4),
-        Decay(16.0),
+        (
+            Lift((4, 4, 1), patch=2, features=4),
+            ODEBlock(Decay(16.0), jnode.Solver("euler", steps=16)),
+        ),
         Head(16, 3, unit_norm=True, key=getkey()),
-        jnode.Solver("euler", steps=16),
         (4, 4, 1),
     )
     images = jr.uniform(getkey(), (2, 4, 4, 1))
@@ -97,11 +98,13 @@ def test_large_biases_count_in_the_rounding(getkey):
     back = -large(0.0, jnp.zeros((2, 2, 4)))[0, 0]
     large = eqx.tree_at(lambda f: f.second_bias, large, back)
     parts = (
-        IsometricEncoder((4, 4, 1), patch=2, features=4),
+        Lift((4, 4, 1), patch=2, features=4),
         Head(16, 3, unit_norm=True, key=getkey()),
     )
     solver = jnode.Solver("euler", steps=2)
-    make = lambda f: jnode.ODEClassifier(parts[0], f, parts[1], solver, (4, 4, 1))
+    make = lambda f: jnode.ODEClassifier(
+        (parts[0], ODEBlock(f, solver)), parts[1], (4, 4, 1)
+    )
     images = jr.uniform(getkey(), (50, 4, 4, 1))
     assert (certify.radius(make(field), images) > 0).mean() > 0.8
     assert (certify.radius(make(large), images) == 0).all()
@@ -124,7 +127,7 @@ def test_contradictions_under_jit_certify_nothing(getkey):
     solver = jnode.Solver("euler", steps=1)
     amplify = eqx.filter_jit(lambda f: jnode.amplification(f, solver))
     assert amplify(forgot) == jnp.inf
-    model = eqx.tree_at(lambda m: m.field, small_model(getkey()), forgot)
+    model = eqx.tree_at(lambda m: m.blocks[0].field, small_model(getkey()), forgot)
     assert (certify.radius(model, jr.uniform(getkey(), (3, 8, 8, 1))) == 0).all()
 
 
@@ -175,7 +178,7 @@ def test_integer_arrays_of_a_field_do_not_matter(getkey):
 
     turned = Turned(jnp.asarray([1, 0, 3, 2]))
     field = jnode.Certified(turned, bounds=lambda fn: Bounds(1.0))
-    model = eqx.tree_at(lambda m: m.field, small_model(getkey()), field)
+    model = eqx.tree_at(lambda m: m.blocks[0].field, small_model(getkey()), field)
     assert (certify.radius(model, jr.uniform(getkey(), (8, 8, 8, 1))) > 0).any()
 
 

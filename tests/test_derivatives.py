@@ -107,7 +107,7 @@ def test_gradients_of_radii_are_difference_quotients(getkey, x64, certificate):
     images = jr.uniform(getkey(), (4, 8, 8, 1))
     total = eqx.filter_jit(lambda m: jnp.sum(certificate(m, images)))
     grads = eqx.filter_grad(total)(model)
-    for where in (lambda m: m.head.weight, lambda m: m.field.first_bias):
+    for where in (lambda m: m.head.weight, lambda m: m.blocks[0].field.first_bias):
         direction = jr.normal(getkey(), where(model).shape)
         h = 1e-6
         moved = lambda s, w=where, d=direction: eqx.tree_at(
@@ -139,10 +139,10 @@ def test_nan_images_are_not_certified(getkey):
 
 
 def test_eager_calls_compile_once(getkey):
-    model = small_model(getkey(), lipschitz=2.0, pieces=2)
+    model = small_model(getkey(), lipschitz=2.0, pieces=(2,))
     images, key = jr.uniform(getkey(), (2, 8, 8, 1)), getkey()
     states = jr.normal(getkey(), (3, 4, 4, 4))
-    field = model.field.piece(0)
+    field = model.blocks[0].field.piece(0)
     calls = [
         lambda: field(0.0, states[0]),
         lambda: field.bake(),

@@ -311,7 +311,7 @@ def test_twins_of_fixed_and_adaptive_models(getkey):
     from jnode import Solver
 
     x, y = jr.uniform(getkey(), (6, 8, 8, 1)), jnp.arange(6) % 4
-    fixed = small_model(getkey(), pieces=2)
+    fixed = small_model(getkey(), pieces=(2,))
     assert list(twins(fixed, x, y)) == ["rk4x8", "eulerx4", "rk4x2", "encoder"]
     adaptive = fixed.with_solver(Solver("dopri5", rtol=1e-3, atol=1e-4))
     names = list(twins(adaptive, x, y))

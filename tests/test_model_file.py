@@ -87,7 +87,7 @@ def test_loading_is_light(tmp_path):
     import sys, jnode
     model = jnode.load({str(tmp_path)!r})
     assert not {{"optax", "orbax", "jnode.train", "jnode.data"}} & set(sys.modules)
-    print(type(model.field).__name__)
+    print(type(model.blocks[0].field).__name__)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],

@@ -6,15 +6,15 @@ import jax.random as jr
 import pytest
 
 import jnode
-from jnode.models import ConvEncoder, IsometricEncoder
+from jnode.models import ConvEncoder, Lift
 from jnode.models.config import FIELDS
 from jnode.train import PRESETS, get_preset
 from tests.helpers import small_model
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((28, 28, 1), 4), ((32, 32, 3), 4)])
-def test_isometric_encoder_is_isometric(getkey, shape, patch):
-    encoder = IsometricEncoder(shape, patch=patch, features=48)
+def test_lift_is_isometric(getkey, shape, patch):
+    encoder = Lift(shape, patch=patch, features=48)
     a, b = jr.uniform(getkey(), (2, *shape))
     before = jnp.linalg.norm((a - b).ravel())
     after = jnp.linalg.norm((encoder(a) - encoder(b)).ravel())
@@ -63,8 +63,8 @@ def test_unit_norm_head(getkey):
         (lambda k: get_preset("resnet"), "ortho, contractive, convex_potential_layer"),
         (lambda k: jnode.ModelConfig(field="magic"), "ortho, gradient_flow, skew"),
         (lambda k: jnode.ModelConfig(encoder="magic"), "isometric, conv"),
-        (lambda k: IsometricEncoder((9, 8, 1), patch=2, features=4), "patch must"),
-        (lambda k: IsometricEncoder((8, 8, 1), patch=2, features=3), "features must"),
+        (lambda k: Lift((9, 8, 1), patch=2, features=4), "patch must"),
+        (lambda k: Lift((8, 8, 1), patch=2, features=3), "features must"),
         (lambda k: ConvEncoder((8, 8, 1), features=3, key=k), "even"),
         (
             lambda k: small_model(k)(jnp.zeros((8, 9, 1))),
@@ -79,10 +79,12 @@ def test_bad_models(getkey, act, message):
 
 def test_pieces_and_field_options(getkey):
     solver = jnode.Solver("euler", steps=4)
-    options = dict(pieces=2, potentials=2, decay=0.1, constraint="sll", padding="zero")
+    options = dict(
+        pieces=(2,), potentials=2, decay=0.1, constraint="sll", padding="zero"
+    )
     model = small_model(getkey(), "gradient_flow", solver, **options)
-    assert isinstance(model.field, jnode.PiecewiseField)
-    piece = model.field.piece(0)
+    assert isinstance(model.blocks[0].field, jnode.PiecewiseField)
+    piece = model.blocks[0].field.piece(0)
     assert len(piece.weights) == 2 and piece.decay == 0.1
     assert piece.weights[0].padding == "zero"
     image = jr.uniform(getkey(), (8, 8, 1))
@@ -90,8 +92,8 @@ def test_pieces_and_field_options(getkey):
     assert 0 < float(model.lipschitz()) < 1.1
     free = model.with_solver(jnode.Solver("tsit5"))
     assert free.lipschitz() == jnp.inf and free(image).shape == (4,)
-    with pytest.raises(ValueError, match="multiple of the field's 2 pieces"):
-        small_model(getkey(), solver=jnode.Solver("euler", steps=3), pieces=2)
+    with pytest.raises(ValueError, match="steps must be a multiple of 2"):
+        small_model(getkey(), solver=jnode.Solver("euler", steps=3), pieces=(2,))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_pieces_and_field_options(getkey):
     [
         (dict(field="resnet"), "field must be one of ortho, gradient_flow"),
         (dict(encoder="vit"), "encoder must be one of"),
-        (dict(pieces=0), "pieces must be"),
+        (dict(pieces=(0,)), "pieces must be"),
         (dict(field="ortho", decay=0.1), "decay must be left out for field 'ortho'"),
         (dict(field="ortho", group_norm=True), "group_norm must be left out"),
         (dict(field="free", constraint="aol"), "constraint must be left out"),

@@ -62,7 +62,7 @@ def test_pieces_one_after_another(getkey, solver):
     y = y0 = jr.normal(getkey(), (5,))
     nfe = 0
     for k in range(3):
-        part = solver.piece(k, 3)
+        part = solver.part(k / 3, (k + 1) / 3)
         solution = jnode.solve(field.piece(k), y, part, t0=k / 3, t1=(k + 1) / 3)
         y, nfe = solution.y, nfe + int(solution.stats["nfe"])
     whole = jax.jit(lambda y: jnode.solve(field, y, solver))(y0)

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jnode
-from jnode.solvers import trajectory
+from jnode.models import step_lengths
 from jnode.train import get_preset, train
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -29,27 +28,17 @@ def trained(name, folder):
     return model, jnode.data.to_float(jnode.data.load(split="test").images[:500])
 
 
-@eqx.filter_jit
-def lengths(model, images):
-    """How far each step moves the state of each image."""
-
-    def one(image):
-        _, states = trajectory(model.field, model.encoder(image), model.solver)
-        return jnp.sqrt(jnp.sum(jnp.diff(states, axis=0) ** 2, axis=(1, 2, 3)))
-
-    return jax.vmap(one)(images)
-
-
 def test_every_step_of_contractive_matters(tmp_path):
     """Each moves the state far, and changes predictions if it is left out."""
     model, images = trained("contractive", tmp_path / "run")
-    field, steps = model.field, model.solver.steps
+    block = model.blocks[0]
+    field, steps = block.field, block.solver.steps
     assert field.count == steps == 3
-    mean = np.asarray(lengths(model, images)).mean(axis=0)
+    mean = np.asarray(step_lengths(model, images)[0])
     assert (mean > 0.1 * mean[0]).all()  # tied weights: 0.01
 
     def predict(image, left_out):
-        y = model.encoder(image)
+        y = model.encode(image)
         for k in range(steps):
             step = field.piece(k)(0.0, y) / steps
             y = y + jnp.where(k == left_out, 0, step)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jnode import report
-from jnode.report import Pictures, RunReport, figures
+from jnode.report import Pictures, RunReport, figures, solve_figures
 from jnode.report.style import to_png
 from jnode.train import TrainConfig
 
@@ -74,6 +74,8 @@ def pictures(pairs=5, envelope=1.0, channels=1, **changes):
         distances=0.3 * np.exp(rates * times),
         gronwall=np.exp(np.float32(envelope) * times),
         log_norm=np.exp(np.float32(envelope / 2) * times),
+        step_lengths=np.asarray([16.3, 0.22, 0.025, 0.0, 1.5], np.float32),
+        step_blocks=np.asarray([0, 0, 0, 0, 1]),
     )
     return Pictures(**fields | changes)
 
@@ -265,7 +267,7 @@ def test_images_figure_of_an_attack_that_changed_nothing():
 
 
 def test_trajectories_start_at_one_inside_their_envelope(three):
-    figure = figures.trajectories(three)
+    figure = solve_figures.trajectories(three)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "ortho",
         "contractive",
@@ -291,14 +293,14 @@ def test_trajectories_that_span_decades_get_a_log_axis():
     large = dataclasses.replace(
         large, pictures=dataclasses.replace(large.pictures, distances=grown)
     )
-    assert figures.trajectories([small]).axes[0].get_yscale() == "linear"
-    assert figures.trajectories([small, large]).axes[0].get_yscale() == "log"
+    assert solve_figures.trajectories([small]).axes[0].get_yscale() == "linear"
+    assert solve_figures.trajectories([small, large]).axes[0].get_yscale() == "log"
 
 
 def test_an_envelope_far_above_the_pairs_leaves_the_frame_and_says_so():
     p = pictures(envelope=8.0, log_norm=np.full(5, 2.0, np.float32))
     run = dataclasses.replace(example(), pictures=p)
-    axes = figures.trajectories([run]).axes[0]
+    axes = solve_figures.trajectories([run]).axes[0]
     assert axes.get_ylim()[1] < 10
     assert "2,981" in axes.texts[0].get_text()
 
@@ -306,8 +308,21 @@ def test_an_envelope_far_above_the_pairs_leaves_the_frame_and_says_so():
 def test_pairs_that_do_not_differ_at_the_start_are_left_out():
     p = pictures()
     p.distances[2] = 0
-    axes = figures.trajectories([dataclasses.replace(example(), pictures=p)]).axes[0]
-    assert len(axes.lines) == 4 + 2
+    run = dataclasses.replace(example(), pictures=p)
+    assert len(solve_figures.trajectories([run]).axes[0].lines) == 4 + 2
+
+
+def test_lengths_of_steps_by_block(three):
+    axes = solve_figures.step_lengths(three).axes[0]
+    assert axes.get_yscale() == "log"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["block 1", "block 2"]
+    bars = [bar for bar in axes.patches if np.isfinite(bar.get_height())]
+    # A step of no length has no bar.
+    assert [bar.get_height() for bar in bars] == pytest.approx([16.3, 0.22, 0.025, 1.5])
+    assert bars[-1].get_x() - bars[-2].get_x() == pytest.approx(3)
+    p = pictures(step_blocks=np.zeros(5, int))
+    axes = solve_figures.step_lengths([dataclasses.replace(example(), pictures=p)]).axes
+    assert [t.get_text() for t in axes[0].get_xticklabels()] == list("12345")
 
 
 def test_training_figure(three):
@@ -323,7 +338,8 @@ def test_training_figure(three):
     [
         (figures.robustness, "an attack"),
         (figures.certified, "a certificate"),
-        (figures.trajectories, "pictures"),
+        (solve_figures.trajectories, "pictures"),
+        (solve_figures.step_lengths, "pictures"),
         (figures.training, "metrics"),
     ],
 )
@@ -339,7 +355,8 @@ def test_figures_of_nothing_say_what_is_missing(draw, what):
 def test_figures_survive_any_name(name):
     run = example(name)
     found = [figures.certified([run]), figures.robustness([run])]
-    found += [figures.trajectories([run]), figures.training([run])]
+    found += [solve_figures.trajectories([run]), figures.training([run])]
+    found += [solve_figures.step_lengths([run])]
     for figure in found:
         assert to_png(figure, dpi=30).startswith(b"\x89PNG")
     assert len(legend_of(found[1])) == 1
@@ -369,8 +386,8 @@ def test_page_needs_nothing_else(three, tmp_path):
 def test_page_shows_figures_with_captions_and_what_was_run(three, tmp_path):
     page = Page(report.write(three, tmp_path / "report.html").read_text())
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    # Certified, under attack, images of each run, trajectories, training.
-    assert len(pictures) == 2 + 3 + 1 + 1
+    # Certified, under attack, images of each run, trajectories, steps, training.
+    assert len(pictures) == 2 + 3 + 1 + 1 + 1
     assert all(attributes["alt"] for attributes in pictures)
     assert sum(tag == "figcaption" for tag, _ in page.tags) == len(pictures)
     assert sum(tag == "details" for tag, _ in page.tags) == 3

@@ -167,10 +167,10 @@ def test_fine_tuning_a_plain_model_keeps_its_certificate(
 
 def test_the_bounds_of_the_pass_are_those_asked_for_later(getkey):
     for kind in ("gradient_flow", "ortho", "skew", "hamiltonian"):
-        model = small_model(getkey(), kind, lipschitz=2.0, pieces=2)
+        model = small_model(getkey(), kind, lipschitz=2.0, pieces=(2,))
         plain, bounds = jnode.resolve(model)
         assert float(bounds.lipschitz) == pytest.approx(float(model.lipschitz()))
-        assert float(bounds.field.lipschitz) == float(model.field.lipschitz())
+        assert float(bounds.layers[-1]) == float(model.blocks[0].lipschitz())
         # Near-isometries measure themselves as well as their construction tells.
         assert float(plain.lipschitz()) <= float(bounds.lipschitz) * 1.002
         assert float(plain.lipschitz()) >= float(bounds.lipschitz) * 0.5
@@ -179,7 +179,7 @@ def test_the_bounds_of_the_pass_are_those_asked_for_later(getkey):
 def test_the_bounds_are_no_leaf_of_the_plain_model(getkey):
     model = small_model(getkey(), lipschitz=2.0)
     plain, _ = jnode.resolve(model)
-    sizes = {leaf.size for leaf in jax.tree.leaves(plain.field.weights)}
+    sizes = {leaf.size for leaf in jax.tree.leaves(plain.blocks[0].field.weights)}
     assert min(sizes) > 1
 
 
@@ -294,7 +294,9 @@ def test_claims_that_nobody_verified_are_listed(getkey):
     model = small_model(getkey())
     assert certify.assumptions(model) == []
     mine = jnode.Certified(lambda t, y, args: -y, Bounds(1.0))
-    claimed = eqx.tree_at(lambda m: m.field, model, model.field + mine + Foreign())
+    claimed = eqx.tree_at(
+        lambda m: m.blocks[0].field, model, model.blocks[0].field + mine + Foreign()
+    )
     listed = certify.assumptions(claimed)
     assert len(listed) == 2
     assert "<lambda>" in listed[0] and "Foreign" in listed[1]
@@ -313,8 +315,8 @@ def test_half_precision_is_refused(getkey):
                 lambda m=half: certify.local_radius(m, images),
                 lambda m=half: certify.certified_radii(m, images, np.arange(2)),
                 half.lipschitz,
-                half.field.bounds,
-                lambda m=half: certify.amplification(m.field, m.solver),
+                half.blocks[0].field.bounds,
+                lambda m=half: certify.amplification(m.blocks[0].field, m.solver),
             ):
                 with pytest.raises(TypeError, match=r"float32 or float64, not in"):
                     refused()
@@ -343,7 +345,7 @@ def test_users_products_are_full_where_something_is_certified(getkey):
     jnode.amplification(own, jnode.Solver("rk4", steps=1))
     certify.gronwall(own, jnp.asarray([0.0, 1.0]))
     assert len(seen) == 2
-    model = eqx.tree_at(lambda m: m.field, model, own)
+    model = eqx.tree_at(lambda m: m.blocks[0].field, model, own)
     images = jr.uniform(getkey(), (2, 8, 8, 1))
     certify.radius(model, images)
     certify.local_radius(model, images)

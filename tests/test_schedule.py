@@ -144,8 +144,10 @@ def test_a_field_is_cut_the_same_way_everywhere(getkey, kind):
     for k in range(3):
         part = AROUND[kind](jumping.piece(k))
         here = dict(t0=k / 3, t1=(k + 1) / 3)
-        y = jnode.solve(part, y, solver.piece(k, 3), **here).y
-        bound *= float(certify.amplification(part, solver.piece(k, 3), **here))
+        y = jnode.solve(part, y, solver.part(k / 3, (k + 1) / 3), **here).y
+        bound *= float(
+            certify.amplification(part, solver.part(k / 3, (k + 1) / 3), **here)
+        )
         growth *= float(jnp.exp(part.lipschitz() / 3))
     np.testing.assert_allclose(solution.y, y, atol=1e-5)
     assert certify.amplification(field, solver) == pytest.approx(bound, rel=1e-5)

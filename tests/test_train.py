@@ -129,7 +129,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 def test_bounds_hold_after_training(finished):
     _, model = finished
-    weight = plain(model.field.weights[0])
+    weight = plain(model.blocks[0].field.weights[0])
     values = singular_values(weight, (4, 4, 50))
     assert np.abs(values - 1).max() < 1e-4
     assert values.max() <= float(weight.norm())
@@ -256,12 +256,12 @@ def decayed(config):
     [
         # A bias of two pieces has rank 2, and is a bias.
         (
-            {"field": "gradient_flow", "pieces": 2, "learnable": True},
-            {".field.pieces.weights[0].weight"},
+            {"field": "gradient_flow", "pieces": (2,), "learnable": True},
+            {".layers[1].field.pieces.weights[0].weight"},
         ),
         (
             {"field": "ortho", "time": True, "activation": "householder"},
-            {".field.first.weight", ".field.second.weight"},
+            {".layers[1].field.first.weight", ".layers[1].field.second.weight"},
         ),
         ({"field": "ortho", "constraint": "sll"}, set()),
         ({"field": "skew"}, set()),  # rescaled
@@ -276,9 +276,9 @@ def decayed(config):
                 "unit_norm": False,
             },
             {
-                *(f".encoder.convs[{i}].weight" for i in range(3)),
-                ".field.first.weight",
-                ".field.second.weight",
+                *(f".layers[0].convs[{i}].weight" for i in range(3)),
+                ".layers[1].field.first.weight",
+                ".layers[1].field.second.weight",
                 ".head.weight",
             },
         ),
@@ -291,7 +291,7 @@ def test_which_weights_decay(options, expected):
 def test_decay_changes_what_decays_and_nothing_else(getkey):
     """Without a gradient: the kernel shrinks by rate times decay, all else stays."""
     config = dataclasses.replace(TINY, weight_decay=0.5)
-    model = small_model(getkey(), pieces=2, learnable=True)
+    model = small_model(getkey(), pieces=(2,), learnable=True)
     params = eqx.filter(model, eqx.is_inexact_array)
     optimizer = make_optimizer(config, 10)
     state = optimizer.init(params)
@@ -336,7 +336,7 @@ def test_precision_of_a_run_is_kept(finished, tmp_path):
     for best in (False, True):
         rounded = (load_best if best else jnode.load)(tmp_path / "long")
         assert dtypes(rounded) == {"float32"}
-        for get in (lambda m: m.head.weight, lambda m: m.field.biases[0]):
+        for get in (lambda m: m.head.weight, lambda m: m.blocks[0].field.biases[0]):
             expected = np.asarray(get(trained)).astype(np.float32)
             np.testing.assert_array_equal(get(rounded), expected)
 
@@ -423,8 +423,8 @@ def test_margins_of_equal_rows_have_a_gradient():
 def test_unrest_of_a_field_at_rest(getkey):
     """On fields whose trajectories are known: f = -y, and f = 0."""
     model = small_model(getkey(), "ortho", jnode.Solver("rk4", steps=4))
-    decaying = eqx.tree_at(lambda m: m.field, model, Decay(1.0))
-    resting = eqx.tree_at(lambda m: m.field, model, Decay(0.0))
+    decaying = eqx.tree_at(lambda m: m.blocks[0].field, model, Decay(1.0))
+    resting = eqx.tree_at(lambda m: m.blocks[0].field, model, Decay(0.0))
     states = jr.normal(getkey(), (3, 4, 4, 4))
     mean = jnp.mean(jnp.abs(states), axis=(1, 2, 3))
     keys = jr.split(getkey(), 3)
@@ -440,7 +440,9 @@ def test_unrest_of_a_field_at_rest(getkey):
     ours = losses.lyapunov_unrest(decaying, states, keys)
     assert ours.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
     moving = eqx.tree_at(
-        lambda m: m.field, model, jnode.OrthoField((4, 4, 4), time=True, key=getkey())
+        lambda m: m.blocks[0].field,
+        model,
+        jnode.OrthoField((4, 4, 4), time=True, key=getkey()),
     )
     with pytest.raises(ValueError, match="time-invariant"):
         losses.steady_state_unrest(moving, states, keys)

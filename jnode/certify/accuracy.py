@@ -76,8 +76,7 @@ def certified_radii(
 
 @certifying
 def _certified_radii(model, images, labels, batch_size, mesh):
-    plain, bounds = resolve(model)
-    shared = replicate((plain, bounds.lipschitz), mesh)
+    shared = replicate(resolve(model), mesh)
     size = min(batch_size, shareable(len(labels), mesh))
     parts = [
         np.asarray(_radii(shared, *shard_batch(batch, mesh), mesh))[mask]
@@ -89,9 +88,9 @@ def _certified_radii(model, images, labels, batch_size, mesh):
 @eqx.filter_jit
 def _radii(model, images, labels, mesh):
     def one_batch(model, images, labels):
-        model, lipschitz = model
+        model, bounds = model
         predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
-        return jnp.where(predictions == labels, radii(model, lipschitz, images), -1.0)
+        return jnp.where(predictions == labels, radii(model, bounds, images), -1.0)
 
     return sharded(one_batch, mesh)(model, images, labels)
 

@@ -26,7 +26,7 @@ from jnode.solvers import tableau
 from jnode.solvers.fixed import combine
 
 if TYPE_CHECKING:
-    from jnode.models import ODEClassifier
+    from jnode.models import AbstractLayer, ODEClassifier
 
 PART = 8  # images at a time
 
@@ -70,20 +70,22 @@ def widest(model, images):
 @eqx.filter_jit
 def _local_radius(model, images, shells):
     model = measured(model)
-    lipschitz = model.lipschitz()
-    if model.solver.adaptive or not model.encoder.affine:
-        return radii(model, lipschitz, images)
+    bounds = model.bounds()
+    lipschitz = bounds.lipschitz
+    curved = sum(not layer.affine for layer in model.layers)
+    if model.solver.adaptive or curved > len(model.blocks):
+        return radii(model, bounds, images)
 
     def one(image):
-        y, slack, gaps = margins(model, image, lipschitz)
+        y, slack, gaps = margins(model, image, bounds)
         rows = model.head.rows()
         rows = rows[y][None] - rows
-        steps = list(_forward(model, image))
+        parts = list(_forward(model, image))
         others = jnp.arange(len(gaps)) != y
 
         def constants(r):
             """$K_c(r)$ for every class."""
-            local = jax.vmap(lambda row: _gradient_bound(model, image, steps, row, r))
+            local = jax.vmap(lambda row: _gradient_bound(parts, row, r))
             return jnp.minimum(local(rows), lipschitz * gaps)
 
         def smallest(values):
@@ -118,75 +120,115 @@ def _local_radius(model, images, shells):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Affine:
+    """A layer between the solves, what it was given, and its constant."""
+
+    layer: "AbstractLayer"
+    state: Float[Array, "..."]
+    constant: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Step:
     """A step of the solve of one image, and how far its ball may have spread."""
 
+    method: str
     field: AbstractVectorField
     t: float
     h: float
     stages: list[Float[Array, "*state"]]
-    # Per unit of the ball's radius: of each stage, and of the step's end.
+    # Of each stage, per unit of the ball's radius; and how far it is off by rounding.
     spreads: list[Float[Array, ""]]
+    roundings: list[Float[Array, ""]]
+    # How far the step stretches the ball.
     factor: Float[Array, ""]
 
 
-def _forward(model, image) -> Iterator[_Step]:
-    solver = model.solver
-    a, b, c = (x.tolist() for x in tableau(solver.name))
-    y = model.encoder(image)
-    spread = model.encoder.lipschitz().astype(y.dtype)
-    schedule = solver.plan(model.field, 0.0, 1.0)
-    for k, t, h in schedule.numbers():
-        field = schedule.at(model.field, k)
-        bounds = field.bounds()
-        factor = step_amplification(solver.name, h, bounds)
-        _, _, inner = stage_bounds(solver.name, bounds.lipschitz * h)
-        ks, stages = [], []
-        step = jnp.asarray(h, y.dtype)
-        for i in range(len(b)):
-            stages.append(y + combine(step, a[i][:i], ks, y))
-            ks.append(field(t + c[i] * h, stages[-1]))
-        spreads = [spread * (1 + s) * (1 + 1e-5) for s in inner]
-        yield _Step(field, t, h, stages, spreads, factor)
-        y = y + combine(step, b, ks, y)
-        spread = spread * factor * (1 + 1e-6)
+def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
+    y, blocks = image, iter(model.blocks)
+    spread = error = jnp.ones((), image.dtype)
+    added = jnp.zeros((), image.dtype)
+    for layer in model.layers:
+        # What is rounded here has grown by nothing yet.
+        error = jnp.maximum(error, 1)
+        if layer.affine:
+            constant = layer.lipschitz().astype(y.dtype)
+            yield _Affine(layer, y, constant)
+            y = layer(y)
+            # What steps round up below has room for this product's rounding.
+            spread, error = spread * constant, error * constant
+            added = added + inner_size(layer, y.size).astype(y.dtype)
+            continue
+        block = next(blocks)
+        name = block.solver.name
+        a, b, c = (x.tolist() for x in tableau(name))
+        schedule = block.solver.plan(block.field, block.t0, block.t1)
+        for k, t, h in schedule.numbers():
+            field = schedule.at(block.field, k)
+            bounds = field.bounds()
+            factor = step_amplification(name, h, bounds)
+            _, _, inner = stage_bounds(name, bounds.lipschitz * h)
+            ks, stages = [], []
+            step = jnp.asarray(h, y.dtype)
+            for i in range(len(b)):
+                stages.append(y + combine(step, a[i][:i], ks, y))
+                ks.append(field(t + c[i] * h, stages[-1]))
+            grown = [(1 + s) * (1 + 1e-5) for s in inner]
+            spreads = [spread * g for g in grown]
+            roundings = [
+                ROUNDING
+                * (1 + safe_norm(stage) + inner_size(field, stage.size) + added)
+                * jnp.maximum(1, error * g)
+                for stage, g in zip(stages, grown, strict=True)
+            ]
+            yield _Step(name, field, t, h, stages, spreads, roundings, factor)
+            y = y + combine(step, b, ks, y)
+            spread = spread * factor * (1 + 1e-6)
+            error = error * factor * (1 + 1e-6)
 
 
-def _gradient_bound(model, image, steps: list[_Step], row, r) -> Float[Array, ""]:
+def _gradient_bound(parts: list[_Affine | _Step], row, r) -> Float[Array, ""]:
     """A bound on the gradient of <row, features> over the ball of radius `r`.
 
-    On the way back the cotangent is known as a center and a radius. A step's transposed
-    Jacobian stretches that radius by no more than the step itself stretches.
+    On the way back the cotangent is known as a center and a radius. A layer's or step's
+    transposed Jacobian stretches that radius by no more than it itself stretches.
     """
-    a, b, c = (x.tolist() for x in tableau(model.solver.name))
-    order = range(len(b))
-    center = row.reshape(model.encoder(image).shape)
-    radius = jnp.zeros_like(r)
-    for step in reversed(steps):
-        pulled, spreads = {}, {}
-        lipschitz = step.field.lipschitz().astype(r.dtype)
-        for i in reversed(order):
-            later = [m for m in pulled if a[m][i] != 0]
-            if b[i] == 0 and not later:
-                continue
-            cotangent = step.h * b[i] * center
-            spread = jnp.zeros_like(r)
-            for m in later:
-                cotangent = cotangent + step.h * a[m][i] * pulled[m]
-                spread = spread + step.h * abs(a[m][i]) * spreads[m]
-            t, state = step.t + c[i] * step.h, step.stages[i]
-            _, pull = jax.vjp(lambda y, t=t, f=step.field: f(t, y), state)
-            size = 1 + safe_norm(state) + inner_size(step.field, state.size)
-            rounding = ROUNDING * size * jnp.maximum(1, step.spreads[i])
-            change = vjp_change(
-                step.field, t, state, cotangent, r * step.spreads[i], rounding
-            )
-            pulled[i] = pull(cotangent)[0]
-            spreads[i] = lipschitz * spread + change
-        center = center + sum(pulled.values(), start=jnp.zeros_like(center))
-        radius = step.factor * radius + sum(spreads.values(), start=jnp.zeros_like(r))
-        radius = radius * (1 + 1e-5)
-    _, pull = jax.vjp(model.encoder, image)
-    gradient = pull(center)[0]
-    size = safe_norm(gradient) + ROUNDING * safe_norm(row)
-    return size + model.encoder.lipschitz().astype(r.dtype) * radius
+    center, radius = row, jnp.zeros_like(r)
+    # By how much the affine layers behind can have stretched what was rounded.
+    stretch = jnp.ones_like(r)
+    for part in reversed(parts):
+        if isinstance(part, _Affine):
+            output, pull = jax.vjp(part.layer, part.state)
+            center = pull(center.reshape(output.shape))[0]
+            stretch = stretch * jnp.maximum(part.constant, 1)
+            radius = part.constant * radius
+        else:
+            center = center.reshape(part.stages[0].shape)
+            center, radius = _pull_back(part, center, radius, r)
+    return safe_norm(center) + ROUNDING * safe_norm(row) * stretch + radius
+
+
+def _pull_back(step: _Step, center, radius, r):
+    """The cotangent at a step's end, as a center and a radius, taken to its start."""
+    a, b, c = (x.tolist() for x in tableau(step.method))
+    pulled, spreads = {}, {}
+    lipschitz = step.field.lipschitz().astype(r.dtype)
+    for i in reversed(range(len(b))):
+        later = [m for m in pulled if a[m][i] != 0]
+        if b[i] == 0 and not later:
+            continue
+        cotangent = step.h * b[i] * center
+        spread = jnp.zeros_like(r)
+        for m in later:
+            cotangent = cotangent + step.h * a[m][i] * pulled[m]
+            spread = spread + step.h * abs(a[m][i]) * spreads[m]
+        t, state = step.t + c[i] * step.h, step.stages[i]
+        _, pull = jax.vjp(lambda y, t=t, f=step.field: f(t, y), state)
+        change = vjp_change(
+            step.field, t, state, cotangent, r * step.spreads[i], step.roundings[i]
+        )
+        pulled[i] = pull(cotangent)[0]
+        spreads[i] = lipschitz * spread + change
+    center = center + sum(pulled.values(), start=jnp.zeros_like(center))
+    radius = step.factor * radius + sum(spreads.values(), start=jnp.zeros_like(r))
+    return center, radius * (1 + 1e-5)

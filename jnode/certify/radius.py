@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.constraints import resolve
-from jnode.fields.base import AbstractVectorField, safe_norm
+from jnode.fields.base import safe_norm
 from jnode.linear import AbstractLinear
 
 if TYPE_CHECKING:
-    from jnode.models import ODEClassifier
+    from jnode.models import ModelBounds, ODEClassifier
 
 # Float32 arithmetic moves states by some 1e-7 of their size an operation, and what
 # follows amplifies that like any other difference; a logit difference is taken for
@@ -35,10 +35,12 @@ def radius(
 
     $r = \min_{c \ne y} (z_y - z_c - \delta_c) / (L\,\|w_y - w_c\|)$ for logits
     $z_c = \langle w_c, \phi\rangle + b_c$ of $L$-Lipschitz features $\phi$, with the
-    rounding allowance $\delta_c = 2\cdot 10^{-5}\max(1, L)(1 + \|\phi\| + \beta)\|w_y -
-    w_c\| + 2\cdot 10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, $\beta$
-    the size of the field's biases over a state, stated and not proven: no image within
-    this distance gets another prediction (a sharper form of Tsuzuku et al., NeurIPS
+    rounding allowance $\delta_c = 2\cdot 10^{-5} G (1 + s + \beta)\|w_y - w_c\| +
+    2\cdot 10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, stated and not
+    proven: $s$ is the largest norm of a state where a block ends, $\beta$ the size of
+    the biases over a state, and $G$ the largest product of the constants of the last
+    layers, $\max(1, L)$ for one block behind an isometry. No image within this
+    distance gets another prediction (a sharper form of Tsuzuku et al., NeurIPS
     2018). It says nothing of whether the prediction is right.
 
     **Arguments:** a model, and images with pixels in [0, 1].
@@ -56,27 +58,27 @@ def radius(
 @certifying
 @eqx.filter_jit
 def _radius(model, images):
-    model, bounds = resolve(model)
-    return radii(model, bounds.lipschitz, images)
+    return radii(*resolve(model), images)
 
 
 def radii(
     model: "ODEClassifier",
-    lipschitz: Float[Array, ""],
+    bounds: "ModelBounds",
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, " batch"]:
-    """As `radius`, of a resolved model whose features are `lipschitz`-continuous."""
+    """As `radius`, of a resolved model and the bounds of the same pass."""
     if len(model.head.bias) < 2:
         raise ValueError(
             "model must tell at least 2 classes apart to have a certified radius, not "
             f"{len(model.head.bias)}."
         )
     # Nothing is multiplied by an unknown constant, so that no NaN arises.
-    known = jnp.isfinite(lipschitz)
-    lipschitz = jnp.where(known, lipschitz, 1)
+    known = jnp.isfinite(bounds.lipschitz)
+    bounds = jax.tree.map(lambda x: jnp.where(known, x, 1), bounds)
+    lipschitz = bounds.lipschitz
 
     def one(image):
-        y, slack, gaps = margins(model, image, lipschitz)
+        y, slack, gaps = margins(model, image, bounds)
         others = jnp.arange(len(gaps)) != y
         least = jnp.min(jnp.where(others, slack / gaps, jnp.inf))
         # A constant that is all but 0 would make the quotient infinite.
@@ -91,29 +93,51 @@ def radii(
 def margins(
     model: "ODEClassifier",
     image: Float[Array, "height width channels"],
-    lipschitz: Float[Array, ""],
+    bounds: "ModelBounds",
 ) -> tuple[Int[Array, ""], Float[Array, " classes"], Float[Array, " classes"]]:
     r"""The prediction $y$, each margin $z_y - z_c - \delta_c$, each $\|w_y - w_c\|$."""
     rows = model.head.rows()
-    features = model.embed(image)
+    states = model.states(image)
+    features = states[-1].ravel()
     logits = model.head(features)
     y = jnp.argmax(logits)
     gaps = jax.vmap(safe_norm)(rows[y][None] - rows)
-    # The size that rounding is relative to is that of the states on the way too: a
-    # Lipschitz bound on where zero goes would be larger than |features| needs.
-    size = safe_norm(features)
-    inner = inner_size(model.field, features.size)
+    # The size that rounding is relative to is that of the states on the way too, seen
+    # where each block ends: a Lipschitz bound on where zero goes would be larger than
+    # |features| needs.
+    size = largest = safe_norm(features)
+    inner = jnp.zeros(())
+    for layer, state in zip(model.layers, states, strict=True):
+        inner = inner + inner_size(layer, state.size)
+        if not layer.affine:
+            largest = jnp.maximum(largest, safe_norm(state))
     terms = jax.vmap(safe_norm)(rows) * size + jnp.abs(model.head.bias)
-    allowance = 2 * ROUNDING * (1 + size + inner) * jnp.maximum(1, lipschitz) * gaps
+    allowance = 2 * ROUNDING * (1 + largest + inner) * growth(bounds) * gaps
     allowance = allowance + HEAD_ROUNDING * (terms[y] + terms)
     return y, logits[y] - logits - allowance, gaps
 
 
-def inner_size(field: AbstractVectorField, size: int) -> Float[Array, ""]:
-    """A size of what a field adds up inside, beside the state: its biases, in L2 over a
-    state of so many numbers. Sums in which they cancel later err relative to them."""
+def growth(bounds: "ModelBounds") -> Float[Array, ""]:
+    """By how much an error that is made on the way can have grown at the end.
+
+    The largest product of the constants of the last layers, of none or of all.
+    """
+    dtype = bounds.lipschitz.dtype
+    total, largest = jnp.ones((), dtype), jnp.maximum(1, bounds.lipschitz)
+    for constant in reversed(bounds.layers):
+        total = total * constant.astype(dtype)
+        largest = jnp.maximum(largest, total)
+    return largest
+
+
+def inner_size(tree: PyTree, size: int) -> Float[Array, ""]:
+    """A size of what a field or layer adds up inside, beside the state.
+
+    Its biases, in L2 over a state of so many numbers. Sums in which they cancel later
+    err relative to them.
+    """
     is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
-    leaves = [x for x in jax.tree.leaves(field, is_leaf=is_map) if not is_map(x)]
+    leaves = [x for x in jax.tree.leaves(tree, is_leaf=is_map) if not is_map(x)]
     total = jnp.zeros(())
     for leaf in leaves:
         if eqx.is_inexact_array(leaf):

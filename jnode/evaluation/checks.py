@@ -20,7 +20,8 @@ from jnode.evaluation.gradient_checks import adjoint as adjoint
 from jnode.evaluation.gradient_checks import gradient as gradient
 from jnode.evaluation.gradient_checks import held_steps as held_steps
 from jnode.evaluation.transfers import Transfer, ascend, rescaled
-from jnode.solvers import Solver, plan, solve
+from jnode.models.batched import batched
+from jnode.solvers import Solver
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -243,10 +244,10 @@ class Hardness(eqx.Module):
         return jax.vmap(self.one)(images)
 
     def one(self, image: Float[Array, "height width channels"]) -> Float[Array, " two"]:
-        y0 = self.model.encoder(image)
-        n = plan(self.model.field, 0.0, 1.0).count
+        n = len(self.model.jumps) + 1
         one, two = (
-            solve(self.model.field, y0, Solver("rk4", steps=k * n)).y for k in (1, 2)
+            self.model.with_solver(Solver("rk4", steps=k * n)).embed(image)
+            for k in (1, 2)
         )
         apart = 0.5 * jnp.log(jnp.sum((two - one) ** 2) + 1e-20)
         return jnp.stack([jnp.zeros_like(apart), apart])
@@ -254,8 +255,7 @@ class Hardness(eqx.Module):
 
 @eqx.filter_jit
 def _stats(model, images):
-    one = lambda x: model.solution(x).stats  # noqa: E731
-    return jax.vmap(one)(images)
+    return batched(model).solution(images).stats
 
 
 @eqx.filter_jit

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
@@ -18,8 +18,7 @@ from jnode.attacks.losses import Classifier, Images, loss_and_gradient
 from jnode.attacks.norms import project, random_start, steepest, wide
 from jnode.attacks.simple import traced_steps
 from jnode.models.batched import batched
-from jnode.models.encoders import AbstractEncoder
-from jnode.solvers import Solver, plan
+from jnode.solvers import Solver
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -64,7 +63,7 @@ class NearestMean(eqx.Module):
     distance from it, so that logits have the scale of one.
     """
 
-    encoder: AbstractEncoder
+    encoder: Callable
     means: Float[Array, "classes features"]
     scale: Float[Array, ""]
 
@@ -77,7 +76,7 @@ class NearestMean(eqx.Module):
 
 @eqx.filter_jit
 def nearest_mean(
-    encoder: AbstractEncoder,
+    encoder: Callable,
     images: Float[Array, "n height width channels"],
     labels: Int[Array, " n"],
     classes: int,
@@ -120,7 +119,7 @@ def twins(
     own = dataclasses.replace(model.solver, adjoint="direct")
     if model.solver.adjoint == "backsolve":
         found[f"{own}, direct adjoint"] = batched(model.with_solver(own))
-    pieces = plan(model.field, 0.0, 1.0).count
+    pieces = len(model.jumps) + 1
     makers = {
         "fixed": lambda: Solver("rk4", steps=pieces * -(-FIXED_STEPS // pieces)),
         "finer": lambda: rescaled(own, 10),
@@ -129,7 +128,7 @@ def twins(
     for kind in kinds:
         if kind == "encoder":
             substitute = nearest_mean(
-                model.encoder,
+                model.encode,
                 jnp.asarray(images),
                 jnp.asarray(labels),
                 len(model.head.bias),

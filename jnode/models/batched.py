@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.models.classifier import ODEClassifier, check_pixels
+from jnode.models.layers import ODEBlock
 from jnode.solvers import Solution, solve_batch
 
 Images = Float[Array, "batch height width channels"]
@@ -46,7 +47,9 @@ class Batched(eqx.Module):
         return _logits(self, images, throw)
 
     def solution(self, images: Images, *, throw: bool = True) -> Solution:
-        """The solutions of an `ODEClassifier`'s ODE, each sample's steps its own.
+        """The state after all layers, and the statistics of all blocks, summed.
+
+        Each sample's steps are its own. `throw` is that of `jnode.solve`.
 
         **Raises:** `TypeError` for another model; `ValueError` as a call does.
         """
@@ -73,7 +76,7 @@ def _logits(whole, images, throw):
 def logits(
     model: ODEClassifier, ends: Float[Array, "batch *state"]
 ) -> Float[Array, "batch classes"]:
-    """The logits of states at the end of the ODE."""
+    """The logits of states behind the last layer."""
     return jax.vmap(lambda y: model.head(y.ravel()))(ends)
 
 
@@ -90,8 +93,17 @@ def _solved(whole, images, throw):
             f"and channels behind, not {images.shape}."
         )
     check_pixels(images)
-    solver = model.solver
-    if whole.tolerances is not None:
-        solver = solver.at(jax.lax.stop_gradient(whole.tolerances))
-    states = jax.vmap(model.encoder)(images)
-    return solve_batch(model.field, states, solver, throw=throw)
+    # The whole batch through one layer before the next.
+    states, found = images, []
+    for layer in model.layers:
+        if not isinstance(layer, ODEBlock):
+            states = jax.vmap(layer)(states)
+            continue
+        solver = layer.solver
+        if whole.tolerances is not None:
+            solver = solver.at(jax.lax.stop_gradient(whole.tolerances))
+        times = {"t0": layer.t0, "t1": layer.t1}
+        found.append(solve_batch(layer.field, states, solver, throw=throw, **times))
+        states = found[-1].y
+    stats = jax.tree.map(lambda *counts: sum(counts), *(one.stats for one in found))
+    return Solution(states, stats, found[0].t0, found[-1].t1)

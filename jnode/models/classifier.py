@@ -1,19 +1,22 @@
-"""The image classifier: encoder, ODE block, head."""
+"""The image classifier: layers in sequence, and a linear head."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import check_positive
-from jnode.bounds import Bounds
-from jnode.certify.amplification import amplification
+from jnode.certify.precision import certifying
 from jnode.constraints import measured, plain
-from jnode.fields import AbstractVectorField
-from jnode.models.encoders import AbstractEncoder
-from jnode.solvers import Solution, Solver, solve
+from jnode.fields.piecewise import jumps
+from jnode.models.layers import AbstractLayer, ODEBlock
+from jnode.solvers import Solver, join
 
 
 class Head(eqx.Module):
@@ -48,27 +51,73 @@ class ModelBounds(eqx.Module):
 
     - `lipschitz`: an upper bound on the L2 Lipschitz constant from image to features,
       of the numerical map; `inf` for adaptive solvers and unconstrained parts.
-    - `encoder`: the encoder's share of it.
-    - `field`: the bounds of the vector field, holding at all times.
+    - `layers`: the constant of each layer, whose product that is.
     """
 
     lipschitz: Float[Array, ""]
-    encoder: Float[Array, ""]
-    field: Bounds
+    layers: tuple[Float[Array, ""], ...]
 
 
 class ODEClassifier(eqx.Module):
     """Classifies an image by where a trajectory ends.
 
-    $y(0)$ is the encoded image, $dy/dt = f(t, y)$ is solved numerically to $t = 1$, and
-    the logits are a linear function of $y(1)$.
+    The image goes through the layers one after another, and the logits are a linear
+    function of the last state. The ODE blocks among the layers rule consecutive
+    intervals of time, so the whole is one trajectory, which one `Solver` describes; the
+    layers between them may change the grid on which the state lives.
     """
 
-    encoder: AbstractEncoder
-    field: AbstractVectorField
+    layers: tuple[AbstractLayer, ...]
     head: Head
-    solver: Solver = eqx.field(static=True)
     image_shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        layers: Sequence[AbstractLayer],
+        head: Head,
+        image_shape: tuple[int, int, int],
+    ):
+        """**Arguments:** the layers; the head, of as many features as the last state
+        has entries; and the shape of an image (height, width, channels).
+
+        **Raises:** `ValueError` for layers without an ODE block, blocks whose intervals
+        do not follow each other, or that are not parts of one solver.
+        """
+        self.layers, self.head = tuple(layers), head
+        self.image_shape = image_shape
+        if not self.blocks:
+            raise ValueError("layers must hold at least one ODEBlock.")
+        for before, after in itertools.pairwise(self.blocks):
+            if before.t1 != after.t0:
+                raise ValueError(
+                    "layers must hold blocks of consecutive times: one ends at "
+                    f"t1 = {before.t1:g}, and the next begins at t0 = {after.t0:g}."
+                )
+        _ = self.solver  # refuses parts of different ones
+
+    @property
+    def blocks(self) -> tuple[ODEBlock, ...]:
+        """The ODE blocks among the layers."""
+        return tuple(x for x in self.layers if isinstance(x, ODEBlock))
+
+    @property
+    def solver(self) -> Solver:
+        """The solver of the whole: each block's part of it is the block's own."""
+        return join([block.solver for block in self.blocks], self._edges)
+
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """The times at which weights jump, inside a block or from one to the next."""
+        starts = {block.t0 for block in self.blocks[1:]}
+        for b in self.blocks:
+            starts.update(t for t in jumps(b.field) if b.t0 < t < b.t1)
+        return tuple(sorted(starts))
+
+    @property
+    def _edges(self) -> list[float]:
+        """Where blocks begin and end, as shares of the whole time."""
+        ends = [self.blocks[0].t0, *(block.t1 for block in self.blocks)]
+        return [(t - ends[0]) / (ends[-1] - ends[0]) for t in ends]
 
     def __call__(
         self, image: Float[Array, "height width channels"]
@@ -80,40 +129,61 @@ class ODEClassifier(eqx.Module):
         """
         return self.head(self.embed(image))
 
-    def solution(
-        self, image: Float[Array, "height width channels"], *, throw: bool = True
-    ) -> Solution:
-        """The ODE's solution for one image; `throw` as of `jnode.solve`."""
+    def states(
+        self, image: Float[Array, "height width channels"]
+    ) -> tuple[Float[Array, "..."], ...]:
+        """The state after each layer."""
         _check_image(self, image)
-        return solve(self.field, self.encoder(image), self.solver, throw=throw)
+        states = [image]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return tuple(states[1:])
 
     def embed(
         self, image: Float[Array, "height width channels"]
     ) -> Float[Array, " features"]:
         """The features $\\phi$ that feed the logits."""
-        return self.solution(image).y.ravel()
+        return self.states(image)[-1].ravel()
 
-    def lipschitz(self, solver: Solver | None = None) -> Float[Array, ""]:
+    def encode(
+        self, image: Float[Array, "height width channels"]
+    ) -> Float[Array, "..."]:
+        """The state that the first ODE block starts from."""
+        _check_image(self, image)
+        for layer in self.layers:
+            if isinstance(layer, ODEBlock):
+                break
+            image = layer(image)
+        return image
+
+    def trajectories(
+        self, image: Float[Array, "height width channels"]
+    ) -> list[tuple[Float[np.ndarray, " times"], Float[Array, "times ..."]]]:
+        """The times of each block, and the states there (see `ODEBlock.trajectory`)."""
+        starts = zip(self.layers, (image, *self.states(image)), strict=False)
+        return [x.trajectory(y) for x, y in starts if isinstance(x, ODEBlock)]
+
+    def lipschitz(self) -> Float[Array, ""]:
         """A certified upper bound on the L2 Lipschitz constant from image to features.
 
-        Of the numerical map that `solver` (by default the model's own) computes; `inf`
-        for adaptive solvers and unconstrained parts.
+        Of the numerical map that is computed; `inf` for adaptive solvers and
+        unconstrained parts.
         """
-        solver = self.solver if solver is None else solver
-        growth = amplification(self.field, solver)
-        encoder = self.encoder.lipschitz().astype(growth.dtype)
-        return encoder * growth * (1 + 4 * jnp.finfo(growth.dtype).eps)
+        return self.bounds().lipschitz
 
+    @certifying
     def bounds(self) -> ModelBounds:
         """What is certified of the model, from the arrays that it holds now."""
-        model = measured(self)
-        return ModelBounds(
-            model.lipschitz(), model.encoder.lipschitz(), model.field.bounds()
-        )
+        constants = tuple(layer.lipschitz() for layer in measured(self.layers))
+        return ModelBounds(_product(constants), constants)
 
     def with_solver(self, solver: Solver) -> "ODEClassifier":
-        """The same weights, solved by another solver."""
-        return dataclasses.replace(self, solver=solver)
+        """The same weights, solved by another solver: each block takes its part.
+
+        **Raises:** `ValueError` where a fixed step would cross from block to block.
+        """
+        parts = [solver.part(*share) for share in itertools.pairwise(self._edges)]
+        return self._solved_by(parts)
 
     def freeze(self, image: Float[Array, "height width channels"]) -> "ODEClassifier":
         """The same weights, on the steps that the adaptive solver takes for one image.
@@ -125,11 +195,53 @@ class ODEClassifier(eqx.Module):
 
         **Raises:** `ValueError` for a model whose steps are fixed.
         """
-        return self.with_solver(self.solver.freeze(self.solution(image).schedule))
+        starts = zip(self.layers, (image, *self.states(image)), strict=False)
+        return self._solved_by(
+            [x.freeze(y) for x, y in starts if isinstance(x, ODEBlock)]
+        )
+
+    def _solved_by(self, solvers: Sequence[Solver]) -> "ODEClassifier":
+        """The same weights, each block with the solver of its own that is given."""
+        rest = iter(solvers)
+        layers = [
+            dataclasses.replace(layer, solver=next(rest))
+            if isinstance(layer, ODEBlock)
+            else layer
+            for layer in self.layers
+        ]
+        return dataclasses.replace(self, layers=layers)
 
     def bake(self) -> "ODEClassifier":
         """An equal model that holds plain matrices: for inference, attacks."""
         return plain(self)
+
+
+def _product(constants: tuple[Float[Array, ""], ...]) -> Float[Array, ""]:
+    """Rounded up, in the shortest type among them."""
+    dtype = min((x.dtype for x in constants), key=lambda dtype: dtype.itemsize)
+    total = jnp.ones((), dtype)
+    for constant in constants:
+        # A product that vanished would be a bound no more.
+        total = jnp.maximum(total * constant.astype(dtype), jnp.finfo(dtype).tiny)
+    return total * (1 + (2 + len(constants)) * jnp.finfo(dtype).eps)
+
+
+@eqx.filter_jit
+def step_lengths(
+    model: ODEClassifier, images: Float[Array, "batch height width channels"]
+) -> list[Float[Array, " steps"]]:
+    """How far the state moves in each step of each block, in L2: the mean over images.
+
+    A model whose state stands still after its first step is no deeper than that step.
+    Of an adaptive solver, the lengths are between times that are equally spaced.
+    """
+    model = plain(model)
+
+    def one(image):
+        moves = [jnp.diff(y, axis=0) for _, y in model.trajectories(image)]
+        return [jnp.linalg.norm(m.reshape(len(m), -1), axis=1) for m in moves]
+
+    return [jnp.mean(lengths, axis=0) for lengths in jax.vmap(one)(images)]
 
 
 def _check_image(model: ODEClassifier, image: Array) -> None:

@@ -2,8 +2,11 @@
 
 import dataclasses
 import inspect
+import math
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
@@ -18,8 +21,17 @@ from jnode.fields import (
     PiecewiseField,
     SkewField,
 )
+from jnode.linear import SpaceToDepth
 from jnode.models.classifier import Head, ODEClassifier
-from jnode.models.encoders import ConvEncoder, IsometricEncoder
+from jnode.models.layers import (
+    AbstractLayer,
+    ConvEncoder,
+    Flatten,
+    Lift,
+    Linear,
+    ODEBlock,
+    PositionBias,
+)
 from jnode.solvers import Solver
 
 FIELDS: dict[str, type[AbstractVectorField]] = {
@@ -39,21 +51,34 @@ class ModelConfig:
     - `field`: "ortho", "gradient_flow", "skew", "hamiltonian" or "free"
         (unconstrained).
     - `encoder`: "isometric" (norm 1) or "conv" (free, as in the ODENet literature).
-    - `features`: channels of the state.
+    - `features`: channels of the first block's state.
     - `patch`: side of the isometric encoder's blocks of pixels.
-    - `pieces`: fields with weights of their own, one after another in time. The
-        solver's steps must be a multiple.
+    - `pieces`: for each ODE block, how many fields with weights of their own it has,
+        one after another in time. From block to block the grid's sides are halved, and
+        the channels become four times as many.
+    - `dense`: pieces of one more block at the end, whose fields act on the whole state
+        as a vector; by default there is none.
+    - `dense_hidden`: inner units of that block's fields; by default `hidden`.
+    - `position`: whether a bias for each position and channel is learned in front of
+        the first block, and of each block whose grid is new.
     - `unit_norm`: whether the head's rows have norm 1.
 
+    All pieces last equally long, and together from 0 to 1, so the solver's steps must
+    be a multiple of their number. The Lipschitz constant is that of each field.
+
     The other options are the field's, by the same names (see its class); those it does
-    not have must stay as they are. `None` leaves the choice to the field.
+    not have must stay as they are. `None` leaves the choice to the field. `hidden` is
+    the first block's: it grows with the channels.
     """
 
     field: str = "ortho"
     encoder: str = "isometric"
     features: int = 32
     patch: int = 4
-    pieces: int = 1
+    pieces: tuple[int, ...] = (1,)
+    dense: int = 0
+    dense_hidden: int | None = None
+    position: bool = False
     unit_norm: bool = True
     lipschitz: float = 1.0
     learnable: bool = False
@@ -71,11 +96,32 @@ class ModelConfig:
     def __post_init__(self):
         check_choice("field", self.field, FIELDS)
         check_choice("encoder", self.encoder, ENCODERS)
-        check_positive(pieces=self.pieces)
+        if not isinstance(self.pieces, tuple) or not self.pieces:
+            raise ValueError(
+                "pieces must name the pieces of each block, as (8,) does for one, not "
+                f"{self.pieces!r}."
+            )
+        for count in self.pieces:
+            check_positive(pieces=count)
+        if self.dense != 0:
+            check_positive(dense=self.dense)
+        if self.dense_hidden is not None:
+            check_positive(dense_hidden=self.dense_hidden)
+            if not self.dense or "hidden" not in _accepted(self.field):
+                raise ValueError(
+                    "dense_hidden must be left out without a dense block, and for a "
+                    f"field without inner units; it is {self.dense_hidden}, with dense "
+                    f"{self.dense} and field {self.field!r}."
+                )
         field_options(self)
 
 
-_OWN = ("field", "encoder", "features", "patch", "pieces", "unit_norm")
+def _accepted(field: str) -> Mapping[str, Any]:
+    return inspect.signature(FIELDS[field]).parameters
+
+
+# The options that are some field's; the others are the model's own.
+_FIELD_OPTIONS = {name for field in FIELDS for name in _accepted(field)}
 
 
 def field_options(config: ModelConfig) -> dict[str, Any]:
@@ -83,11 +129,11 @@ def field_options(config: ModelConfig) -> dict[str, Any]:
 
     **Raises:** `ValueError` for one that was set but is not the field's.
     """
-    accepted = inspect.signature(FIELDS[config.field]).parameters
+    accepted = _accepted(config.field)
     options = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if item.name in _OWN or value is None:
+        if item.name not in _FIELD_OPTIONS or value is None:
             continue
         if item.name in accepted:
             options[item.name] = value
@@ -114,26 +160,61 @@ def build(
 
     **Raises:** `ValueError` for a configuration that fits no such image or solver.
     """
-    for index in range(config.pieces):
-        solver.piece(index, config.pieces)
+    counts = [*config.pieces, config.dense] if config.dense else config.pieces
+    total = sum(counts)
+    for k in range(total):
+        solver.part(k / total, (k + 1) / total)  # refuses steps that cross a jump
     keys = jr.split(key, 3)
     if config.encoder == "isometric":
-        encoder = IsometricEncoder(
-            image_shape, patch=config.patch, features=config.features
-        )
+        first = Lift(image_shape, patch=config.patch, features=config.features)
     else:
-        encoder = ConvEncoder(image_shape, features=config.features, key=keys[0])
-    shape = encoder(jnp.zeros(image_shape)).shape
-    field = _field(config, shape, keys[1])
-    size = shape[0] * shape[1] * shape[2]
-    head = Head(size, classes, unit_norm=config.unit_norm, key=keys[2])
-    return ODEClassifier(encoder, field, head, solver, image_shape)
+        first = ConvEncoder(image_shape, features=config.features, key=keys[0])
+    layers: list[AbstractLayer] = [first]
+    shape = jax.eval_shape(first, jnp.zeros(image_shape)).shape
+    hidden, done = config.hidden, 0
+    for index, count in enumerate(counts):
+        if index == len(config.pieces):
+            hidden = config.dense_hidden or hidden or shape[-1]
+            shape = (math.prod(shape),)
+            layers.append(Flatten())
+        elif index:
+            hidden = 4 * hidden if hidden else None
+            shape = _halved(shape, config.pieces)
+            layers.append(Linear(SpaceToDepth(2)))
+        if config.position and len(shape) == 3:
+            layers.append(PositionBias(shape))
+        times = (done / total, (done + count) / total)
+        fields_key = jr.fold_in(keys[1], index) if index else keys[1]
+        field = _field(config, shape, hidden, count, times, fields_key)
+        layers.append(ODEBlock(field, solver.part(*times), *times))
+        done += count
+    head = Head(math.prod(shape), classes, unit_norm=config.unit_norm, key=keys[2])
+    return ODEClassifier(layers, head, image_shape)
 
 
-def _field(config: ModelConfig, shape, key) -> AbstractVectorField:
+def _halved(shape: tuple[int, ...], pieces: tuple[int, ...]) -> tuple[int, int, int]:
+    height, width, channels = shape
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"pieces must name no more blocks than the grid can be halved for: {pieces}"
+            f" are {len(pieces)}, and a grid of {height} by {width} cannot be."
+        )
+    return height // 2, width // 2, 4 * channels
+
+
+def _field(
+    config: ModelConfig,
+    shape: tuple[int, ...],
+    hidden: int | None,
+    count: int,
+    times: tuple[float, float],
+    key: PRNGKeyArray,
+) -> AbstractVectorField:
     kind: Any = FIELDS[config.field]
     options = field_options(config)
-    if config.pieces == 1:
+    if hidden is not None and "hidden" in _accepted(config.field):
+        options["hidden"] = hidden
+    if count == 1:
         return kind(shape, key=key, **options)
-    keys = jr.split(key, config.pieces)
-    return PiecewiseField([kind(shape, key=key, **options) for key in keys])
+    fields = [kind(shape, key=k, **options) for k in jr.split(key, count)]
+    return PiecewiseField(fields, t0=times[0], t1=times[1])

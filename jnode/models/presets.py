@@ -16,7 +16,7 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     # Gradient flows of different weights, one after another, each for one Euler step at
     # the edge of circle contractivity: hL = 2, which preserves distances best.
     "contractive": (
-        ModelConfig(field="gradient_flow", lipschitz=6.0, hidden=64, pieces=3),
+        ModelConfig(field="gradient_flow", lipschitz=6.0, hidden=64, pieces=(3,)),
         Solver("euler", steps=3),
     ),
     # One such step: no ODE but a layer (Meunier et al., ICML 2022).
@@ -28,13 +28,13 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     # piece one Euler step with hL = 2 (a convex potential layer).
     "certified_mnist": (
         ModelConfig(
-            field="gradient_flow", features=64, hidden=32, pieces=6, lipschitz=12.0
+            field="gradient_flow", features=64, hidden=32, pieces=(6,), lipschitz=12.0
         ),
         Solver("euler", steps=6),
     ),
     "certified_cifar10": (
         ModelConfig(
-            field="gradient_flow", features=64, hidden=32, pieces=8, lipschitz=16.0
+            field="gradient_flow", features=64, hidden=32, pieces=(8,), lipschitz=16.0
         ),
         Solver("euler", steps=8),
     ),

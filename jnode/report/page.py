@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jnode._files import write_atomic
-from jnode.report import figures, parts
+from jnode.report import figures, parts, solve_figures
 from jnode.report.results import RunReport, distinct
 from jnode.report.style import STYLE, to_png
 
@@ -28,6 +28,9 @@ CAPTIONS = {
     "trajectories": "How far a clean and an attacked image's trajectories are apart, "
     "relative to where they began: measured on the numerical solve (thin lines), and "
     "the certified envelopes of the exact flow (thick). Shaded: where it must stay.",
+    "step_lengths": "How far the state moves in each step of the solve, in L2: the "
+    "mean over some test images. Where it stands still after its first step, the other "
+    "steps add nothing.",
     "training": "Training batches, once an epoch; losses of different kinds do not "
     "compare.",
 }
@@ -115,7 +118,8 @@ def _pictures(runs: Sequence[RunReport]) -> list[str]:
         body.append(f"<h3>{parts.dot(i)}{escape(run.name)}</h3>")
         body.append(figure_html(figures.images(p), caption))
     body.append("<h2>Along the solve</h2>")
-    body.append(_drawn("trajectories", figures.trajectories(runs)))
+    body.append(_drawn("trajectories", solve_figures.trajectories(runs)))
+    body.append(_drawn("step_lengths", solve_figures.step_lengths(runs)))
     return body
 
 

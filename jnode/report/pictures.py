@@ -17,21 +17,26 @@ from jaxtyping import Float, Int
 from jnode import certify
 from jnode._files import write_atomic
 from jnode.attacks import AbstractAttack, Outcome, describe
-from jnode.solvers import trajectory
+from jnode.models import ODEBlock, step_lengths
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
 
+MEASURED = 32
+"""Test images whose steps are measured."""
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    r"""Clean and attacked images, and how far their trajectories part.
+    r"""Clean and attacked images, their trajectories, and the length of each step.
 
     `distances` is $\|y(t) - z(t)\|$ of each pair at `times`; the envelopes bound its
     growth $\|y(t) - z(t)\| / \|y(0) - z(0)\|$ for the exact flow (not finite where
-    nothing is known). `class_names` may stay empty: then classes go by their number.
+    nothing is known). Between blocks a time stands twice, before and after the layers
+    there. `step_lengths` is how far the state moves in each step, a mean over test
+    images, and `step_blocks` in which block, from 0. `class_names` may stay empty: then
+    classes go by their number.
 
     **Raises:** `ValueError` where the arrays do not fit together.
     """
@@ -46,6 +51,8 @@ class Pictures:
     distances: Float[np.ndarray, "pairs times"]
     gronwall: Float[np.ndarray, " times"]
     log_norm: Float[np.ndarray, " times"]
+    step_lengths: Float[np.ndarray, " steps"]
+    step_blocks: Int[np.ndarray, " steps"]
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -58,6 +65,7 @@ class Pictures:
             "distances": (n, k),
             "gronwall": (k,),
             "log_norm": (k,),
+            "step_blocks": self.step_lengths.shape,
         }
         for name, shape in expected.items():
             found = getattr(self, name).shape
@@ -127,22 +135,9 @@ def pairs(
         return None
     shown = found.samples[:n]
 
-    @eqx.filter_jit
-    def states(model, images):
-        return jax.vmap(
-            lambda x: trajectory(model.field, model.encoder(x), model.solver)[1]
-        )(images)
-
-    start = model.encoder(jnp.asarray(images[0]))
-    times, _ = trajectory(model.field, start, model.solver)
-    clean, attacked = (
-        states(model, jnp.asarray(x)) for x in (images[shown], found.shown)
-    )
-    difference = np.asarray(clean - attacked).reshape(n, len(times), -1)
-    grid = jnp.asarray(times, jnp.float32)
-    envelopes = [
-        f(model.field, grid) for f in (certify.gronwall, certify.log_norm_envelope)
-    ]
+    clean, attacked = (jnp.asarray(x) for x in (images[shown], found.shown))
+    times = [t for t, _ in model.trajectories(clean[0])]
+    lengths = step_lengths(model, jnp.asarray(images[:MEASURED]))
     return Pictures(
         attack=describe(attacks[chosen]),
         clean=images[shown],
@@ -150,8 +145,33 @@ def pairs(
         labels=outcome.labels[shown],
         clean_predictions=outcome.predictions[shown],
         adversarial_predictions=found.predictions[:n],
-        times=np.asarray(grid),
-        distances=np.linalg.norm(difference, axis=-1),
-        gronwall=np.asarray(envelopes[0]),
-        log_norm=np.asarray(envelopes[1]),
+        times=np.concatenate(times).astype(np.float32),
+        distances=np.asarray(_distances(model, clean, attacked)),
+        gronwall=_envelope(model, times, certify.gronwall),
+        log_norm=_envelope(model, times, certify.log_norm_envelope),
+        step_lengths=np.concatenate([np.asarray(steps) for steps in lengths]),
+        step_blocks=np.repeat(np.arange(len(lengths)), [len(x) for x in lengths]),
     )
+
+
+@eqx.filter_jit
+def _distances(model, clean, attacked):
+    def one(x, z):
+        pairs = zip(model.trajectories(x), model.trajectories(z), strict=True)
+        apart = [(a - b).reshape(len(a), -1) for (_, a), (_, b) in pairs]
+        return jnp.concatenate([jnp.linalg.norm(d, axis=1) for d in apart])
+
+    return jax.vmap(one)(clean, attacked)
+
+
+def _envelope(model, times, envelope) -> Float[np.ndarray, " times"]:
+    """Of all blocks, with the layers between them."""
+    found, grown, blocks = [], 1.0, 0
+    for layer in model.layers:
+        if isinstance(layer, ODEBlock):
+            within = envelope(layer.field, jnp.asarray(times[blocks], jnp.float32))
+            found.append(grown * np.asarray(within))
+            grown, blocks = found[-1][-1], blocks + 1
+        elif blocks:
+            grown = grown * float(layer.lipschitz())
+    return np.concatenate(found)

@@ -7,5 +7,6 @@ from jnode.solvers.solve import solve as solve
 from jnode.solvers.solve import solve_batch as solve_batch
 from jnode.solvers.solve import trajectory as trajectory
 from jnode.solvers.solver import Solver as Solver
+from jnode.solvers.solver import join as join
 from jnode.solvers.tableaus import SOLVERS as SOLVERS
 from jnode.solvers.tableaus import tableau as tableau

@@ -1,6 +1,8 @@
 """The description of a numerical solver: what method, what steps, what adjoint."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
@@ -134,21 +136,21 @@ class Solver:
         shares = (times - times[0]) / (times[-1] - times[0])
         return Solver(self.name, grid=tuple(shares.tolist()), adjoint=self.adjoint)
 
-    def piece(self, index: int, count: int) -> "Solver":
-        """The part of this solver's steps in one of `count` equal parts of an interval.
+    def part(self, start: float, end: float) -> "Solver":
+        """What this solver does between two shares of its interval, 0 <= start < end.
 
-        **Raises:** `ValueError` where a fixed step would cross from part to part.
+        Fixed steps are those that lie between them; an adaptive solver stays as it is.
+
+        **Raises:** `ValueError` where a fixed step would cross one of the two.
         """
-        if self.steps is None or count == 1:
+        if self.adaptive or (start, end) == (0, 1):
             return self
         name = "steps" if self.grid is None else "grid"
-        jumps = [k / count for k in range(count + 1)]
-        first, last = ends_at(self.shares, jumps, name)[index : index + 2]
+        first, last = ends_at(self.shares, [start, end], name)
         if self.grid is None:
             return dataclasses.replace(self, steps=last - first)
-        inside = (np.asarray(self.grid) * count - index)[first + 1 : last]
-        grid = (0.0, *inside.tolist(), 1.0)
-        return dataclasses.replace(self, grid=grid, steps=None)
+        inside = (self.shares[first + 1 : last] - start) / (end - start)
+        return dataclasses.replace(self, grid=(0.0, *inside.tolist(), 1.0), steps=None)
 
     def check_agreement(
         self,
@@ -231,3 +233,42 @@ class Solver:
     def diffrax(self) -> diffrax.AbstractSolver:
         """The Diffrax solver of this name."""
         return SOLVERS[self.name]()
+
+
+def join(solvers: Sequence[Solver], edges: Sequence[float]) -> Solver:
+    """The one solver that does what each of several does on its part of the interval.
+
+    **Arguments:** the solvers; and where their parts begin and end, as shares of the
+    interval, from 0 to 1. `Solver.part` of the result gives them back, fixed steps up
+    to rounding.
+
+    **Raises:** `ValueError` for solvers that differ in more than their steps.
+    """
+    first = solvers[0]
+    if len(solvers) == 1:
+        return first
+    if len({_without_steps(solver) for solver in solvers}) > 1:
+        raise ValueError(
+            "solvers must differ in nothing but their steps to make one solver, not "
+            f"{', '.join(map(str, solvers))}: give all the same name, adjoint and "
+            "tolerances."
+        )
+    if first.adaptive:
+        return first
+    grid = [0.0]
+    for solver, (start, end) in zip(solvers, itertools.pairwise(edges), strict=True):
+        grid += (start + (end - start) * solver.shares[1:]).tolist()
+    steps = len(grid) - 1
+    if np.allclose(grid, np.arange(steps + 1) / steps, rtol=0, atol=1e-9):
+        return dataclasses.replace(first, grid=None, steps=steps)
+    return dataclasses.replace(first, grid=(*grid[:-1], 1.0), steps=None)
+
+
+def _without_steps(solver: Solver) -> tuple:
+    return (
+        solver.name,
+        solver.adaptive,
+        solver.tolerances,
+        solver.max_steps,
+        solver.adjoint,
+    )

@@ -87,7 +87,7 @@ WIDTHS = {1: 32, 3: 64}
 MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     "cnn": (FREE, Solver("euler", steps=1)),
     "resnet": (
-        dataclasses.replace(FREE, pieces=4, hidden=8),
+        dataclasses.replace(FREE, pieces=(4,), hidden=8),
         Solver("euler", steps=4),
     ),
     "odenet": (FREE, RK4),
@@ -96,7 +96,7 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     # Steps of hL = 2, each with weights of its own: a second one by the same weights
     # would find the state at rest.
     "contractive": (
-        ModelConfig("gradient_flow", lipschitz=8.0, hidden=16, pieces=4),
+        ModelConfig("gradient_flow", lipschitz=8.0, hidden=16, pieces=(4,)),
         Solver("euler", steps=4),
     ),
     "skew": (ModelConfig("skew", lipschitz=2.0, damping=0.5), RK4),

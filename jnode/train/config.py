@@ -90,12 +90,11 @@ class TrainConfig:
                 f"encoder {self.model.encoder!r} has none: take a fixed-step solver, a "
                 "constrained field and the isometric encoder, or loss.name natural."
             )
-        if self.loss.name == "steady_state" and (
-            self.model.time or self.model.pieces > 1
-        ):
+        last = self.model.dense or self.model.pieces[-1]
+        if self.loss.name == "steady_state" and (self.model.time or last > 1):
             raise ValueError(
-                "model.time and model.pieces must be left out for the steady_state "
-                "loss, whose field must not change with time."
+                "model.time must be left out, and the last block must have one piece, "
+                "for the steady_state loss, whose field must not change with time."
             )
         for name in ("learning_rate", "max_loss"):
             if not getattr(self, name) > 0:

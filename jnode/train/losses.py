@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from jnode.attacks import PGD
 from jnode.constraints import resolve
 from jnode.fields.base import takes_batches, time_invariant
-from jnode.models import ODEClassifier
+from jnode.models import ODEBlock, ODEClassifier
 from jnode.models.batched import batched
 from jnode.models.batched import logits as logits_of
 from jnode.solvers import trajectory
@@ -150,24 +150,28 @@ def steady_state_unrest(
     r"""$\int_T^{2T} |f(y(t))|\,dt$ beyond the end $T = 1$, a mean over the state.
 
     The steady-state constraint of TisODE (Yan et al., ICLR 2020), by the trapezoidal
-    rule on the states that the model's solver passes through. The field must be
-    time-invariant.
+    rule on the states that the solver passes through. With several blocks it is of the
+    last one, for as long again as it lasts. Its field must be time-invariant.
 
-    **Raises:** `ValueError` for one that is not.
+    **Raises:** `ValueError` for one that is not, or a model that ends with no block.
     """
     del keys
-    if not time_invariant(model.field):
+    block = _last_block(model)
+    field = block.field
+    if not time_invariant(field):
         raise ValueError(
-            "model.field must be time-invariant for the steady-state loss, as a point "
-            "of rest of one field is none of the next: leave out time, and pieces."
+            "the last block's field must be time-invariant for the steady-state loss, "
+            "as a point of rest of one field is none of the next: leave out time, and "
+            "pieces."
         )
+    t0, t1 = block.t1, 2 * block.t1 - block.t0
 
     def speeds(y):
-        times, path = trajectory(model.field, y, model.solver, t0=1.0, t1=2.0)
-        rates = jax.lax.map(lambda y: model.field(1.0, y), path)
+        times, path = trajectory(field, y, block.solver, t0=t0, t1=t1)
+        rates = jax.lax.map(lambda y: field(t0, y), path)
         return jnp.asarray(times, rates.dtype), jnp.abs(rates)
 
-    if takes_batches(model.field) and not model.solver.adaptive:
+    if takes_batches(field) and not block.solver.adaptive:
         times, rates = speeds(jnp.moveaxis(states, 0, -2))
         rates = jnp.moveaxis(rates, -2, 0)
         times = jnp.broadcast_to(times, rates.shape[:2])
@@ -187,11 +191,15 @@ def lyapunov_unrest(
     negative and dominant diagonal, so that its eigenvalues lie in the left half plane
     (Gershgorin). After SODEF (Kang et al., NeurIPS 2021), with means over a few random
     rows $i$ in place of sums over all, of which a convolution has too many, and
-    softplus in place of exp, which overflows there.
+    softplus in place of exp, which overflows there. With several blocks it is of the
+    last one.
+
+    **Raises:** `ValueError` for a model that ends with no block.
     """
+    block = _last_block(model)
 
     def one(y, key):
-        value, pull = jax.vjp(lambda y: model.field(1.0, y), y)
+        value, pull = jax.vjp(lambda y: block.field(block.t1, y), y)
         rows = jr.choice(key, y.size, (min(ROWS, y.size),), replace=False)
         units = jax.nn.one_hot(rows, y.size, dtype=y.dtype).reshape(-1, *y.shape)
         jacobian = jax.vmap(lambda u: pull(u)[0])(units).reshape(len(rows), -1)
@@ -203,6 +211,16 @@ def lyapunov_unrest(
         return speed + softplus(jnp.mean(diagonal)) + softplus(dominance)
 
     return jax.vmap(one)(states, keys)
+
+
+def _last_block(model: ODEClassifier) -> ODEBlock:
+    block = model.layers[-1]
+    if not isinstance(block, ODEBlock):
+        raise ValueError(
+            "the model's last layer must be an ODEBlock for a loss that asks its end "
+            f"to be a point of rest, not {type(block).__name__}."
+        )
+    return block
 
 
 _RESTS = {"steady_state": steady_state_unrest, "lyapunov": lyapunov_unrest}

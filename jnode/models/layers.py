@@ -1,0 +1,225 @@
+"""What a model is made of: maps from state to state whose stretch is bounded."""
+
+import abc
+import math
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jnode._checks import check_positive
+from jnode.certify.amplification import amplification
+from jnode.fields import AbstractVectorField
+from jnode.fields.two_layer import channels_first
+from jnode.linear import AbstractLinear, SpaceToDepth
+from jnode.solvers import Solver, solve, trajectory
+
+
+class AbstractLayer(eqx.Module):
+    """A map from one sample's state to its next state.
+
+    `affine` tells whether its Jacobian is the same everywhere.
+    """
+
+    affine: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The next state."""
+
+    @abc.abstractmethod
+    def lipschitz(self) -> Float[Array, ""]:
+        """A certified upper bound on the layer's L2 Lipschitz constant, or `inf`.
+
+        From the arrays that it holds now.
+        """
+
+
+class ODEBlock(AbstractLayer):
+    r"""Where a trajectory ends: $y(t_1)$ of $dy/dt = f(t, y)$ with $y(t_0) = x$.
+
+    It is the numerical solve that is evaluated, attacked and certified.
+    """
+
+    affine: ClassVar[bool] = False
+
+    field: AbstractVectorField
+    solver: Solver = eqx.field(static=True)
+    t0: float = eqx.field(static=True)
+    t1: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        field: AbstractVectorField,
+        solver: Solver,
+        t0: float = 0.0,
+        t1: float = 1.0,
+    ):
+        """**Arguments:** the vector field, the solver, and the interval it is for.
+
+        **Raises:** `ValueError` for an interval that is empty or not finite.
+        """
+        if not -math.inf < t0 < t1 < math.inf:
+            raise ValueError(
+                f"t1 must be finite and greater than t0, not {t1} for t0 = {t0}."
+            )
+        self.field, self.solver = field, solver
+        self.t0, self.t1 = float(t0), float(t1)
+
+    def __call__(self, x: Float[Array, "*state"]) -> Float[Array, "*state"]:
+        """**Raises:** at run time, whatever `jnode.solve` raises."""
+        return solve(self.field, x, self.solver, t0=self.t0, t1=self.t1).y
+
+    def trajectory(
+        self, x: Float[Array, "*state"]
+    ) -> tuple[Float[np.ndarray, " times"], Float[Array, "times *state"]]:
+        """The times and states on the way, as of `jnode.solvers.trajectory`."""
+        return trajectory(self.field, x, self.solver, t0=self.t0, t1=self.t1)
+
+    def lipschitz(self) -> Float[Array, ""]:
+        """That of the numerical map; `inf` for adaptive solvers and free fields."""
+        return amplification(self.field, self.solver, t0=self.t0, t1=self.t1)
+
+    def freeze(self, x: Float[Array, "*state"]) -> Solver:
+        """The steps that the adaptive solver takes from `x`, as a fixed-step solver.
+
+        **Raises:** `ValueError` for a solver whose steps are fixed.
+        """
+        solution = solve(self.field, x, self.solver, t0=self.t0, t1=self.t1)
+        return self.solver.freeze(solution.schedule)
+
+
+class Lift(AbstractLayer):
+    """From an image to a state, by space-to-depth and zero channels: an isometry.
+
+    A block of `patch` by `patch` pixels becomes one position whose channels are the
+    block's pixels, then channels of zeros are added up to `features`. Pixels are
+    centred at one half.
+    """
+
+    affine: ClassVar[bool] = True
+
+    patch: int = eqx.field(static=True)
+    features: int = eqx.field(static=True)
+
+    def __init__(self, image_shape: tuple[int, int, int], *, patch: int, features: int):
+        """**Arguments:** the image's shape, the block's side, and the state's channels.
+
+        **Raises:** `ValueError` if `patch` divides not both sides, or `features` is
+        less than the block's number of pixels.
+        """
+        check_positive(patch=patch, features=features)
+        height, width, channels = image_shape
+        if height % patch or width % patch:
+            raise ValueError(
+                f"patch must divide the image's sides, {height} and {width}, "
+                f"which {patch} does not."
+            )
+        if features < patch * patch * channels:
+            raise ValueError(
+                f"features must be at least patch * patch * channels = "
+                f"{patch * patch * channels}, not {features}."
+            )
+        self.patch = patch
+        self.features = features
+
+    def __call__(
+        self, x: Float[Array, "height width channels"]
+    ) -> Float[Array, "rows columns features"]:
+        blocks = SpaceToDepth(self.patch)(x - 0.5)
+        return jnp.pad(blocks, ((0, 0), (0, 0), (0, self.features - blocks.shape[-1])))
+
+    def lipschitz(self) -> Float[Array, ""]:
+        return jnp.asarray(1.0)
+
+
+class ConvEncoder(AbstractLayer):
+    """The free encoder of the ODENet literature (Chen et al., NeurIPS 2018).
+
+    A 3x3 convolution, then two 4x4 convolutions of stride 2, with group norm and relu
+    between them. Nothing bounds its stretch.
+    """
+
+    affine: ClassVar[bool] = False
+
+    convs: tuple[eqx.nn.Conv2d, ...]
+    norms: tuple[eqx.nn.GroupNorm, ...]
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], *, features: int, key: PRNGKeyArray
+    ):
+        """**Arguments:** the image's shape, the state's channels (even), and a key."""
+        check_positive(features=features)
+        if features % 2:
+            raise ValueError(f"features must be even for group norm, not {features}.")
+        keys = jr.split(key, 3)
+        channels = image_shape[-1]
+        self.convs = (
+            eqx.nn.Conv2d(channels, features, 3, 1, 1, key=keys[0]),
+            eqx.nn.Conv2d(features, features, 4, 2, 1, key=keys[1]),
+            eqx.nn.Conv2d(features, features, 4, 2, 1, key=keys[2]),
+        )
+        groups = next(g for g in (16, 8, 4, 2, 1) if features % (2 * g) == 0)
+        self.norms = tuple(eqx.nn.GroupNorm(groups, features) for _ in range(2))
+
+    def __call__(
+        self, x: Float[Array, "height width channels"]
+    ) -> Float[Array, "rows columns features"]:
+        x = channels_first(self.convs[0], x - 0.5)
+        for norm, conv in zip(self.norms, self.convs[1:], strict=True):
+            x = channels_first(conv, jax.nn.relu(channels_first(norm, x)))
+        return x
+
+    def lipschitz(self) -> Float[Array, ""]:
+        return jnp.asarray(jnp.inf)
+
+
+class Linear(AbstractLayer):
+    """A linear map of `jnode.linear`: `Linear(SpaceToDepth(2))` halves the grid."""
+
+    affine: ClassVar[bool] = True
+
+    map: AbstractLinear
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.map(x)
+
+    def lipschitz(self) -> Float[Array, ""]:
+        return self.map.norm()
+
+
+class PositionBias(AbstractLayer):
+    """$x + b$: a learned bias for each entry of the state, which starts at 0.
+
+    `bias` is held as a vector, in the order of the ravelled state.
+    """
+
+    affine: ClassVar[bool] = True
+
+    bias: Float[Array, " size"]
+
+    def __init__(self, shape: tuple[int, ...]):
+        """**Arguments:** the state's shape."""
+        self.bias = jnp.zeros(math.prod(shape))
+
+    def __call__(self, x: Float[Array, "*state"]) -> Float[Array, "*state"]:
+        return x + self.bias.reshape(x.shape).astype(x.dtype)
+
+    def lipschitz(self) -> Float[Array, ""]:
+        return jnp.ones((), self.bias.dtype)
+
+
+class Flatten(AbstractLayer):
+    """The state as a vector, as fields of dense maps want it."""
+
+    affine: ClassVar[bool] = True
+
+    def __call__(self, x: Float[Array, "*state"]) -> Float[Array, " size"]:
+        return x.ravel()
+
+    def lipschitz(self) -> Float[Array, ""]:
+        return jnp.asarray(1.0)
