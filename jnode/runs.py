@@ -37,7 +37,7 @@ from jnode.models.batched import batched
 from jnode.report.pictures import pairs
 from jnode.sharding import check_divides, shareable
 from jnode.solvers import Solver
-from jnode.train import RunDir, evaluation_images
+from jnode.train import RunDir, evaluation_images, training_images
 
 RADII = tuple(round(0.05 * i, 2) for i in range(41))
 """The L2 radii, in pixel units, at which certified accuracy is written."""
@@ -274,9 +274,8 @@ def certify_run(
     local = accuracy.locally_certified_radii(model, some, labels, progress=progress)
     positive = sorted({float(r) for r in radii if r > 0})
     attacks = [PGD(r, norm="l2", steps=steps) for r in positive]
-    spread |= dict(seed=seed, progress=progress)
+    spread |= {"seed": seed, "progress": progress}
     seen = evaluate(batched(model.bake()), some, labels, attacks, **spread)
-    of_some = proven[: len(some)]
     summary = {
         **_certificate(run, model, proven, radii, linf),
         "frozen_grid": model.solver.grid if freeze else None,
@@ -285,11 +284,13 @@ def certify_run(
             "attack": f"pgd-{steps} l2",
             "seed": seed,
             "clean_accuracy": seen.summary["clean_accuracy"],
-            "rows": _attacked_rows(positive, of_some, local, seen),
+            "rows": _attacked_rows(positive, proven[: len(some)], local, seen),
             "flags": seen.summary["flags"],
         },
         "tightness": stretch(model, some, seed=seed),
-        "curve": accuracy.curve(of_some, local, up_to=max(radii, default=1.0)),
+        "curve": accuracy.curve(
+            proven[: len(some)], local, up_to=max(radii, default=1)
+        ),
     }
     write_json(run.path / "certificate.json", summary)
     return summary
@@ -305,7 +306,8 @@ def _certifiable(run: Opened, freeze: bool, data_dir) -> ODEClassifier:
     """The model, or itself frozen on the steps for the first training image."""
     model = run.model
     if freeze:
-        first = data.load(run.test.name, split="train", data_dir=data_dir).take(1)
+        config, _ = RunDir(run.path).read_config()
+        first = training_images(config.data, data_dir).take(1)
         model = model.freeze(data.to_float(jnp.asarray(first.images))[0])
     reason = certify.refusal(model)
     if reason is not None:

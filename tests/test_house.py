@@ -4,10 +4,14 @@ Imports inside functions count; those under `if TYPE_CHECKING` do not.
 """
 
 import ast
+import io
+import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LONGEST = 400
+LONGEST, LONGEST_FUNCTION = 400, 60
+# Of the mathematics, without docstrings and comments; and of the whole package.
+MOST_LINES, MOST_FILES = 6000, 100
 
 # What proves, and what it may never need.
 MATHEMATICS = (
@@ -105,6 +109,68 @@ def test_exceptions_are_needed():
 def _root(name):
     """The room of one of our modules, and the package of another's."""
     return ".".join(name.split(".")[: 2 if name.startswith("jnode.") else 1])
+
+
+def functions(source):
+    """Each function's name and its number of lines."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+def test_no_function_is_long():
+    lengths = {
+        (name, function): lines
+        for name, path in FILES.items()
+        for function, lines in functions(path.read_text())
+    }
+    assert {k: n for k, n in lengths.items() if n > LONGEST_FUNCTION} == {}
+
+
+def code_lines(source):
+    """How many lines hold code: neither blank, nor comments or docstrings alone."""
+    lines, tree = set(), ast.parse(source)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.OP, tokenize.NAME, tokenize.NUMBER, tokenize.STRING):
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines.difference_update(range(node.lineno, node.end_lineno + 1))
+    return len(lines)
+
+
+def test_the_house_is_small():
+    rooms = {f"jnode.{room}" for room in MATHEMATICS}
+    ours = [path for name, path in FILES.items() if _root(name) in rooms]
+    assert sum(code_lines(path.read_text()) for path in ours) <= MOST_LINES
+    assert sum(path.name != "__init__.py" for path in FILES.values()) <= MOST_FILES
+
+
+def test_private_names_stay_at_home():
+    """No file imports a name with an underscore in front from another one."""
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module != "jnode":
+                private = [x.name for x in node.names if x.name.startswith("_")]
+                assert private == [], (name, node.module, private)
+
+
+def test_lines_of_code_are_counted():
+    source = """'''A docstring,
+of two lines.'''
+
+# A comment.
+x = (
+    1  # one
+)
+
+
+def f():
+    '''Another.'''
+    return x
+"""
+    assert code_lines(source) == 5
+    assert dict(functions(source)) == {"f": 3}
 
 
 def test_no_file_is_long():

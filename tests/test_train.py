@@ -31,7 +31,7 @@ from jnode.train import (
     train,
 )
 from jnode.train.checkpoints import Checkpoints
-from jnode.train.images import evaluation_images, training_images
+from jnode.train.config import evaluation_images, training_images
 from jnode.train.run_dir import CONTENTS, FORMAT
 from jnode.train.step import decays, make_optimizer
 from tests.helpers import singular_values, small_model

@@ -20,7 +20,7 @@ from jnode.constraints.base import (
     convolution,
     scaled_slack,
 )
-from jnode.linear.dense import Dense
+from jnode.linear.operators import Dense
 from jnode.linear.products import matmul
 
 # Learned weights are kept within e^15 of 1: their quotients then neither overflow nor

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.bounds import unit_roundoff
-from jnode.linear.base import AbstractLinear
 from jnode.linear.conv import zero_padded
-from jnode.linear.dense import Dense
 from jnode.linear.gram import spectral_norm
+from jnode.linear.operators import AbstractLinear, Dense
 from jnode.linear.spectral_conv import (
     SpectralConv,
     circular_period,

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.constraints.base import AbstractConstraint, Grid, Kernel, Matrix, Resolved
-from jnode.linear.dense import Dense
 from jnode.linear.gram import adjoint, embed, isometry_norm, real_column
+from jnode.linear.operators import Dense
 from jnode.linear.products import matmul
 from jnode.linear.spectral_conv import (
     SpectralConv,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.constraints.base import AbstractConstraint, Grid, Kernel, Matrix, Resolved
-from jnode.linear.dense import Dense
 from jnode.linear.gram import adjoint, embed, gram_iteration, norm_bound, real_column
+from jnode.linear.operators import Dense
 from jnode.linear.products import matmul
 from jnode.linear.spectral_conv import (
     SpectralConv,

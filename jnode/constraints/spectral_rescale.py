@@ -11,8 +11,8 @@ from jnode.constraints.base import (
     convolution,
     scaled_slack,
 )
-from jnode.linear.dense import Dense
 from jnode.linear.gram import gram_iteration, real_column
+from jnode.linear.operators import Dense
 from jnode.linear.spectral_conv import kernel_norm
 
 

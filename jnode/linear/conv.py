@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.linear.base import AbstractLinear, AbstractPlain
+from jnode.linear.operators import AbstractLinear, AbstractPlain
 from jnode.linear.products import spectral_pays, zero_padded_product
 from jnode.linear.spectral_conv import (
     SpectralConv,

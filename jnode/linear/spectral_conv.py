@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jnode.bounds import gamma, unit_roundoff
-from jnode.linear.base import AbstractLinear, AbstractPlain
 from jnode.linear.gram import ITERATIONS, embed, gram_iteration, norm_bound
+from jnode.linear.operators import AbstractLinear, AbstractPlain
 from jnode.linear.products import matmul, spectral_product
 
 

@@ -25,9 +25,9 @@ from jnode.solvers.solution import (
     real_dtype,
     statistics,
 )
-from jnode.solvers.solver import Solver
+from jnode.solvers.solver import Engine, Solver
 from jnode.solvers.tableaus import rows, tableau
-from jnode.solvers.through import Engine, is_adaptive, solve_chain, solve_whole
+from jnode.solvers.through import is_adaptive, solve_chain, solve_whole
 
 MAX_STEPS = 4096
 """Diffrax's limit where a step size controller of Diffrax's is given."""

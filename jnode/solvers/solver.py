@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -233,6 +233,37 @@ class Solver:
     def diffrax(self) -> diffrax.AbstractSolver:
         """The Diffrax solver of this name."""
         return SOLVERS[self.name]()
+
+
+class Engine(NamedTuple):
+    """How Diffrax is to solve.
+
+    - `method`: its solver.
+    - `adjoint`: Diffrax's, or the name of one (see `jnode.Solver`).
+    - `control`: what chooses the steps; `None` for tolerances or fixed steps.
+    - `tolerances`: the relative and absolute one, for steps that are chosen; `None` for
+        the schedule's own steps.
+    - `dt0`: the first step of `control`.
+    - `max_steps`: the limit of steps; fixed ones need no more than they are.
+    """
+
+    method: diffrax.AbstractSolver
+    adjoint: diffrax.AbstractAdjoint | str
+    control: diffrax.AbstractStepSizeController | None = None
+    tolerances: Float[Array, "2"] | None = None
+    dt0: Any = None
+    max_steps: int | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the steps are not the schedule's."""
+        return self.control is not None or self.tolerances is not None
+
+    @property
+    def backsolves(self) -> bool:
+        return self.adjoint == "backsolve" or isinstance(
+            self.adjoint, diffrax.BacksolveAdjoint
+        )
 
 
 def join(solvers: Sequence[Solver], edges: Sequence[float]) -> Solver:

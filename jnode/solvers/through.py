@@ -1,7 +1,7 @@
 """Solves that Diffrax runs: adaptive steps of one state, other adjoints, PyTrees,
 implicit methods, saved states and events."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -22,41 +22,11 @@ from jnode.solvers.solution import (
     name_of,
     statistics,
 )
+from jnode.solvers.solver import Engine
 from jnode.solvers.tableaus import evaluations
 
 END = diffrax.SaveAt(t1=True)
 _STEPS = diffrax.SubSaveAt(steps=True, fn=lambda t, y, args: None)
-
-
-class Engine(NamedTuple):
-    """How Diffrax is to solve.
-
-    - `method`: its solver.
-    - `adjoint`: Diffrax's, or the name of one (see `jnode.Solver`).
-    - `control`: what chooses the steps; `None` for tolerances or fixed steps.
-    - `tolerances`: the relative and absolute one, for steps that are chosen; `None` for
-        the schedule's own steps.
-    - `dt0`: the first step of `control`.
-    - `max_steps`: the limit of steps; fixed ones need no more than they are.
-    """
-
-    method: diffrax.AbstractSolver
-    adjoint: diffrax.AbstractAdjoint | str
-    control: diffrax.AbstractStepSizeController | None = None
-    tolerances: Float[Array, "2"] | None = None
-    dt0: Any = None
-    max_steps: int | None = None
-
-    @property
-    def chooses(self) -> bool:
-        """Whether the steps are not the schedule's."""
-        return self.control is not None or self.tolerances is not None
-
-    @property
-    def backsolves(self) -> bool:
-        return self.adjoint == "backsolve" or isinstance(
-            self.adjoint, diffrax.BacksolveAdjoint
-        )
 
 
 class FixedSteps(diffrax.AbstractStepSizeController):

@@ -1,8 +1,11 @@
 """A training run as plain data, and runs that are known to work, by name."""
 
 import dataclasses
+import os
 from typing import Any
 
+from jnode import data
+from jnode.data import Dataset
 from jnode.models import MODELS, ModelConfig
 from jnode.solvers import Solver
 from jnode.train.losses import LossConfig
@@ -37,6 +40,39 @@ class DataConfig:
                 )
         if self.num_train is not None and self.num_train < 1:
             raise ValueError(f"num_train must be at least 1, not {self.num_train}.")
+
+
+def training_images(
+    config: DataConfig, data_dir: str | os.PathLike | None = None
+) -> Dataset:
+    """The images to train on.
+
+    **Arguments:** the configuration; the TFDS folder, by default the configuration's.
+
+    **Raises:** what `jnode.data.load` raises; `ValueError` where holding out
+    `config.validation` images leaves none.
+    """
+    where = data_dir or config.dir
+    dataset = data.load(config.name, split="train", data_dir=where)
+    if config.validation:
+        dataset, _ = dataset.hold_out(config.validation)
+    return dataset if config.num_train is None else dataset.take(config.num_train)
+
+
+def evaluation_images(
+    config: DataConfig, data_dir: str | os.PathLike | None = None
+) -> Dataset:
+    """The images to evaluate on: the test images or, if some are held out, those.
+
+    **Arguments:** the configuration; the TFDS folder, by default the configuration's.
+
+    **Raises:** as `training_images`.
+    """
+    where = data_dir or config.dir
+    if not config.validation:
+        return data.load(config.name, split="test", data_dir=where)
+    whole = data.load(config.name, split="train", data_dir=where)
+    return whole.hold_out(config.validation)[1]
 
 
 # Frozen, so they may be shared as defaults.

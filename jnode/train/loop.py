@@ -27,8 +27,7 @@ from jnode.sharding import (
     shard_batch,
 )
 from jnode.train.checkpoints import Checkpoints
-from jnode.train.config import TrainConfig
-from jnode.train.images import training_images
+from jnode.train.config import TrainConfig, training_images
 from jnode.train.run_dir import (
     Log,
     RunDir,
