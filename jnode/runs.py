@@ -246,19 +246,16 @@ def certify_run(
     progress: bool = True,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
-    r"""Certifies the model of a run on its test images; attacks and searches some.
-
-    Writes `certificate.json` into the run folder.
+    r"""Certifies a run's model on its test images, and writes `certificate.json`.
 
     **Arguments:** the folder; the L2 radii to report, in pixel units; Linf radii to
     report too, each certified by the L2 ball of $\sqrt n$ times its radius, $n$ the
     number of pixels, which holds the Linf ball; how many test images, by default all;
-    how many of them to attack, to certify locally and to search for the strongest
-    stretch, all of which takes longer; the steps of the attack, PGD; whether to
-    `freeze` an adaptive model on the steps that its solver takes for the first training
-    image (see `ODEClassifier.freeze`); the seed of attacks and searches; where the data
-    lie, if elsewhere than in training; whether to draw progress bars; over what devices
-    to spread batches of global certificates and attacks.
+    how many of them to attack, to certify locally and to search for a Lipschitz lower
+    bound, which takes longer; the steps of PGD; whether to `freeze` an adaptive model
+    on the steps for the first training image (see `ODEClassifier.freeze`); the seed;
+    where the data lie, if elsewhere than in training; whether to draw progress bars;
+    over what devices to spread batches of global certificates and attacks.
 
     **Returns:** what `certificate.json` holds.
 
