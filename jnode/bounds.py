@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -242,8 +243,8 @@ def _up(x: ArrayLike, dtype: np.dtype) -> Array:
     """As an array, rounded up where its type is shorter than what was given."""
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(dtype)
-    if isinstance(x, jax.core.Tracer):
-        return up(x.astype(dtype))
+    if isinstance(x, Tracer):
+        return up(jnp.asarray(x, dtype))
     exact = np.asarray(x)
     short = np.asarray(exact, dtype)
     below = short.astype(np.float64) < exact.astype(np.float64)
@@ -278,7 +279,7 @@ def _contradiction(lipschitz, low, high, c):
     )
     found = jnp.zeros_like(lipschitz, bool)
     for fault, message in faults:
-        if not isinstance(fault, jax.core.Tracer) and np.any(fault):
+        if not isinstance(fault, Tracer) and np.any(fault):
             raise ValueError(message)
         found = found | fault
     return found

@@ -33,7 +33,9 @@ AXIS = "batch"
 START, SILENCE, END = 300, 60, 30
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # jaxlib is untyped
+) -> Mesh:
     """A mesh of one axis over these devices; by default all, of all processes."""
     devices = jax.devices() if devices is None else list(devices)
     # The order follows the machine's own ring where it has one.
@@ -154,9 +156,12 @@ def averaged(f: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     def mean(tree):
         # In one piece: an all-reduce of each leaf would wait for the slowest each time.
         flat, unravel = ravel_pytree(tree)
-        return unravel(jax.lax.pmean(flat, mesh.axis_names))
+        return unravel(jax.lax.pmean(flat, axes))
 
-    return f if mesh is None else _on_each_device(f, mesh, PartitionSpec(), mean)
+    if mesh is None:
+        return f
+    axes = mesh.axis_names
+    return _on_each_device(f, mesh, PartitionSpec(), mean)
 
 
 def _on_each_device(f, mesh, out, finish=lambda tree: tree):

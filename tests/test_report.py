@@ -13,6 +13,7 @@ from jnode import report
 from jnode.report import Pictures, RunReport, figures, solve_figures
 from jnode.report.style import to_png
 from jnode.train import TrainConfig
+from jnode.train.run_dir import FORMAT
 
 HOSTILE = "</title><script>alert('x')</script> \"'& $\\frac$ |"
 
@@ -109,7 +110,9 @@ def folder(tmp_path):
     run = tmp_path / "ortho"
     run.mkdir()
     train = dataclasses.asdict(TrainConfig())
-    facts = dict(train=train, image_shape=[8, 8, 1], classes=6, num_train=4000)
+    shape = [8, 8, 1]
+    facts = dict(format=FORMAT, train=train, image_shape=shape, classes=6)
+    facts["num_train"] = 4000
     (run / "config.json").write_text(json.dumps(facts))
     (run / "evaluation.json").write_text(json.dumps(evaluation()))
     lines = [json.dumps(row) for row in example().metrics]

@@ -201,7 +201,7 @@ def test_adaptive_and_unconstrained_models(getkey):
     found = smooth_certify(model, images, smoothing, key=getkey())
     # With little noise the classes are those of the clean images; fixed steps give the
     # same and compile sooner.
-    fixed = dataclasses.replace(model, solver=jnode.Solver("heun", steps=8))
+    fixed = model.with_solver(jnode.Solver("heun", steps=8))
     logits = jax.jit(jax.vmap(fixed))(jnp.asarray(images))
     assert found.predictions.tolist() == jnp.argmax(logits, axis=1).tolist()
     assert (found.radii > 0.01).all()

@@ -34,7 +34,9 @@ def logits_of(model: Classifier, images: Images) -> Logits:
     return model(images).astype(images.dtype)
 
 
-def classes_of(logits: Logits | Float[np.ndarray, "n classes"]) -> Int[np.ndarray, "n"]:
+def classes_of(
+    logits: Logits | Float[np.ndarray, "n classes"],
+) -> Int[np.ndarray, " n"]:
     """The class of each image by its logits; -1, no class, where one is not finite."""
     logits = np.asarray(logits)
     finite = np.all(np.isfinite(logits), axis=1)

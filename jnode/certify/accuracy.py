@@ -78,10 +78,10 @@ def certified_radii(
 def _certified_radii(model, images, labels, batch_size, mesh):
     shared = replicate(resolve(model), mesh)
     size = min(batch_size, shareable(len(labels), mesh))
-    parts = [
-        np.asarray(_radii(shared, *shard_batch(batch, mesh), mesh))[mask]
-        for _, batch, mask in padded_batches((images, labels), size)
-    ]
+    parts = []
+    for _, batch, mask in padded_batches((images, labels), size):
+        some, theirs = shard_batch(batch, mesh)
+        parts.append(np.asarray(_radii(shared, some, theirs, mesh))[mask])
     return np.concatenate(parts)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from jnode.bounds import unit_roundoff
@@ -46,7 +47,7 @@ def certifying(function: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         with full_precision():
             leaves = jax.tree.leaves((args, kwargs))
-            traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+            traced = any(isinstance(x, Tracer) for x in leaves)
             if traced or jax.default_backend() != "tpu":
                 return function(*args, **kwargs)
             host = jax.devices("cpu")[0]

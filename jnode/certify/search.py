@@ -66,7 +66,7 @@ def strongest_stretch(
 @eqx.filter_jit
 def estimate_lipschitz(
     field: AbstractVectorField,
-    states: Float[Array, "n *state"],
+    states: Float[Array, " n *state"],
     *,
     key: PRNGKeyArray,
     t: float = 0.0,

@@ -20,8 +20,8 @@ def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."
 
 def spectral_product(
     transform: Float[Array, "part frequencies positions"],
-    real: Float[Array, "frequencies in out"],
-    imaginary: Float[Array, "frequencies in out"],
+    real: Float[Array, " frequencies in out"],
+    imaginary: Float[Array, " frequencies in out"],
     x: Float[Array, "positions batch in"],
     *,
     padded: bool,

@@ -28,8 +28,8 @@ class SpectralConv(AbstractPlain):
 
     # Transposed and apart, as they are used: inside a solver's loop gradients are
     # summed as they are kept.
-    real: Float[Array, "frequencies in out"]
-    imaginary: Float[Array, "frequencies in out"]
+    real: Float[Array, " frequencies in out"]
+    imaginary: Float[Array, " frequencies in out"]
     grid: tuple[int, int] = eqx.field(static=True)
     margin: int = eqx.field(static=True, default=0)
 

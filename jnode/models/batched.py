@@ -1,7 +1,6 @@
 """A model of one image as a function of batches, by the quickest way there is."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import equinox as eqx
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float
 from jnode.models.classifier import ODEClassifier, check_pixels
 from jnode.models.layers import ODEBlock
 from jnode.solvers import Solution, solve_batch
+from jnode.solvers.solution import compiled
 
 Images = Float[Array, "batch height width channels"]
 
@@ -66,7 +66,7 @@ def batched(model: Callable) -> Batched:
     return Batched(model)
 
 
-@functools.partial(eqx.filter_jit, inline=True)
+@compiled
 def _logits(whole, images, throw):
     if not isinstance(whole.model, ODEClassifier):
         return jax.vmap(whole.model)(images)
@@ -74,13 +74,13 @@ def _logits(whole, images, throw):
 
 
 def logits(
-    model: ODEClassifier, ends: Float[Array, "batch *state"]
+    model: ODEClassifier, ends: Float[Array, " batch *state"]
 ) -> Float[Array, "batch classes"]:
     """The logits of states behind the last layer."""
     return jax.vmap(lambda y: model.head(y.ravel()))(ends)
 
 
-@functools.partial(eqx.filter_jit, inline=True)
+@compiled
 def _solution(whole, images, throw):
     return _solved(whole, images, throw)
 

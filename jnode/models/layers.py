@@ -76,7 +76,7 @@ class ODEBlock(AbstractLayer):
 
     def trajectory(
         self, x: Float[Array, "*state"]
-    ) -> tuple[Float[np.ndarray, " times"], Float[Array, "times *state"]]:
+    ) -> tuple[Float[np.ndarray, " times"], Float[Array, " times *state"]]:
         """The times and states on the way, as of `jnode.solvers.trajectory`."""
         return trajectory(self.field, x, self.solver, t0=self.t0, t1=self.t1)
 

@@ -103,7 +103,7 @@ def first_step(
     term, y0, args, t0 = eqx.combine(jax.lax.stop_gradient(arrays), static)
     control = controller(tolerances)
     end, _ = control.init(term, t0, t0, y0, None, args, method.func, order)
-    return end - t0
+    return jnp.asarray(end - t0)
 
 
 @eqx.filter_custom_vjp
@@ -191,7 +191,7 @@ def _forward(differentiable, tolerances, method, max_steps, sign):
     def start(y):
         # A length that is given, the controller does not choose.
         length = first_step(field, y, None, method, tolerances, begin, sign)
-        return control.init(None, t0, t1, y, length, None, None, order)  # pyright: ignore
+        return control.init(term, t0, t1, y, length, None, method.func, order)
 
     end, memory = jax.vmap(start, in_axes=axis)(y0)
     adapt = jax.vmap(
@@ -200,7 +200,7 @@ def _forward(differentiable, tolerances, method, max_steps, sign):
         ),
         in_axes=(0, 0, axis, axis, axis, 0),
     )
-    fsal = method.tableau.fsal  # pyright: ignore[reportAttributeAccessIssue]
+    fsal = method.tableau.fsal  # pyright: ignore[reportAttributeAccessIssue]  # a Runge-Kutta method's
 
     def going(carry):
         count, done = carry[0], carry[1]

@@ -102,7 +102,7 @@ def walk_fixed(
     y0: Float[Array, "*state"],
     schedule: Schedule,
     method: Rows,
-) -> Float[Array, "times *state"]:
+) -> Float[Array, " times *state"]:
     """The first state, and the states after each step."""
 
     def segment(tree, y, part):
@@ -113,7 +113,8 @@ def walk_fixed(
 
 def _scan(side, y, part, method, *, keep):
     def body(y, this):
-        after = step(side, *this, y, method)
+        start, length = this
+        after = step(side, start, length, y, method)
         return after, after if keep else None
 
     return jax.lax.scan(body, y, (part.starts[0], part.lengths[0]))

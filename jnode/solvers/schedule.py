@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from jnode.fields.piecewise import marks, segment, segments
@@ -37,8 +38,8 @@ class Schedule(eqx.Module):
     """
 
     edges: Float[Any, " edges"]
-    starts: tuple[Float[Any, "_"], ...]
-    lengths: tuple[Float[Any, "_"], ...]
+    starts: tuple[Float[Any, " _"], ...]
+    lengths: tuple[Float[Any, " _"], ...]
     marks: tuple[float, ...] = eqx.field(static=True)
     order: tuple[int, ...] = eqx.field(static=True)
     direction: int | None = eqx.field(static=True)
@@ -176,7 +177,7 @@ def everywhere(tree: PyTree) -> Schedule:
 
 def is_known(*trees: PyTree) -> bool:
     """Whether all in these is numbers and not traced."""
-    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
+    return not any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))
 
 
 def check_steps(steps: Any) -> None:

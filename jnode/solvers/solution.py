@@ -1,7 +1,8 @@
 """What goes into a solve and what comes out: a state of one type, and the solution."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -19,8 +20,13 @@ NOT_FINITE = (
     "or take more steps or a smaller Lipschitz constant."
 )
 
-# Compiled once for all calls outside jit; inside, the code that is called.
-compiled = functools.partial(eqx.filter_jit, inline=True)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Compiled once for all calls outside jit; inside, the code that is called."""
+    return eqx.filter_jit(function, inline=True)  # pyright: ignore[reportCallIssue]  # jit's own keyword
 
 
 def promoted(field: Any, y0: PyTree, t0: Any, t1: Any, args: PyTree) -> PyTree:

@@ -193,9 +193,9 @@ def _ours(tree, y0, solver, t0, t1, asked):
     if asked.given("saveat", "event"):
         return _saved(tree, y0, schedule, engine, asked)
     inputs = (schedule.astype(dtype), engine, _label(solver), asked.throw)
-    *found, ends = solve_chain(tree, y0, *inputs)
+    y, stats, begin, stop, ends = solve_chain(tree, y0, *inputs)
     kept = ends is not None or not engine.chooses
-    return Solution(*found, schedule if kept else None, ends)
+    return Solution(y, stats, begin, stop, schedule if kept else None, ends)
 
 
 def _theirs(tree, y0, solver, t0, t1, asked):
@@ -257,10 +257,10 @@ def _quick(tree, y0, schedule, engine, label, asked):
 def _saved(tree, y0, schedule, engine, asked):
     times = schedule.astype(real_dtype(y0))
     inputs = (asked.saveat, asked.event, asked.throw)
-    *found, ends, inner = solve_whole(tree, y0, times, engine, *inputs)
+    y, stats, t0, t1, ends, inner = solve_whole(tree, y0, times, engine, *inputs)
     known = not engine.chooses and asked.event is None
     kept = schedule if known or ends is not None else None
-    return Solution(*found, kept, ends, inner)
+    return Solution(y, stats, t0, t1, kept, ends, inner)
 
 
 def _check_choice(asked, t0, t1):
@@ -302,7 +302,9 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
     sign, most = schedule.sign, engine.max_steps
 
     def adaptive(tree, y, part):
-        inputs = (engine.method, engine.tolerances, most, (part.t0, part.t1), sign)
+        tolerances = engine.tolerances
+        assert tolerances is not None and most is not None, "a Solver has both"
+        inputs = (engine.method, tolerances, most, (part.t0, part.t1), sign)
         y1, found = solve_adaptive(RightHandSide(*tree), y, *inputs)
         return y1, jax.tree.map(lambda x: x[None], statistics(*found))
 
@@ -327,8 +329,8 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
     stats = {k: jnp.broadcast_to(v, batch) for k, v in stats.items()}
     if throw:
         y = finished(y, stats, label, most)
-    times = (jnp.broadcast_to(t, batch) for t in (schedule.t0, schedule.t1))
-    return y, stats, *times
+    t0, t1 = (jnp.broadcast_to(t, batch) for t in (schedule.t0, schedule.t1))
+    return y, stats, t0, t1
 
 
 def _together(field, y0, engine):

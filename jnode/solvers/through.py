@@ -1,7 +1,7 @@
 """Solves that Diffrax runs: adaptive steps of one state, other adjoints, PyTrees,
 implicit methods, saved states and events."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import diffrax
 import equinox as eqx
@@ -139,7 +139,9 @@ def _run(
     )
 
 
-def is_adaptive(control: diffrax.AbstractStepSizeController) -> bool:
+def is_adaptive(
+    control: diffrax.AbstractStepSizeController,
+) -> TypeGuard[diffrax.AbstractAdaptiveStepSizeController]:
     return isinstance(control, diffrax.AbstractAdaptiveStepSizeController)
 
 
@@ -176,6 +178,7 @@ def solve_chain(
 
     def one(tree, y, part):
         sol = _run(tree, y, part, engine, saveat)
+        assert sol.ts is not None and sol.ys is not None, "the end is saved"
         ends = jax.lax.stop_gradient(sol.ts[1]) if records else None
         states = sol.ys[0] if records else sol.ys
         stats = jax.tree.map(lambda x: x[None], _counts(sol, engine, 1))
@@ -197,7 +200,14 @@ def solve_whole(
     saveat: diffrax.SaveAt | None,
     event: diffrax.Event | None,
     throw: bool,
-) -> tuple:
+) -> tuple[
+    PyTree[Array],
+    dict[str, Array],
+    Array,
+    Array,
+    Float[Array, " _"] | None,
+    diffrax.Solution,
+]:
     """As `solve_chain`, by one call of Diffrax, whose own solution comes last.
 
     Where steps ended is there if they are saved and cannot be known before.
@@ -210,6 +220,7 @@ def solve_whole(
         # Beside what is asked for, the state at the end, and the times of steps.
         saveat = eqx.tree_at(lambda s: s.subs, saveat, (subs, END.subs, steps))
     sol = _run(plain(tree), y0, schedule, engine, saveat or END, event)
+    assert sol.ts is not None and sol.ys is not None, "the end is saved"
     ts, ys, at_end, ends = sol.ts, sol.ys, sol.ys, None
     if saveat is not None:
         (ts, _, ends), (ys, at_end, _) = sol.ts, sol.ys

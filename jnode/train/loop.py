@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -165,7 +166,7 @@ class _Loop:
         self.origin = {
             "seed": config.seed,
             "random_key": key.tolist(),
-            "jax_enable_x64": bool(jax.config.jax_enable_x64),
+            "jax_enable_x64": jnp.zeros(()).dtype == jnp.float64,
         }
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:

@@ -145,7 +145,7 @@ def add_margins(
 
 
 def steady_state_unrest(
-    model: ODEClassifier, states: Float[Array, "b *state"], keys: Key[Array, " b"]
+    model: ODEClassifier, states: Float[Array, " b *state"], keys: Key[Array, " b"]
 ) -> Float[Array, " b"]:
     r"""$\int_T^{2T} |f(y(t))|\,dt$ beyond the end $T = 1$, a mean over the state.
 
@@ -182,7 +182,7 @@ def steady_state_unrest(
 
 
 def lyapunov_unrest(
-    model: ODEClassifier, states: Float[Array, "b *state"], keys: Key[Array, " b"]
+    model: ODEClassifier, states: Float[Array, " b *state"], keys: Key[Array, " b"]
 ) -> Float[Array, " b"]:
     r"""How far each end $y(T)$ is from being a Lyapunov-stable point of rest.
 
