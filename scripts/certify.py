@@ -24,28 +24,29 @@ class Args:
     """L2 radii in pixel units; fractions such as 36/255 too."""
 
     linf: tuple[str, ...] = ()
-    """Linf radii, certified by the L2 ball around theirs."""
+    """Linf radii, each certified by the L2 ball that holds the Linf ball."""
 
     num_examples: int | None = None
-    """How many test images; by default all. With smoothing, 100 take minutes."""
+    """How many test images, by default all. With smoothing, 100 take minutes."""
 
     num_attacked: int = 500
-    """How many of them to attack, to certify locally and to search (slow)."""
+    """How many of them to attack, to certify locally, and to search for the largest
+    amplification (slow)."""
 
     freeze: bool = False
     """Certify an adaptive model on the steps it takes for the first training image."""
 
     smoothing: float | None = None
-    """Instead, smooth the classifier with noise of this standard deviation."""
+    """Instead, certify the classifier smoothed by noise of this standard deviation."""
 
     samples: int = 10_000
-    """Smoothing: noisy samples an image."""
+    """Smoothing: noisy samples for each image."""
 
     alpha: float = 0.001
-    """Smoothing: the probability with which an image's answer may be wrong."""
+    """Smoothing: the probability that the answer for an image is wrong."""
 
     seed: int = 0
-    """Of the attacks, searches and noise."""
+    """The seed of attacks, searches and noise."""
 
     data_dir: str | None = None
     """The TFDS folder; by default TFDS_DATA_DIR."""

@@ -22,26 +22,26 @@ class Args:
     """A folder that scripts/train.py wrote."""
 
     protocol: Literal["quick", "standard", "full"] | None = None
-    """Attacks, transfers and checks by name."""
+    """The name of a protocol: attacks, transfers and checks."""
 
     norm: Literal["linf", "l2"] | None = None
-    """Of a protocol's budgets; by default both."""
+    """The norm of a protocol's budgets; by default both."""
 
     epsilon: tuple[str, ...] = ()
-    """A protocol's budgets, such as 8/255; by default those usual for the data."""
+    """A protocol's budgets, such as 8/255; by default those usual for the data set."""
 
     attack: tuple[str, ...] = ()
     """In place of a protocol, attacks as name:norm:epsilon[:steps[:restarts]], or
     gaussian:sigma. By default noise, FGSM and PGD at the data set's usual budgets."""
 
     num_examples: int | None = None
-    """How many test images; by default all, or the protocol's number."""
+    """How many test images; by default all, or as many as the protocol says."""
 
     batch_size: int = 250
-    """Images at a time, over all devices there are."""
+    """Images at a time, over all devices."""
 
     seed: int = 0
-    """Of the attacks' random numbers."""
+    """The seed of the attacks' random numbers."""
 
     data_dir: str | None = None
     """The TFDS folder; by default TFDS_DATA_DIR."""

@@ -19,7 +19,7 @@ class Args:
 
     run_dirs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders that scripts/evaluate.py evaluated; or folders of scripts/study.py, or
-    results.jsonl files of theirs, which make one study together."""
+    their results.jsonl files, which make one study together."""
 
     out: str | None = None
     """The page to write; by default report.html in the first folder."""

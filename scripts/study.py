@@ -1,6 +1,6 @@
 """Run a declared study: python scripts/study.py small runs/study.
 
-Studies: small (everything once, on the embedded digits), mnist, cifar10, cifar100,
+Studies: small (each question once, on the embedded digits), mnist, cifar10, cifar100,
 solvers, lipschitz. The same command goes on after an interruption; started several
 times on one folder, the processes share the cells.
 """
@@ -22,13 +22,13 @@ class Args:
     """One of: small, mnist, cifar10, cifar100, solvers, lipschitz."""
 
     folder: Annotated[str, tyro.conf.Positional]
-    """Where to: a run folder a cell, results.jsonl, the report and its figures."""
+    """The folder to write: a run folder for each cell, results.jsonl, the report."""
 
     dry_run: bool = False
-    """Print the cells, and run nothing."""
+    """Print the cells and run nothing."""
 
     retry_failed: bool = False
-    """Try cells again that failed."""
+    """Run failed cells again."""
 
     data_dir: str | None = None
     """The TFDS folder; by default TFDS_DATA_DIR."""

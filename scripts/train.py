@@ -25,7 +25,7 @@ from jnode.train import (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Where to, and what beside the numbers."""
+    """Where a run is written, and how it is run."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
     """The folder to write: configuration, metrics, model and checkpoints."""
@@ -34,10 +34,10 @@ class Options:
     """Replace the run that is there."""
 
     resume: bool = False
-    """Continue the run that is there."""
+    """Go on with the run that is there."""
 
     checkpoint_every: int | None = None
-    """Steps between checkpoints within an epoch; by default only after each."""
+    """Steps between checkpoints; by default only one after each epoch."""
 
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, into RUN_DIR/tensorboard."""
