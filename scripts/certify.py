@@ -30,8 +30,7 @@ class Args:
     """How many test images, by default all. With smoothing, 100 take minutes."""
 
     num_attacked: int = 500
-    """How many of them to attack, to certify locally, and to search for the largest
-    amplification (slow)."""
+    """How many of them to attack, certify locally and search (slow)."""
 
     freeze: bool = False
     """Certify an adaptive model on the steps it takes for the first training image."""

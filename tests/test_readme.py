@@ -1,13 +1,19 @@
-"""The README: its examples run, its files are there, its commands exist."""
+"""The README and the pages: examples run, links lead somewhere, names exist."""
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import jnode
+
 STUDIED = ("mnist", "cifar10", "cifar100", "lipschitz", "solvers")
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_python_examples_run(tmp_path):
@@ -26,11 +32,34 @@ def test_python_examples_run(tmp_path):
             assert expected in done.stdout
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert links
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+def headings(page):
+    """As GitHub names them in links."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https://)([^)]+)\)", page.read_text())
+    for path, _, heading in (link.partition("#") for link in links):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not heading or heading in headings(target), f"{path}#{heading}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"\bjnode(?:\.\w+)+", text):
+        found = jnode
+        for part in name.split(".")[1:]:
+            if not hasattr(found, part):  # a file of a room
+                importlib.import_module(f"{found.__name__}.{part}")
+            found = getattr(found, part)
+    for path in re.findall(
+        r"\b(?:benchmarks|docs|jnode|scripts|tests)/[\w/]+\.\w+", text
+    ):
+        assert (ROOT / path).exists(), path
 
 
 def test_commands_name_scripts_and_presets_that_exist():
