@@ -264,7 +264,9 @@ def _run(attack, problem: _Problem, samples, key, bar) -> Attacked:
             hit = classes != labels[chosen]
             broken.append(chosen[hit])
             images.append(adversarial[hit])
-            bar.update(len(chosen) / len(left) / len(parts))
+            # Sums of such shares may round up past the end.
+            share = len(chosen) / len(left) / len(parts)
+            bar.update(min(share, bar.total - bar.n))
         left = np.setdiff1d(left, np.concatenate(broken))
     seconds = round(time.perf_counter() - begin, 3)
     every = np.concatenate(broken), np.concatenate(images)
