@@ -328,17 +328,17 @@ def test_half_precision_is_refused(getkey):
 
 def test_users_products_are_full_where_something_is_certified(getkey):
     """What a certificate evaluates is traced at the highest precision."""
-    weight = jnp.eye(4)
-    seen = []
+    config: Any = jax.config
+    weight, seen = jnp.eye(4), []
 
     def rotate(t, y, args):
-        seen.append(jax.config.jax_default_matmul_precision)
+        seen.append(config.jax_default_matmul_precision)
         return jnp.einsum("hwc,cd->hwd", y, weight)
 
     model = small_model(getkey())
 
     def claim(fn):
-        seen.append(jax.config.jax_default_matmul_precision)
+        seen.append(config.jax_default_matmul_precision)
         return Bounds(1.0)
 
     own = jnode.Certified(rotate, claim)
