@@ -93,7 +93,7 @@ _HOMES = {
     "solve": "solvers",
 }
 
-__all__ = sorted([*_ROOMS, *_HOMES])  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted([*_ROOMS, *_HOMES])  # pyright: ignore[reportUnsupportedDunderAll]  # lazy
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """What holds for every attack, on a small network that is a plain callable."""
 
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -206,10 +207,11 @@ def test_versions_of_autoattack():
     assert names(version="rand") == [("apgd-ce", 100, 1), ("apgd-dlr", 100, 1)]
     # Too few classes for some of the losses.
     assert names(classes=3) == [standard[0], ("fab-t", 100, 2), standard[3]]
-    for options, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"version": "fast"}, "version must be one of standard, plus, rand,"),
         ({"classes": 1}, "classes must be at least 2"),
-    ):
+    ]
+    for options, message in refused:
         with pytest.raises(ValueError, match=message):
             attacks.autoattack(0.1, **options)
 

@@ -1,5 +1,7 @@
 """Certifying a run folder: refusals, frozen grids, bad radii."""
 
+from typing import Any
+
 import jax.random as jr
 import pytest
 
@@ -29,7 +31,9 @@ def adaptive_run(tmp_path):
 
 
 def test_adaptive_run_is_refused_or_frozen(adaptive_run):
-    options = dict(num_examples=10, num_attacked=4, steps=3, progress=False)
+    options: dict[str, Any] = dict(
+        num_examples=10, num_attacked=4, steps=3, progress=False
+    )
     with pytest.raises(ValueError, match=r"No certificate: heun.*--freeze"):
         certify_run(adaptive_run, [0.1], **options)
     found = certify_run(adaptive_run, [0.1, 0.0], freeze=True, **options)

@@ -261,8 +261,8 @@ def test_adaptive_and_free_models_get_no_certificate(getkey):
     images = jr.uniform(getkey(), (3, 8, 8, 1))
     adaptive = small_model(getkey(), solver=jnode.Solver("tsit5"))
     free = small_model(getkey(), "free")
-    assert "chooses its steps" in certify.refusal(adaptive)
-    assert "unconstrained" in certify.refusal(free)
+    assert "chooses its steps" in (certify.refusal(adaptive) or "")
+    assert "unconstrained" in (certify.refusal(free) or "")
     assert certify.refusal(small_model(getkey())) is None
     for model in (adaptive, free):
         assert model.lipschitz() == jnp.inf

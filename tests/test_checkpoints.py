@@ -9,6 +9,7 @@ import textwrap
 import threading
 import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,13 @@ def saved(folder, losses):
     return Checkpoints(folder)
 
 
+def restored(kept, like, step=None):
+    """The tree and its step; there must be a checkpoint."""
+    found = kept.restore(like, FACTS, step)
+    assert found is not None
+    return found
+
+
 def truncate(folder):
     for path in folder.rglob("d/*"):
         path.write_bytes(path.read_bytes()[:40])
@@ -46,9 +54,9 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
     kept = saved(tmp_path, [3.0, 1.0, 2.0, None, 4.0])
     assert kept.steps() == [2, 4, 5]
     assert kept.best() == 2
-    found, step = kept.restore(tree(0.0), FACTS)
+    found, step = restored(kept, tree(0.0))
     assert step == 5 and (found["weights"] == 5.0).all() and found["step"] == 7
-    found, _ = kept.restore(tree(0.0), FACTS, 2)
+    found, _ = restored(kept, tree(0.0), 2)
     assert (found["weights"] == 2.0).all()
     facts = json.loads((kept.path(5) / "facts" / "metadata").read_text())
     assert facts["arrays"]["['weights']"]["shape"] == [8, 3]
@@ -64,7 +72,7 @@ def test_what_is_saved_is_not_what_comes_after(tmp_path):
         for _ in range(20):
             now = forward(now)
     kept.close()
-    found, _ = Checkpoints(tmp_path).restore(tree(0.0, n=100_000), FACTS)
+    found, _ = restored(Checkpoints(tmp_path), tree(0.0, n=100_000))
     assert (found["weights"] == 2 * 21 + 1).all()
 
 
@@ -72,7 +80,7 @@ def test_truncated_falls_back_and_says_so(tmp_path, capsys):
     kept = saved(tmp_path, [None, None])
     truncate(kept.path(2))
     kept = Checkpoints(tmp_path, writing=True)
-    found, step = kept.restore(tree(0.0), FACTS)
+    found, step = restored(kept, tree(0.0))
     assert step == 1 and (found["weights"] == 1.0).all()
     assert "step_000000002 is damaged" in capsys.readouterr().out
     kept.save(2, tree(9.0), FACTS)
@@ -98,13 +106,15 @@ def test_only_orbax_is_hushed(monkeypatch):
         __module__ = "orbax.checkpoint.futures"
 
     for thread in (Writer(), threading.Thread()):
-        threading.excepthook(types.SimpleNamespace(thread=thread))
+        told: Any = types.SimpleNamespace(thread=thread)
+        threading.excepthook(told)
     assert [type(args.thread) for args in threads] == [threading.Thread]
     other = RuntimeError("somebody else's")
     closed = RuntimeError("Event loop is closed")
     unbegun = RuntimeWarning("coroutine 'read' was never awaited")
     for error in (closed, other, unbegun):
-        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+        told = types.SimpleNamespace(exc_value=error)
+        sys.unraisablehook(told)
     assert unraisable == [other]
 
 
@@ -152,17 +162,17 @@ def test_many_arrays_fail_at_once(tmp_path, recwarn):
     kept.close()
     truncate(kept.path(3))
     kept = Checkpoints(tmp_path, writing=True)
-    assert kept.restore(many, FACTS)[1] == 2
+    assert restored(kept, many)[1] == 2
     kept.save(3, many, FACTS)  # by a manager that never failed
     kept.close()
-    assert Checkpoints(tmp_path).restore(many, FACTS)[1] == 3
+    assert restored(Checkpoints(tmp_path), many)[1] == 3
 
 
 def test_precision_is_no_architecture(tmp_path):
     kept = saved(tmp_path, [None])
     with jax.enable_x64(True):
         like = tree(0.0) | {"weights": jnp.zeros((8, 3), jnp.float64)}
-        found, _ = kept.restore(like, FACTS)
+        found, _ = restored(kept, like)
         assert found["weights"].dtype == jnp.float32
         assert (found["weights"] == np.float32(1.0)).all()
         with pytest.raises(
@@ -177,7 +187,7 @@ def test_a_flipped_value_is_noticed(tmp_path, monkeypatch, capsys):
     facts = json.loads(path.read_text())
     facts["arrays"]["['weights']"]["crc32"] ^= 1
     path.write_text(json.dumps(facts))
-    _, step = Checkpoints(tmp_path, writing=True).restore(tree(0.0), FACTS)
+    _, step = restored(Checkpoints(tmp_path, writing=True), tree(0.0))
     assert step == 1 and "not what was written" in capsys.readouterr().out
 
 
@@ -189,7 +199,7 @@ def test_another_architecture_or_seed(tmp_path):
         kept.restore(tree() | {"bias": jnp.zeros(3)}, FACTS)
     with pytest.raises(CheckpointMismatch, match="seed 0, and this run has 1"):
         kept.restore(tree(), {"seed": 1})
-    assert kept.restore(tree(), FACTS)[1] == 1  # nothing was lost
+    assert restored(kept, tree())[1] == 1  # nothing was lost
 
 
 def test_half_written_ones_are_cleared_away(tmp_path):
@@ -211,7 +221,7 @@ def test_onto_another_number_of_devices(tmp_path):
     kept = Checkpoints(tmp_path, writing=True)
     kept.save(1, sharding.replicate(tree(2.0), two) | spread, FACTS)
     kept.close()
-    found, _ = Checkpoints(tmp_path).restore(tree(), FACTS)
+    found, _ = restored(Checkpoints(tmp_path), tree())
     assert len(found["weights"].sharding.device_set) == 1
     assert (found["weights"] == np.arange(24.0).reshape(8, 3)).all()
     code = f"""
@@ -254,7 +264,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
             kept.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert Checkpoints(tmp_path).restore(tree(0.0), FACTS)[1] == 1
+    assert restored(Checkpoints(tmp_path), tree(0.0))[1] == 1
 
 
 def test_read_only_folder(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -126,7 +127,7 @@ class Joint(eqx.Module):
         field = lambda t, y, args: jax.vmap(
             lambda s: self.model.blocks[0].field(t, s, args)
         )(y)
-        solution = diffrax.diffeqsolve(
+        solution: Any = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             diffrax.Bosh3(),
             0.0,
@@ -176,8 +177,8 @@ def test_work_under_attack(honest, adaptive):
 
 def test_a_longer_attack(honest):
     model, images, labels = honest
-    settings = dict(epsilon=0.05, norm="linf", key=jr.key(0), steps=(5, 40))
-    found = checks.longer(batched(model), images, labels, **settings)
+    settings: dict[str, Any] = dict(epsilon=0.05, norm="linf", steps=(5, 40))
+    found = checks.longer(batched(model), images, labels, key=jr.key(0), **settings)
     few, many = found["rows"]
     assert many["robust_accuracy"] <= few["robust_accuracy"] < 1
     assert few["loss"] <= many["loss"] * 1.01 and found["flags"] == []

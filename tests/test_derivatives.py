@@ -142,7 +142,9 @@ def test_eager_calls_compile_once(getkey):
     model = small_model(getkey(), lipschitz=2.0, pieces=(2,))
     images, key = jr.uniform(getkey(), (2, 8, 8, 1)), getkey()
     states = jr.normal(getkey(), (3, 4, 4, 4))
-    field = model.blocks[0].field.piece(0)
+    jumping = model.blocks[0].field
+    assert isinstance(jumping, jnode.PiecewiseField)
+    field = jumping.piece(0)
     calls = [
         lambda: field(0.0, states[0]),
         lambda: field.bake(),

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -49,8 +50,9 @@ def problem():
 
 
 def run(problem, attacks=ATTACKS, **kwargs):
-    settings = {"batch_size": BATCH, "progress": False, "successive": True}
-    return evaluate(*problem, attacks, **settings | kwargs)
+    model, images, labels = problem
+    settings = {"batch_size": BATCH, "progress": False, "successive": True, **kwargs}
+    return evaluate(model, images, labels, attacks, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +192,7 @@ def test_a_folder_belongs_to_one_evaluation_at_a_time(problem, tmp_path):
 
 CHILD = """
 import sys
+from typing import Any
 from jnode.attacks import PGD
 from jnode.evaluation import Store
 from tests.test_evaluation import ATTACKS, arguments, make_problem, run
@@ -338,7 +341,7 @@ def test_the_finer_twin_needs_little_more_memory():
             whole = eqx.combine(arrays, static)
             return loss_and_gradient(whole, images, labels)[2]
 
-        compiled = jax.jit(gradient).lower(arrays, images).compile()
+        compiled: Any = jax.jit(gradient).lower(arrays, images).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     finer = twins(model, images, labels, ("finer",))

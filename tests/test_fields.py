@@ -1,5 +1,7 @@
 """Vector fields: their bounds hold, `bake` changes nothing, Diffrax takes them."""
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -12,7 +14,7 @@ import jnode
 from jnode.certify import strongest_stretch
 from jnode.constraints import constrained
 from jnode.fields import Composed, Congruent, Decay, LowPrecisionField, Scaled, Sum
-from jnode.fields.base import inner_form, vjp_change
+from jnode.fields.base import inner_form, time_invariant, vjp_change
 
 FIELDS = {
     "ortho": lambda s, k: jnode.OrthoField(s, lipschitz=1.5, hidden=6, key=k),
@@ -67,7 +69,7 @@ def test_bake_and_diffrax(getkey, name, shape):
         # No reparametrisation is left, which takes loops or roots.
         text = str(jax.make_jaxpr(lambda y: baked(0.3, y))(y))
         assert not any(word in text for word in ("while", "scan", "sqrt"))
-    solution = diffrax.diffeqsolve(
+    solution: Any = diffrax.diffeqsolve(
         diffrax.ODETerm(baked), diffrax.Heun(), 0.0, 1.0, 0.5, y
     )
     ours = eqx.filter_jit(jnode.solve)(field, y, jnode.Solver("heun", steps=2))
@@ -134,6 +136,7 @@ def test_hamiltonian_keeps_its_energy_without_damping(getkey):
     field = jnode.HamiltonianField(
         (6,), damping=0.0, convexity=0.3, key=getkey()
     ).bake()
+    assert isinstance(field, jnode.HamiltonianField)
 
     def energy(y):
         inner = field.weight(y) + field.bias
@@ -244,7 +247,7 @@ def test_multiples_and_roundings_pass_on_their_form(getkey):
 def test_time_invariance(getkey):
     ortho = lambda time: jnode.OrthoField((4,), time=time, key=getkey())
     assert ortho(False).time_invariant and not ortho(True).time_invariant
-    assert not (ortho(False) + ortho(True)).time_invariant
+    assert not time_invariant(ortho(False) + ortho(True))
     assert not Scaled(ortho(True), 2.0).time_invariant
     assert jnode.FreeField((4,), key=getkey()).time_invariant
     assert not jnode.PiecewiseField([ortho(False), ortho(False)]).time_invariant

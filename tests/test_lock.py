@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from jnode import _files
 from jnode._files import claimed, locked
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +49,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
         cwd=ROOT,
     )
     with other:
-        assert other.stdout.readline() == "mine\n"
+        assert other.stdout is not None and other.stdout.readline() == "mine\n"
         refused = pytest.raises(RuntimeError, match="is in use")
         with refused, locked(tmp_path, "training"):
             pass
@@ -69,13 +68,14 @@ def test_no_link_is_followed(tmp_path):
     assert not victim.exists()
 
 
-@pytest.mark.skipif(_files.fcntl is None, reason="not on Unix")
 def test_file_systems_without_locks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="not on Unix")
+
     def refuse(error):
         def flock(*args):
             raise OSError(error, "refused")
 
-        monkeypatch.setattr(_files.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
 
     refuse(errno.ENOLCK)
     with claimed(tmp_path / "lock", wait=True) as mine:

@@ -6,6 +6,7 @@ import jax.random as jr
 import pytest
 
 import jnode
+from jnode.constraints import Constrained
 from jnode.models import ConvEncoder, Lift
 from jnode.models.config import FIELDS
 from jnode.train import PRESETS, get_preset
@@ -83,10 +84,13 @@ def test_pieces_and_field_options(getkey):
         pieces=(2,), potentials=2, decay=0.1, constraint="sll", padding="zero"
     )
     model = small_model(getkey(), "gradient_flow", solver, **options)
-    assert isinstance(model.blocks[0].field, jnode.PiecewiseField)
-    piece = model.blocks[0].field.piece(0)
+    field = model.blocks[0].field
+    assert isinstance(field, jnode.PiecewiseField)
+    piece = field.piece(0)
+    assert isinstance(piece, jnode.GradientFlowField)
     assert len(piece.weights) == 2 and piece.decay == 0.1
-    assert piece.weights[0].padding == "zero"
+    weight = piece.weights[0]
+    assert isinstance(weight, Constrained) and weight.padding == "zero"
     image = jr.uniform(getkey(), (8, 8, 1))
     assert jnp.abs(model(image) - model.bake()(image)).max() < 1e-5
     assert 0 < float(model.lipschitz()) < 1.1

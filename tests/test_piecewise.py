@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -227,7 +228,7 @@ def test_no_step_crosses_a_hidden_jump(getkey, kind, solver):
     y0 = jr.normal(getkey(), (5,))
     best = follow(parts, y0, QUARTERS)
     # Steps over the jumps err by 1e-2 and more.
-    near = dict(atol=1e-4, rtol=0)
+    near: dict[str, Any] = dict(atol=1e-4, rtol=0)
     np.testing.assert_allclose(jnode.solve(field, y0, solver).y, best, **near)
     batch = solve_batch(field, jnp.stack([y0, y0]), solver)
     np.testing.assert_allclose(batch.y[1], best, **near)
@@ -260,7 +261,7 @@ def test_diffrax_stops_at_the_jumps_too(getkey, how, count):
     control = diffrax.PIDController(rtol=1e-6, atol=1e-6)
     clipped = diffrax.ClipStepSizeController(control, jump_ts=jnp.asarray(ends[1:-1]))
     term, step = diffrax.ODETerm(field), 0.1
-    theirs = diffrax.diffeqsolve(
+    theirs: Any = diffrax.diffeqsolve(
         term, diffrax.Tsit5(), 0.0, 1.0, step, y0, stepsize_controller=clipped
     )
     np.testing.assert_allclose(theirs.ys[-1], best, atol=1e-4)
@@ -273,7 +274,7 @@ def test_parts_of_the_interval_and_beyond(getkey):
     best = follow(parts, y0, ends)
     # Steps of 0.25, 0.25, 0.25 and 0.1: segments of one, one, one and another length.
     grid = tuple((t + 0.25) / 0.85 for t in ends)
-    span = dict(t0=-0.25, t1=0.6)
+    span: dict[str, Any] = dict(t0=-0.25, t1=0.6)
     ours = jnode.solve(field, y0, jnode.Solver("dopri8", grid=grid), **span)
     np.testing.assert_allclose(ours.y, best, atol=1e-5)
     assert ours.stats["num_steps"] == 4

@@ -271,11 +271,13 @@ def test_certified_takes_plain_numbers_of_plain_functions_only(getkey):
         jnode.Certified(
             Mine(Dense(jr.normal(getkey(), (5, 5))), jnp.ones(5)), Bounds(1.0)
         )
+    number: Any = 3
     with pytest.raises(TypeError):
-        jnode.Certified(3, Bounds(1.0))  # pyright: ignore[reportArgumentType]
+        jnode.Certified(number, Bounds(1.0))
     with pytest.raises(TypeError):
-        jnode.Certified(lambda t, y, args: -y, 1.0)  # pyright: ignore[reportArgumentType]
-    wrong: Any = jnode.Certified(lambda t, y, args: -y, lambda fn: 1.0)  # pyright: ignore[reportArgumentType]
+        jnode.Certified(lambda t, y, args: -y, number)
+    number_of: Any = lambda fn: 1.0
+    wrong: Any = jnode.Certified(lambda t, y, args: -y, number_of)
     with pytest.raises(TypeError, match=r"must give jnode\.Bounds"):
         wrong.bounds()
 
@@ -328,17 +330,17 @@ def test_half_precision_is_refused(getkey):
 
 def test_users_products_are_full_where_something_is_certified(getkey):
     """What a certificate evaluates is traced at the highest precision."""
-    weight = jnp.eye(4)
-    seen = []
+    config: Any = jax.config
+    weight, seen = jnp.eye(4), []
 
     def rotate(t, y, args):
-        seen.append(jax.config.jax_default_matmul_precision)
+        seen.append(config.jax_default_matmul_precision)
         return jnp.einsum("hwc,cd->hwd", y, weight)
 
     model = small_model(getkey())
 
     def claim(fn):
-        seen.append(jax.config.jax_default_matmul_precision)
+        seen.append(config.jax_default_matmul_precision)
         return Bounds(1.0)
 
     own = jnode.Certified(rotate, claim)

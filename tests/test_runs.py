@@ -5,6 +5,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -21,7 +22,7 @@ from jnode.runs import evaluate_run
 from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = dict(
+SETTINGS: dict[str, Any] = dict(
     protocol="quick",
     norm="linf",
     epsilons=[0.02, 0.05],
@@ -70,7 +71,7 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     monkeypatch.setattr(loop, "_run", none)
     for name in ("gradient", "batch_mates", "tolerance", "work"):
         monkeypatch.setattr(checks, name, none)
-    assert evaluate_run(run_dir, **SETTINGS | {"progress": True}) == found
+    assert evaluate_run(run_dir, **{**SETTINGS, "progress": True}) == found
     said = capsys.readouterr().out
     assert "12 finished attacks" in said
     page = render([report.read_run(run_dir)])

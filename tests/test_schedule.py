@@ -1,5 +1,7 @@
 """The steps of a solve as a value: made once, returned, replayed and certified."""
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -104,14 +106,9 @@ def test_steps_that_were_not_kept(getkey):
         with pytest.raises(ValueError, match="steps of this solve were not kept"):
             _ = solution.schedule
     steps = diffrax.SaveAt(steps=True)
-    for how in (
-        dict(solver=ADAPTIVE),
-        dict(
-            solver=diffrax.Bosh3(),
-            stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-3),
-        ),
-    ):
-        kept = jnode.solve(field, y0, saveat=steps, **how)
+    control = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+    for solver, chosen in ((ADAPTIVE, None), (diffrax.Bosh3(), control)):
+        kept = jnode.solve(field, y0, solver, saveat=steps, stepsize_controller=chosen)
         ends = kept.ts[jnp.isfinite(kept.ts)]
         np.testing.assert_allclose(kept.schedule.times[1:], ends, atol=1e-6)
     with pytest.raises(TypeError, match="outside of jit"):
@@ -128,6 +125,7 @@ def test_steps_that_were_not_kept(getkey):
 @pytest.mark.parametrize("kind", AROUND)
 def test_a_field_is_cut_the_same_way_everywhere(getkey, kind):
     jumping = pieces(getkey())
+    assert isinstance(jumping, jnode.PiecewiseField)
     field, y0 = AROUND[kind](jumping), jr.normal(getkey(), (5,))
     solver = jnode.Solver("rk4", steps=6)
     schedule = solver.plan(field, 0.0, 1.0)
@@ -143,7 +141,7 @@ def test_a_field_is_cut_the_same_way_everywhere(getkey, kind):
     y, bound, growth = y0, 1.0, 1.0
     for k in range(3):
         part = AROUND[kind](jumping.piece(k))
-        here = dict(t0=k / 3, t1=(k + 1) / 3)
+        here: dict[str, Any] = dict(t0=k / 3, t1=(k + 1) / 3)
         y = jnode.solve(part, y, solver.part(k / 3, (k + 1) / 3), **here).y
         bound *= float(
             certify.amplification(part, solver.part(k / 3, (k + 1) / 3), **here)
@@ -208,9 +206,10 @@ def test_lengths_cover_the_rounding_of_times():
     method, growth = diffrax.Euler(), 1e3
     save = diffrax.SaveAt(t1=True)
     for width in np.linspace(0.9e-3, 1.1e-3, 9):
-        span = dict(t0=1000.0, t1=1000.0 + width)
+        span: dict[str, Any] = dict(t0=1000.0, t1=1000.0 + width)
         bound = certify.amplification(jnode.Bounds(growth), method, steps=1, **span)
         grow = lambda t, y, args: growth * y
-        for how in ({}, dict(saveat=save)):
-            found = jnode.solve(grow, jnp.ones(()), method, steps=1, **span, **how)
+        for saveat in (None, save):
+            asked: dict[str, Any] = dict(steps=1, saveat=saveat, **span)
+            found = jnode.solve(grow, jnp.ones(()), method, **asked)
             assert found.y <= bound

@@ -130,7 +130,9 @@ def adaptive(mesh):
 def compiled_text(f, model, *args):
     arrays, static = eqx.partition(model, eqx.is_array)
     whole = jax.jit(lambda arrays, *args: f(eqx.combine(arrays, static), *args))
-    return whole.lower(arrays, *args).compile().as_text()
+    text = whole.lower(arrays, *args).compile().as_text()
+    assert text is not None
+    return text
 
 
 def test_adaptive_solves_do_not_wait_for_each_other(adaptive):

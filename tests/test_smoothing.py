@@ -72,7 +72,7 @@ def test_radius_of_a_linear_model_is_below_the_true_one_and_near_it():
 
 def test_votes_have_the_probability_of_the_gaussian():
     image = binary_images(1)[0]
-    p = norm.cdf(float(distance(jnp.asarray(image))) / 0.5)
+    p = float(norm.cdf(float(distance(jnp.asarray(image))) / 0.5))
     counts = votes(linear, image, jr.key(0), 100_000, 500)
     assert counts.sum() == 100_000
     assert binomtest(int(counts[1]), 100_000, p).pvalue > 1e-3

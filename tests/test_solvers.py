@@ -1,6 +1,7 @@
 """Solvers: their order, their statistics, their gradients, their errors."""
 
 import dataclasses
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -82,7 +83,7 @@ def test_nfe_counts_every_evaluation(getkey, solver):
 @pytest.mark.parametrize("steps", [None, 8])
 def test_gradients(x64, adjoint, steps):
     field, y0 = field_and_state(jr.key(0), jnp.float64)
-    tolerance = dict(rtol=1e-8, atol=1e-8) if steps is None else {}
+    tolerance: dict[str, Any] = dict(rtol=1e-8, atol=1e-8) if steps is None else {}
     solver = jnode.Solver("dopri5", steps=steps, adjoint=adjoint, **tolerance)
     f = jax.jit(lambda y: jnp.sum(jnode.solve(field, y, solver).y ** 2))
     direction = jr.normal(jr.key(1), y0.shape)
@@ -167,8 +168,9 @@ def test_bad_solvers(kwargs, message):
 
 def test_solve_wants_a_solver(getkey):
     field, y0 = field_and_state(getkey())
+    wrong: Any = diffrax.Tsit5  # the class
     with pytest.raises(TypeError, match="solver"):
-        jnode.solve(field, y0, diffrax.Tsit5)
+        jnode.solve(field, y0, wrong)
 
 
 def decay(t, y, args):
@@ -248,7 +250,7 @@ def test_states_are_promoted_as_in_diffrax(getkey, kind, way):
 def test_numbers_and_half_precision():
     half = jnp.ones(2, jnp.bfloat16)
     term, euler = diffrax.ODETerm(decay), diffrax.Euler()
-    theirs = diffrax.diffeqsolve(term, euler, 0.0, 1.0, 0.25, half)
+    theirs: Any = diffrax.diffeqsolve(term, euler, 0.0, 1.0, 0.25, half)
     ours = jnode.solve(decay, half, euler, steps=4)
     assert ours.y.dtype == theirs.ys.dtype
     np.testing.assert_allclose(ours.y, theirs.ys[-1], rtol=1e-6)
@@ -264,7 +266,7 @@ def test_double_and_single_precision_meet(x64, standard_promotion, way):
     best = jnode.solve(double, y0.astype(jnp.float64), solver).y
     jumping = jnode.PiecewiseField([double, double])
     for field in (double, single, jumping):
-        near = dict(atol=1e-5 if field is jumping else 1e-6)
+        near: dict[str, Any] = dict(atol=1e-5 if field is jumping else 1e-6)
         for state in (y0, y0.astype(jnp.float64)):
             found = jnode.solve(field, state, solver).y
             assert found.dtype == jnp.float64
@@ -281,7 +283,7 @@ def test_double_and_single_precision_meet(x64, standard_promotion, way):
 def test_diffrax_solvers_take_the_fast_path(getkey, method):
     y0, args = jr.normal(getkey(), (3, 2)), jnp.asarray(2.0)
     ours = jnode.solve(decay, y0, method, steps=4, args=args)
-    theirs = diffrax.diffeqsolve(
+    theirs: Any = diffrax.diffeqsolve(
         diffrax.ODETerm(decay), method, 0.0, 1.0, 0.25, y0, args
     )
     np.testing.assert_allclose(ours.y, theirs.ys[-1], rtol=1e-6)
@@ -459,7 +461,7 @@ def test_memory_does_not_grow_with_the_limit_of_steps():
     def needed(most):
         solver = jnode.Solver("dopri5", max_steps=most)
         wide = lambda y: jnp.sum(jnode.solve(jnp_tanh, y, solver, throw=False).y)
-        found = jax.jit(jax.grad(wide)).lower(jnp.ones(10_000)).compile()
+        found: Any = jax.jit(jax.grad(wide)).lower(jnp.ones(10_000)).compile()
         return found.memory_analysis().temp_size_in_bytes
 
     few, many = needed(64), needed(4096)

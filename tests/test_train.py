@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -194,7 +195,8 @@ def test_one_training_at_a_time(finished, tmp_path, monkeypatch):
     tried = []
 
     def made(*args):
-        for option in ({}, {"resume": True}, {"overwrite": True}):
+        options: list[dict[str, Any]] = [{}, {"resume": True}, {"overwrite": True}]
+        for option in options:
             with pytest.raises((RuntimeError, FileExistsError)) as error:
                 train(TINY, run, progress=False, **option)
             tried.append(str(error.value))
@@ -375,7 +377,8 @@ def test_losses(getkey):
     assert value(inputs="noise", sigma=0.5) != pytest.approx(natural, rel=1e-3)
     assert value(inputs="noise", sigma=0.5, share=0.0) == pytest.approx(natural)
     assert value(inputs="adversarial", epsilon=0.1, steps=3) > natural
-    for wrong in ({"inputs": "dirty"}, {"share": 1.5}):
+    refused: list[dict[str, Any]] = [{"inputs": "dirty"}, {"share": 1.5}]
+    for wrong in refused:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             LossConfig(**wrong)
 

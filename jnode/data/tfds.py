@@ -61,7 +61,7 @@ def _read(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     # What `tfds.data_source` ends in, without a search for the data set's own code,
     # which may stand at another version than the files.
     builder = tfds.builder_from_directory(folder)
-    source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+    source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]  # a decorator hides its signature
     images, labels = [], []
     for start in range(0, len(source), CHUNK):
         rows = source.__getitems__(range(start, min(start + CHUNK, len(source))))
