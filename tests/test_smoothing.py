@@ -196,7 +196,7 @@ def test_ragged_counts_and_one_compilation_for_all():
 def test_adaptive_and_unconstrained_models(getkey):
     model = small_model(getkey(), "free", solver=jnode.Solver("heun"))
     assert jnode.certify.refusal(model) is not None
-    images = np.asarray(jr.uniform(getkey(), (3, 8, 8, 1)))
+    images = np.asarray(jr.uniform(jr.key(2), (3, 8, 8, 1)))
     smoothing = Smoothing(0.01, n0=20, n=200, batch_size=50)
     found = smooth_certify(model, images, smoothing, key=getkey())
     # With little noise the classes are those of the clean images; fixed steps give the
