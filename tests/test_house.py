@@ -111,11 +111,16 @@ def _root(name):
     return ".".join(name.split(".")[: 2 if name.startswith("jnode.") else 1])
 
 
+def _lines_of(node):
+    """The numbers of the lines that a part of a program stands on."""
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
 def functions(source):
     """Each function's name and its number of lines."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name, node.end_lineno - node.lineno + 1
+            yield node.name, len(_lines_of(node))
 
 
 def test_no_function_is_long():
@@ -135,7 +140,7 @@ def code_lines(source):
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            lines.difference_update(range(node.lineno, node.end_lineno + 1))
+            lines.difference_update(_lines_of(node))
     return len(lines)
 
 
