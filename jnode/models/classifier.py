@@ -160,8 +160,15 @@ class ODEClassifier(eqx.Module):
         self, image: Float[Array, "height width channels"]
     ) -> list[tuple[Float[np.ndarray, " times"], Float[Array, "times ..."]]]:
         """The times of each block, and the states there (see `ODEBlock.trajectory`)."""
-        starts = zip(self.layers, (image, *self.states(image)), strict=False)
-        return [x.trajectory(y) for x, y in starts if isinstance(x, ODEBlock)]
+        _check_image(self, image)
+        found, state = [], image
+        for layer in self.layers:
+            if isinstance(layer, ODEBlock):
+                found.append(layer.trajectory(state))
+                state = found[-1][1][-1]
+            else:
+                state = layer(state)
+        return found
 
     def lipschitz(self) -> Float[Array, ""]:
         """A certified upper bound on the L2 Lipschitz constant from image to features.

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 GRONWALL = "Gronwall's envelope $e^{Lt}$"
 LOG_NORM = "log-norm envelope $e^{\\mu t}$"
+COLUMNS = 3
+"""Panels side by side, at the most."""
 
 
 def growth(run: RunReport) -> np.ndarray:
@@ -31,6 +33,24 @@ def sharper(run: RunReport) -> np.ndarray | None:
     return finite.min(axis=0) if len(finite) else None
 
 
+def _panels(runs: Sequence[RunReport], edge: float, height: float):
+    """A figure with a panel for each run that has pictures, all on one scale; and which
+    runs these are. Its height is that of its edge and of its rows.
+
+    **Raises:** `ValueError` where no run has pictures.
+    """
+    indices = [i for i, run in enumerate(runs) if run.pictures is not None]
+    if not indices:
+        raise ValueError("runs must hold pictures, and none does.")
+    columns = min(len(indices), COLUMNS)
+    rows = -(-len(indices) // columns)
+    figure = new_figure(max(1.2 + 3.4 * columns, 5.5), edge + height * rows)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for spare in panels[len(indices) :]:
+        spare.remove()
+    return figure, panels[: len(indices)], indices
+
+
 def trajectories(runs: Sequence[RunReport]) -> "Figure":
     """Growth of the distance within each pair, inside its envelopes: a panel a run.
 
@@ -39,16 +59,7 @@ def trajectories(runs: Sequence[RunReport]) -> "Figure":
 
     **Raises:** `ValueError` where no run has pictures.
     """
-    indices = [i for i, run in enumerate(runs) if run.pictures is not None]
-    if not indices:
-        raise ValueError("runs must hold pictures, and none does.")
-    columns = min(len(indices), 3)
-    rows = -(-len(indices) // columns)
-    figure = new_figure(max(1.2 + 3.4 * columns, 5.5), 0.9 + 3 * rows)
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for spare in panels[len(indices) :]:
-        spare.remove()
-    panels = panels[: len(indices)]
+    figure, panels, indices = _panels(runs, 0.9, 3)
     values = [np.ones(1), *(growth(runs[i]).ravel() for i in indices)]
     values += [s for i in indices if (s := sharper(runs[i])) is not None]
     finite = np.concatenate(values)
@@ -64,7 +75,7 @@ def trajectories(runs: Sequence[RunReport]) -> "Figure":
     handles = {}
     for axes, i in zip(panels, indices, strict=True):
         handles |= _panel(axes, runs[i], colour(i))
-    for axes in panels[::columns]:
+    for axes in panels[::COLUMNS]:
         axes.set_ylabel("‖y(t) − z(t)‖ / ‖y(0) − z(0)‖")
     legend(figure, handles)
     return figure
@@ -129,16 +140,7 @@ def step_lengths(runs: Sequence[RunReport]) -> "Figure":
 
     **Raises:** `ValueError` where no run has pictures.
     """
-    indices = [i for i, run in enumerate(runs) if run.pictures is not None]
-    if not indices:
-        raise ValueError("runs must hold pictures, and none does.")
-    columns = min(len(indices), 3)
-    rows = -(-len(indices) // columns)
-    figure = new_figure(max(1.2 + 3.4 * columns, 5.5), 0.5 + 2.6 * rows)
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for spare in panels[len(indices) :]:
-        spare.remove()
-    panels = panels[: len(indices)]
+    figure, panels, indices = _panels(runs, 0.5, 2.6)
     panels[0].set_yscale("log")
     panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for axes, i in zip(panels, indices, strict=True):
@@ -157,6 +159,6 @@ def step_lengths(runs: Sequence[RunReport]) -> "Figure":
         tidy(axes)
         axes.set_title(plain(runs[i].name), fontsize=10, loc="left", color=colour(i))
         axes.set_xlabel("step")
-    for axes in panels[::columns]:
+    for axes in panels[::COLUMNS]:
         axes.set_ylabel("distance that the state moves")
     return figure

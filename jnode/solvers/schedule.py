@@ -17,6 +17,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
+from jnode._checks import check_positive
 from jnode.fields.piecewise import marks, segment, segments
 
 
@@ -180,12 +181,6 @@ def is_known(*trees: PyTree) -> bool:
     return not any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))
 
 
-def check_steps(steps: Any) -> None:
-    """Raises `ValueError` for what is no number of steps."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1, not {steps!r}.")
-
-
 def plan(
     tree: PyTree,
     t0: Any,
@@ -216,7 +211,7 @@ def plan(
         )
     times, name, shares = marks(tree), "grid", grid
     if steps is not None:
-        check_steps(steps)
+        check_positive(steps=steps)
         name, shares = "steps", np.arange(steps + 1) / steps
     if shares is not None:
         shares = np.asarray(shares, np.float64)

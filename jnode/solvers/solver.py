@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jnode.solvers.schedule import Schedule, check_steps, ends_at, plan
+from jnode._checks import check_positive
+from jnode.solvers.schedule import Schedule, ends_at, plan
 from jnode.solvers.tableaus import ADAPTIVE, SOLVERS, tableau
 
 ADJOINTS = ("direct", "checkpointed", "backsolve")
@@ -55,7 +56,7 @@ class Solver:
         if self.grid is not None:
             self._check_grid()
         if self.steps is not None:
-            check_steps(self.steps)
+            check_positive(steps=self.steps)
             if self.rtol is not None or self.atol is not None:
                 raise ValueError(
                     f"{self.name} with steps={self.steps} has fixed steps, which take "
