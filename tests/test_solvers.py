@@ -488,3 +488,37 @@ def test_fields_that_do_not_fit_their_state(field, error, message):
 def test_a_field_may_return_a_number():
     found = jnode.solve(lambda t, y, args: 2, jnp.zeros(3), diffrax.Euler(), steps=2)
     np.testing.assert_allclose(found.y, jnp.full(3, 2.0))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_steps_among_frequencies_are_the_same_steps(getkey, count, batch):
+    # Each step of its own weights, so that nothing is gained in the inner units.
+    make = lambda k: jnode.GradientFlowField((6, 5, 4), hidden=2, lipschitz=6.0, key=k)
+    pieces = [make(k) for k in jr.split(getkey(), count)]
+    field = pieces[0] if count == 1 else jnode.PiecewiseField(pieces)
+    solver = jnode.Solver("euler", steps=count)
+    y0 = jr.normal(getkey(), (6, 5, *batch, 4))
+
+    def fast(field, y):
+        return jnode.solve(field, y, solver).y
+
+    def slow(field, y):
+        return trajectory(field, y, solver)[1][-1]
+
+    np.testing.assert_allclose(fast(field, y0), slow(field, y0), atol=2e-6)
+    back = jnode.solve(field, y0, solver, t0=1.0, t1=0.0).y
+    there = trajectory(field, y0, solver, t0=1.0, t1=0.0)[1][-1]
+    np.testing.assert_allclose(back, there, rtol=1e-5, atol=1e-4)
+
+    def gradients(way):
+        def value(field, y):
+            return jnp.sum(jnp.sin(way(field, y)))
+
+        of_field = eqx.filter_grad(value)(field, y0)
+        return jax.tree.leaves((of_field, jax.grad(value, argnums=1)(field, y0)))
+
+    for ours, theirs in zip(gradients(fast), gradients(slow), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+    with pytest.raises(ValueError, match="height and width"):
+        jnode.solve(field, y0.swapaxes(0, 1), solver)

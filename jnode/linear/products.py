@@ -95,6 +95,31 @@ def _embedded(f, real, imaginary, x):
     return jnp.einsum("qfs,fbqo->sbo", f, out, precision="highest")
 
 
+def to_frequencies(
+    transform: Float[Array, "part frequencies positions"],
+    x: Float[Array, "positions batch channels"],
+) -> Float[Array, "frequencies batch two_channels"]:
+    r"""$Fx$, real parts before imaginary ones along the last axis."""
+    _, frequencies, positions = transform.shape
+    _, batch, channels = x.shape
+    f = transform.swapaxes(0, 1).reshape(2 * frequencies, positions)
+    z = matmul(f, x.reshape(positions, -1)).reshape(frequencies, 2, batch, channels)
+    return z.swapaxes(1, 2).reshape(frequencies, batch, 2 * channels)
+
+
+def from_frequencies(
+    transform: Float[Array, "part frequencies positions"],
+    z: Float[Array, "frequencies batch two_channels"],
+) -> Float[Array, "positions batch channels"]:
+    r"""$F^\top z$, the inverse of `to_frequencies`."""
+    _, frequencies, positions = transform.shape
+    batch = z.shape[1]
+    f = transform.swapaxes(0, 1).reshape(2 * frequencies, positions)
+    parts = z.reshape(frequencies, batch, 2, -1).swapaxes(1, 2)
+    x = matmul(f.T, parts.reshape(2 * frequencies, -1))
+    return x.reshape(positions, batch, -1)
+
+
 def zero_padded_product(
     kernel: Float[Array, "size size in out"],
     spectral: Callable[[Array], Array] | None,

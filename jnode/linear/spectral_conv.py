@@ -78,6 +78,14 @@ class SpectralConv(AbstractPlain):
         return SpectralConv.from_column(column, self.grid)
 
 
+def embedded(map_: SpectralConv) -> Float[Array, "frequencies two_in two_out"]:
+    """A convolution's complex matrices as real ones, real parts before imaginary ones,
+    that are multiplied from the right."""
+    upper = jnp.concatenate([map_.real, map_.imaginary], axis=-1)
+    lower = jnp.concatenate([-map_.imaginary, map_.real], axis=-1)
+    return jnp.concatenate([upper, lower], axis=-2)
+
+
 def check_grid(shape: tuple[int, ...], grid: tuple[int, int] | None) -> None:
     """Raises `ValueError` for a state of another grid than the map was built for."""
     if grid is not None and tuple(shape[:2]) != tuple(grid):

@@ -16,6 +16,7 @@ from jnode.constraints import plain
 from jnode.fields.base import TwoLayer, add_bias, inner_form
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import compiled, finished, statistics
+from jnode.solvers.spectral import SpectralField, SpectralState, takes_spectral_steps
 from jnode.solvers.tableaus import Rows
 
 
@@ -80,15 +81,29 @@ def solve_fixed(
     With `throw`, a state that is not finite raises, in the name of `label`.
     """
 
+    tree = plain(tree)
+    first = inner_form(schedule.at(tree, 0)[0])
+    inside = first is not None and any(
+        first.pays(part.steps * len(method[1]), y0.shape[-1]) for part in schedule.parts
+    )
+    spectral = not inside and takes_spectral_steps(first, y0)
+
     def segment(tree, y, part):
         field, args = tree
-        evaluations = part.steps * len(method[1])
         form = inner_form(field)
-        if form is not None and form.pays(evaluations, y.shape[-1]):
+        if spectral:
+            assert form is not None, "all segments are alike"
+            return _scan(SpectralField(form), y, part, method, keep=False)
+        evaluations = part.steps * len(method[1])
+        if form is not None and form.pays(evaluations, y0.shape[-1]):
             return _solve_inside(form, y, method, part.starts[0], part.lengths[0]), None
         return _scan(RightHandSide(field, args), y, part, method, keep=False)
 
-    y, _ = schedule.over(plain(tree), y0, segment)
+    if spectral:
+        states = SpectralState(y0.shape)
+        y = states.leave(schedule.over(tree, states.enter(y0), segment)[0])
+    else:
+        y, _ = schedule.over(tree, y0, segment)
     steps = schedule.steps
     stats = statistics(steps, steps, 0, steps * len(method[1]), 0)
     if throw:
