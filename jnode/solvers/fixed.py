@@ -16,7 +16,7 @@ from jnode.constraints import plain
 from jnode.fields.base import TwoLayer, add_bias, inner_form
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import compiled, finished, statistics
-from jnode.solvers.spectral import SpectralField, SpectralState, takes_spectral_steps
+from jnode.solvers.spectral import SpectralState, spectral_field
 from jnode.solvers.tableaus import Rows
 
 
@@ -86,14 +86,14 @@ def solve_fixed(
     inside = first is not None and any(
         first.pays(part.steps * len(method[1]), y0.shape[-1]) for part in schedule.parts
     )
-    spectral = not inside and takes_spectral_steps(first, y0)
+    spectral = not inside and spectral_field(first, y0) is not None
 
     def segment(tree, y, part):
         field, args = tree
         form = inner_form(field)
-        if spectral:
-            assert form is not None, "all segments are alike"
-            return _scan(SpectralField(form), y, part, method, keep=False)
+        among_frequencies = spectral_field(form, y0) if spectral else None
+        if among_frequencies is not None:
+            return _scan(among_frequencies, y, part, method, keep=False)
         evaluations = part.steps * len(method[1])
         if form is not None and form.pays(evaluations, y0.shape[-1]):
             return _solve_inside(form, y, method, part.starts[0], part.lengths[0]), None

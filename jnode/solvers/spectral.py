@@ -48,14 +48,6 @@ class SpectralField(eqx.Module):
     activation: AbstractActivation
     grid: tuple[int, int] = eqx.field(static=True)
 
-    def __init__(self, form: TwoLayer):
-        """**Arguments:** a form that `takes_spectral_steps`."""
-        assert isinstance(form.enter, SpectralConv)
-        assert isinstance(form.leave, SpectralConv)
-        self.enter, self.leave = embedded(form.enter), embedded(form.leave)
-        self.bias, self.scale = form.bias, form.scale
-        self.activation, self.grid = form.activation, form.enter.grid
-
     def __call__(
         self, t: Any, z: Float[Array, "frequencies batch two"], args: Any = None
     ) -> Float[Array, "frequencies batch two"]:
@@ -67,16 +59,23 @@ class SpectralField(eqx.Module):
         )
 
 
-def takes_spectral_steps(form: TwoLayer | None, y: Float[Array, "*state"]) -> bool:
-    """Whether a field of this form is such a one, and `y` a state that it knows.
+def spectral_field(
+    form: TwoLayer | None, y: Float[Array, "*state"]
+) -> SpectralField | None:
+    """A field of this form on the frequencies of states like `y`; `None` for a form
+    that is not made of circular convolutions.
 
     **Raises:** `ValueError` for a state of another grid.
     """
     if form is None or form.drift is not None or form.clocks is not None:
-        return False
-    maps = (form.enter, form.leave)
-    if not all(isinstance(x, SpectralConv) and x.margin == 0 for x in maps):
-        return False
-    check_grid(y.shape, form.enter.grid)
-    same = form.enter.real.dtype == form.leave.real.dtype == y.dtype
-    return same and form.enter.grid == form.leave.grid
+        return None
+    enter, leave = form.enter, form.leave
+    if not isinstance(enter, SpectralConv) or not isinstance(leave, SpectralConv):
+        return None
+    if enter.margin or leave.margin or enter.grid != leave.grid:
+        return None
+    check_grid(y.shape, enter.grid)
+    if not enter.real.dtype == leave.real.dtype == y.dtype:
+        return None
+    weights = (embedded(enter), embedded(leave), form.bias, form.scale)
+    return SpectralField(*weights, form.activation, enter.grid)
