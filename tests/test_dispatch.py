@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -112,11 +113,17 @@ def test_streamed_images_train_as_resident_ones(
 
 
 @pytest.mark.parametrize("limit", [device.RESIDENT_BYTES, 0])
-@pytest.mark.parametrize("devices", [1, 2])
-def test_batches_of_a_feed(monkeypatch, limit, devices):
+@pytest.mark.parametrize("kind", ["one device", "two devices", "explicit axes"])
+def test_batches_of_a_feed(monkeypatch, limit, kind):
     """Step by step those of `data.batches`, on each device its rows alone."""
     monkeypatch.setattr(device, "RESIDENT_BYTES", limit)
-    mesh = sharding.data_mesh(jax.devices()[:2]) if devices == 2 else None
+    two = jax.devices()[:2]
+    mesh = {
+        "one device": None,
+        "two devices": sharding.data_mesh(two),
+        "explicit axes": jax.make_mesh((2,), ("data",), devices=two),
+    }[kind]
+    devices = 1 if mesh is None else 2
     images = toy(23)
     feed = data.Feed(images, 4, seed=3, longest=3, mesh=mesh)
     assert feed.per_epoch == 5
@@ -194,8 +201,9 @@ def test_where_a_trace_begins_and_ends(tmp_path, monkeypatch):
 
 def test_refusals(tmp_path):
     for option in ("steps_per_dispatch", "checkpoint_every"):
+        bad: dict[str, Any] = {option: 0}
         with pytest.raises(ValueError, match=f"{option} must be an integer of at leas"):
-            train(EIGHT, tmp_path / "run", progress=False, **{option: 0})
+            train(EIGHT, tmp_path / "run", progress=False, **bad)
     assert not (tmp_path / "run").exists()
     for name in ("seed", "epoch"):
         with pytest.raises(ValueError, match=f"{name} must be at least 0, not -1"):

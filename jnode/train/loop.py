@@ -252,7 +252,7 @@ class _Loop:
         compiling, running = 0.0, deque()
         alone = jax.process_count() == 1
         while self.done < end:
-            count = trace.until(min(self.most, self._until(end)))
+            count = trace.until(self._most_before(end))
             begin = time.perf_counter()
             self._dispatch(count)
             if not self._compiled:
@@ -278,14 +278,12 @@ class _Loop:
                 self._save()
         return compiling
 
-    def _until(self, end: int) -> int:
-        """How many steps are left before an epoch's end or the next checkpoint."""
-        left = end - self.done
-        return (
-            left
-            if self.every is None
-            else min(left, self.every - self.done % self.every)
-        )
+    def _most_before(self, end: int) -> int:
+        """How many steps a dispatch may take before the epoch's end or a checkpoint."""
+        limits = [self.most, end - self.done]
+        if self.every is not None:
+            limits.append(self.every - self.done % self.every)
+        return min(limits)
 
     def _dispatch(self, count: int) -> None:
         """Gives the device so many steps to take."""
