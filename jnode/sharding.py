@@ -128,6 +128,17 @@ def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[A
     return jax.tree.map(one, tree)
 
 
+def spread_rows(x: Array, mesh: Mesh | None) -> Array:
+    """Inside jit: an array whose first axis is the batch, to each device its share.
+
+    What is computed from it row by row is spread alike, so that no device computes the
+    rows of another.
+    """
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(_auto(mesh), _rows(mesh)))
+
+
 def local_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " rows"]:
     """Which rows of each batch belong to the devices of this process, in order."""
     if mesh is None:

@@ -39,6 +39,9 @@ class Options:
     checkpoint_every: int | None = None
     """Steps between checkpoints; by default only one after each epoch."""
 
+    steps_per_dispatch: int | None = None
+    """Steps that the host starts at a time; by default 4 on CPU and 50 elsewhere."""
+
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, into RUN_DIR/tensorboard."""
 

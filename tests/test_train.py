@@ -93,14 +93,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     finished, tmp_path, monkeypatch, capsys
 ):
     whole, model = finished
-    make_step = loop.make_step
+    make_steps = loop.make_steps
     taken = []
 
     def interrupting(*args):
-        step = make_step(*args)
+        steps = make_steps(*args)
 
-        def wrapped(batch, state):
-            result = step(batch, state)
+        def wrapped(given, state):
+            result = steps(given, state)
             taken.append(1)
             if len(taken) == 4:  # in the middle of the second epoch
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -108,9 +108,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
         return wrapped
 
-    monkeypatch.setattr(loop, "make_step", interrupting)
+    monkeypatch.setattr(loop, "make_steps", interrupting)
     with pytest.raises(Interrupted) as stop:
-        train(TINY, tmp_path / "run", progress=False)
+        train(TINY, tmp_path / "run", progress=False, steps_per_dispatch=1)
     assert stop.value.signal == signal.SIGTERM
     with pytest.raises(FileNotFoundError, match="has no model.json"):
         jnode.load(tmp_path / "run")
@@ -191,7 +191,7 @@ def test_a_run_holds_a_model_file(finished, tmp_path):
 def test_one_training_at_a_time(finished, tmp_path, monkeypatch):
     """Whatever the second asks for; and the lock ends with the first."""
     run = tmp_path / "run"
-    make_step = loop.make_step
+    make_steps = loop.make_steps
     tried = []
 
     def made(*args):
@@ -200,15 +200,15 @@ def test_one_training_at_a_time(finished, tmp_path, monkeypatch):
             with pytest.raises((RuntimeError, FileExistsError)) as error:
                 train(TINY, run, progress=False, **option)
             tried.append(str(error.value))
-        return make_step(*args)
+        return make_steps(*args)
 
-    monkeypatch.setattr(loop, "make_step", made)
+    monkeypatch.setattr(loop, "make_steps", made)
     model = train(TINY, run, progress=False)
     assert f"{run} exists already" in tried[0]
     in_use = f"{run} is in use: another training writes into it."
     assert all(in_use in words for words in tried[1:])
     assert same(model, finished[1])
-    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(loop, "make_steps", make_steps)
     assert same(train(TINY, run, resume=True, progress=False), model)
     assert RunDir(run).unknown() == []
 

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from jnode.bounds import unit_roundoff
 from jnode.constraints import AbstractConstraint
 from jnode.fields.certified import Certified
+from jnode.linear.products import training_precision
 
 
 def check_certifiable(model: PyTree, images: PyTree = None) -> None:
@@ -27,12 +28,12 @@ def check_certifiable(model: PyTree, images: PyTree = None) -> None:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Matrix products in full, a user's own included.
+    """Matrix products in full, a user's own included, and whatever training asks for.
 
     Unless they are told otherwise, float32 arrays multiply in TF32 on GPUs from Ampere
     on, and in bfloat16 on TPUs.
     """
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), training_precision("highest"):
         yield
 
 

@@ -9,3 +9,5 @@ from jnode.data.batching import to_float as to_float
 from jnode.data.dataset import NAMES as NAMES
 from jnode.data.dataset import Dataset as Dataset
 from jnode.data.dataset import load as load
+from jnode.data.device import Feed as Feed
+from jnode.data.device import epoch_order as epoch_order

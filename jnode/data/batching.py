@@ -9,7 +9,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
+from jnode._batches import check_batch_size
 from jnode.data.dataset import Dataset
+from jnode.data.device import epoch_order
 
 
 def batches(
@@ -20,11 +22,12 @@ def batches(
     epoch: int,
     shuffle: bool = True,
     drop_last: bool = True,
-    rows: Int[np.ndarray, " rows"] | None = None,
 ) -> Iterator[
     tuple[UInt8[np.ndarray, "n height width channels"], Int32[np.ndarray, " n"]]
 ]:
     """Batches of (uint8 images, labels), their order given by seed and epoch alone.
+
+    It is the order in which training takes them (`jnode.data.device.epoch_order`).
 
     **Arguments:**
 
@@ -33,17 +36,10 @@ def batches(
     - `shuffle`: whether to shuffle at all.
     - `drop_last`: whether to drop the ragged rest; another epoch's order brings it
         back. A ragged batch would compile everything once more.
-    - `rows`: which rows of each batch to load, by default all: a process's share.
 
     **Raises:** `ValueError` at the call for sizes that give no batch.
     """
-    for argument, least, value in (
-        ("batch_size", 1, batch_size),
-        ("seed", 0, seed),
-        ("epoch", 0, epoch),
-    ):
-        if value < least:
-            raise ValueError(f"{argument} must be at least {least}, not {value}.")
+    check_batch_size(batch_size)
     n = len(dataset)
     if n == 0:
         raise ValueError("dataset must hold at least one image, not none.")
@@ -52,13 +48,9 @@ def batches(
             f"batch_size must be at most the {n} images of the data set, not "
             f"{batch_size}, unless drop_last is False."
         )
-    order = np.arange(n)
-    if shuffle:
-        order = np.random.default_rng((seed, epoch)).permutation(n)
+    order = np.asarray(epoch_order(seed, epoch, n)) if shuffle else np.arange(n)
     stop = n - n % batch_size if drop_last else n
     indices = (order[i : min(i + batch_size, n)] for i in range(0, stop, batch_size))
-    if rows is not None:
-        indices = (chosen[rows] for chosen in indices)
     return ((dataset.images[chosen], dataset.labels[chosen]) for chosen in indices)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jnode._checks import check_positive
 from jnode.linear.gram import spectral_norm
-from jnode.linear.products import matmul
+from jnode.linear.products import matmul, state_matmul
 
 
 class AbstractLinear(eqx.Module):
@@ -133,7 +133,7 @@ class Dense(AbstractPlain):
     matrix: Float[Array, "out in"]
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        return matmul(x, self.matrix.T)
+        return state_matmul(x, self.matrix.T)
 
     @property
     def T(self) -> "Dense":

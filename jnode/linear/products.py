@@ -1,10 +1,15 @@
 """How a map's products with a state are computed, on each platform as it is quickest.
 
-All are in full precision. The mathematics is in the operators; nothing else knows of
-these forms.
+The mathematics is in the operators; nothing else knows of these forms.
+
+All products are in full precision, save those of a map with a state while a training
+step is traced under `training_precision`. That choice is a part of the key of JAX's
+caches of traced and compiled functions, so that what was traced for training is never
+taken for a certificate.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import equinox as eqx
@@ -12,10 +17,37 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jnode._checks import check_choice
+
+PRECISIONS = ("highest", "high", "bfloat16")
+"""How products with a state may be computed in training: in full, in three bfloat16
+passes, or in one (`jax.lax.Precision.HIGHEST`, `HIGH` and `DEFAULT`)."""
+
+_of_states = jax.make_user_context("highest")
+
+
+def training_precision(precision: str) -> AbstractContextManager[None]:
+    """Products of maps with a state are traced in this precision, inside the context.
+
+    Their derivatives too, where they are taken inside. Products of weights, from which
+    constraints and bounds are made, stay in full precision.
+
+    **Arguments:** one of `PRECISIONS`.
+
+    **Raises:** `ValueError` for another.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    return _of_states(precision)
+
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A matrix product in full precision."""
+    """A matrix product in full precision, always."""
     return jnp.matmul(a, b, precision="highest")
+
+
+def state_matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A matrix product with a state, in the precision of `training_precision`."""
+    return jnp.matmul(a, b, precision=_of_states.value)
 
 
 def spectral_product(
@@ -50,12 +82,12 @@ def _by_parts(f, real, imaginary, x):
     flat = x.reshape(positions, -1)
     first, last = flat[:half], flat[positions - half :][::-1]
     middle = flat[half : positions - half]
-    re = matmul(even, jnp.concatenate([first + last, middle]))
-    im = matmul(odd, first - last)
+    re = state_matmul(even, jnp.concatenate([first + last, middle]))
+    im = state_matmul(odd, first - last)
     re, im = (part.reshape(frequencies, batch, -1) for part in (re, im))
     re, im = _complex_product(re, im, real, imaginary)
-    same = matmul(even.T, re)
-    turned = matmul(odd.T, im)
+    same = state_matmul(even.T, re)
+    turned = state_matmul(odd.T, im)
     first, middle = same[:half], same[half:]
     out = jnp.concatenate([first + turned, middle, (first - turned)[::-1]])
     return out.reshape(positions, batch, -1)
@@ -67,16 +99,20 @@ def _whole(f, real, imaginary, x):
     that leads to them once for each of them, if no gradient of a weight asks for it."""
     _, frequencies, positions = f.shape
     flat = x.reshape(positions, -1)
-    re, im = (matmul(part, flat).reshape(frequencies, x.shape[1], -1) for part in f)
+    re, im = (
+        state_matmul(part, flat).reshape(frequencies, x.shape[1], -1) for part in f
+    )
     re, im = _complex_product(re, im, real, imaginary)
-    return (matmul(f[0].T, re) + matmul(f[1].T, im)).reshape(*x.shape[:2], -1)
+    return (state_matmul(f[0].T, re) + state_matmul(f[1].T, im)).reshape(
+        *x.shape[:2], -1
+    )
 
 
 def _complex_product(re, im, real, imaginary):
     """Parts of the products of each frequency, flat."""
     out = (
-        matmul(re, real) - matmul(im, imaginary),
-        matmul(re, imaginary) + matmul(im, real),
+        state_matmul(re, real) - state_matmul(im, imaginary),
+        state_matmul(re, imaginary) + state_matmul(im, real),
     )
     return (part.reshape(len(re), -1) for part in out)
 
@@ -90,9 +126,9 @@ def _embedded(f, real, imaginary, x):
         ],
         axis=1,
     )
-    spectrum = jnp.einsum("pfs,sbi->fbpi", f, x, precision="highest")
-    out = jnp.einsum("fbpi,fpiqo->fbqo", spectrum, blocks, precision="highest")
-    return jnp.einsum("qfs,fbqo->sbo", f, out, precision="highest")
+    spectrum = jnp.einsum("pfs,sbi->fbpi", f, x, precision=_of_states.value)
+    out = jnp.einsum("fbpi,fpiqo->fbqo", spectrum, blocks, precision=_of_states.value)
+    return jnp.einsum("qfs,fbqo->sbo", f, out, precision=_of_states.value)
 
 
 def to_frequencies(
@@ -154,7 +190,7 @@ def _by_patches(x, kernel):
         x[i : i + height, j : j + width] for i in range(size) for j in range(size)
     ]
     weights = kernel.reshape(size * size * channels, out)
-    return matmul(jnp.concatenate(shifts, axis=-1), weights)
+    return state_matmul(jnp.concatenate(shifts, axis=-1), weights)
 
 
 def _native(x, kernel):
@@ -166,7 +202,7 @@ def _native(x, kernel):
         (1, 1),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision="highest",
+        precision=_of_states.value,
     )
     y = jnp.moveaxis(y, 0, 2)
     return y.reshape(*y.shape[:2], *batch, y.shape[-1])

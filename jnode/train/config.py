@@ -5,7 +5,9 @@ import os
 from typing import Any
 
 from jnode import data
+from jnode._checks import check_choice
 from jnode.data import Dataset
+from jnode.linear.products import PRECISIONS
 from jnode.models import MODELS, ModelConfig
 from jnode.solvers import Solver
 from jnode.train.losses import LossConfig
@@ -90,6 +92,10 @@ class TrainConfig:
         another; more need less memory.
     - `learning_rate`: the peak of a cosine schedule with linear warm-up (AdamW).
     - `weight_decay`: of AdamW, on weights alone (`jnode.train.step.decays`).
+    - `precision`: how a training step multiplies weights with states: "highest", in
+        full; "high", in three bfloat16 passes; or "bfloat16", in one. Weights, states
+        and bounds are float32 all the same, and evaluation and certificates are always
+        in full precision.
     - `seed`: of the weights, the order of the images and the noise.
     - `skip_nonfinite`: leave out a step whose loss or gradient is not finite, or whose
         loss is above `max_loss`, and go on; by default training stops there.
@@ -107,6 +113,7 @@ class TrainConfig:
     accumulate: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
+    precision: str = "highest"
     seed: int = 0
     skip_nonfinite: bool = False
     max_loss: float = 1e4
@@ -118,6 +125,7 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be at least 1, not {getattr(self, name)}."
                 )
+        check_choice("precision", self.precision, PRECISIONS)
         unbounded = self.model.field == "free" or self.model.encoder == "conv"
         if self.loss.name == "margin" and (self.solver.adaptive or unbounded):
             raise ValueError(

@@ -14,19 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jnode import data
+from jnode._checks import check_positive
 from jnode._files import locked
 from jnode._process import Interrupted, caught_signals, peak_memory, provenance
+from jnode.data import Feed
 from jnode.models import ODEClassifier, save
-from jnode.sharding import (
-    check_divides,
-    is_first,
-    largest,
-    local_rows,
-    meet,
-    replicate,
-    shard_batch,
-)
+from jnode.sharding import check_divides, is_first, largest, meet, replicate
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig, training_images
 from jnode.train.run_dir import (
@@ -38,16 +31,16 @@ from jnode.train.run_dir import (
 )
 from jnode.train.step import (
     Tally,
-    add_step,
     check_tally,
     empty_tally,
     epoch_means,
     init_state,
     learning_rate,
-    make_step,
+    make_steps,
 )
+from jnode.train.trace import Trace
 
-AHEAD = 2  # steps given to the device before the first of them must be done
+AHEAD = 1  # dispatches that wait on the device while one is computed
 LOOK = 10  # steps between two looks at what the device counted
 
 
@@ -60,6 +53,7 @@ def train(
     progress: bool = True,
     mesh: Mesh | None = None,
     checkpoint_every: int | None = None,
+    steps_per_dispatch: int | None = None,
     tensorboard: bool = False,
     profile: int = 0,
 ) -> ODEClassifier:
@@ -75,9 +69,12 @@ def train(
     - `overwrite`, `resume`: replace a run that is there; go on with it.
     - `progress`: draw a progress bar.
     - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`; by
-        default JAX's first device). With several processes, over those of all; each
-        loads its rows, and the first alone writes and prints.
+        default JAX's first device). With several processes, over those of all; the
+        first alone writes and prints.
     - `checkpoint_every`: steps between checkpoints within an epoch; by default none.
+    - `steps_per_dispatch`: how many steps at most the host starts at a time, in one
+        program; by default 4 on CPU and 50 elsewhere. More spare the host work, and a
+        signal waits for them. The results are the same.
     - `tensorboard`: write the metrics for TensorBoard too, into `tensorboard/`.
     - `profile`: how many steps to trace with `jax.profiler`, into `profile/`.
 
@@ -90,27 +87,29 @@ def train(
     `KeyboardInterrupt`, after a signal; what `jnode.data.load` raises.
     """
     run = RunDir(run_dir)
-    _check_options(overwrite, resume, checkpoint_every, tensorboard, profile)
+    _check_options(overwrite, resume, profile)
+    for name, number in (
+        ("checkpoint_every", checkpoint_every),
+        ("steps_per_dispatch", steps_per_dispatch),
+    ):
+        if number is not None:
+            check_positive(**{name: number})
+    if tensorboard:
+        tensorboard_writer()
     if resume:
         _check_resumable(run, config)
-    loop = _Loop(config, run, mesh, checkpoint_every)
+    loop = _Loop(config, run, mesh, checkpoint_every, steps_per_dispatch)
     with _owned(run, resume=resume, overwrite=overwrite):
         loop.prepare(resume=resume, overwrite=overwrite)
         loop.run(resume, progress and is_first(), tensorboard, profile)
     return loop.state.model
 
 
-def _check_options(overwrite, resume, checkpoint_every, tensorboard, profile) -> None:
+def _check_options(overwrite, resume, profile) -> None:
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other: choose one.")
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(
-            f"checkpoint_every must be at least 1, not {checkpoint_every}."
-        )
     if profile < 0:
         raise ValueError(f"profile must be at least 0, not {profile}.")
-    if tensorboard:
-        tensorboard_writer()
 
 
 def _check_resumable(run: RunDir, config: TrainConfig) -> None:
@@ -141,9 +140,12 @@ class _Loop:
     tally: Tally
     _compiled = False
 
-    def __init__(self, config: TrainConfig, run: RunDir, mesh: Mesh | None, every):
+    def __init__(
+        self, config: TrainConfig, run: RunDir, mesh: Mesh | None, every, most
+    ):
         self.config, self.run_dir, self.mesh = config, run, mesh
         self.every, self.done = every, 0
+        self.most = most or (4 if jax.default_backend() == "cpu" else 50)
         # Looked at first, since it needs no data.
         self.share = check_divides(
             config.batch_size, mesh, accumulate=config.accumulate
@@ -166,6 +168,7 @@ class _Loop:
         self.origin = {
             "seed": config.seed,
             "random_key": key.tolist(),
+            "order": "jax.random.permutation",
             "jax_enable_x64": jnp.zeros(()).dtype == jnp.float64,
         }
 
@@ -188,7 +191,7 @@ class _Loop:
         with ExitStack() as stack:
             kept = stack.enter_context(closing(Checkpoints(folder, writing=True)))
             self.checkpoints = kept
-            self.step = make_step(self.config, self.total, self.mesh)
+            self.steps = make_steps(self.config, self.total, self.mesh)
             self._start(resume)
             log = None
             if is_first():
@@ -206,6 +209,9 @@ class _Loop:
                 save(folder, model, config.model, config.solver, **self.sizes)
 
     def _start(self, resume: bool) -> None:
+        config = self.config
+        how: dict = {"seed": config.seed, "longest": self.most, "mesh": self.mesh}
+        self.feed = Feed(self.dataset, config.batch_size, **how)
         self.state, self.tally = replicate((self.state, self._empty()), self.mesh)
         if resume:
             like = (self.state, self.tally)
@@ -242,27 +248,29 @@ class _Loop:
 
     def _epoch(self, epoch, trace, bar, caught) -> float:
         """Takes the steps that are left of an epoch; returns what compiling took."""
-        skip = self.done - epoch * self.per_epoch
+        end = (epoch + 1) * self.per_epoch
         compiling, running = 0.0, deque()
-        for batch in self._batches(epoch, skip=skip):
+        alone = jax.process_count() == 1
+        while self.done < end:
+            count = trace.until(self._most_before(end))
             begin = time.perf_counter()
-            self.state, metrics = self.step(batch, self.state)
-            self.tally = add_step(self.tally, metrics, self.state.step)
+            self._dispatch(count)
             if not self._compiled:
                 self._compiled, compiling = True, time.perf_counter() - begin
-            self.done += 1
-            bar.update()
-            trace.step(self.tally)
+            bar.update(count)
+            trace.steps(count, self.tally)
             running.append(self.tally)
+            looking = self.done % LOOK < count
             if len(running) > AHEAD:
                 # So that a signal or a bad step is answered soon.
                 finished = jax.block_until_ready(running.popleft())
-                if self.done % LOOK == 0:
+                if looking:
                     _show(bar, self._check(finished))
                     self.checkpoints.check()
-            if self.done % self.per_epoch == 0:
+            if self.done == end:
                 break  # a signal waits for the epoch's row
-            number = self._asked(caught)
+            # Several processes ask each other only now and then: it makes them wait.
+            number = self._asked(caught) if looking or alone else 0
             if number:
                 self._stop(number, bar)
             if self.every is not None and self.done % self.every == 0:
@@ -270,13 +278,22 @@ class _Loop:
                 self._save()
         return compiling
 
-    def _asked(self, caught: list[int]) -> int:
-        """The signal that asks to stop, or 0; the same in every process.
+    def _most_before(self, end: int) -> int:
+        """How many steps a dispatch may take before the epoch's end or a checkpoint."""
+        limits = [self.most, end - self.done]
+        if self.every is not None:
+            limits.append(self.every - self.done % self.every)
+        return min(limits)
 
-        Several processes ask each other only now and then, since it makes them wait.
-        """
-        if jax.process_count() > 1 and self.done % LOOK and self.done % self.per_epoch:
-            return 0
+    def _dispatch(self, count: int) -> None:
+        """Gives the device so many steps to take."""
+        number = replicate(jnp.asarray(count, jnp.int32), self.mesh)
+        given = (self.feed(self.done, count), self.tally, number)
+        self.state, self.tally = self.steps(given, self.state)
+        self.done += count
+
+    def _asked(self, caught: list[int]) -> int:
+        """The signal that asks to stop, or 0; the same in every process."""
         return largest(caught[0] if caught else 0)
 
     def _empty(self):
@@ -304,16 +321,6 @@ class _Loop:
             bar.write(f"{name}: checkpoint {path}; go on with --resume.")
         raise Interrupted(number)
 
-    def _batches(self, epoch: int, *, skip: int) -> Iterator:
-        config = self.config
-        rows = local_rows(config.batch_size, self.mesh)
-        batches = data.batches(
-            self.dataset, config.batch_size, seed=config.seed, epoch=epoch, rows=rows
-        )
-        for i, batch in enumerate(batches):
-            if i >= skip:
-                yield shard_batch(batch, self.mesh)
-
 
 def _sizes(config: TrainConfig, mesh: Mesh | None, share: int) -> str:
     """For people: `batch of 128 = 2 devices x 4 in turn x 16 images`."""
@@ -327,32 +334,3 @@ def _show(bar: tqdm, row: dict) -> None:
     bar.set_postfix_str(
         f"loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}, NFE {row['nfe']:.0f}"
     )
-
-
-class Trace:
-    """A `jax.profiler` trace of some steps, for TensorBoard or Perfetto.
-
-    **Arguments:** the folder; after how many steps of this start to begin; how many
-    steps to trace, 0 for none.
-    """
-
-    def __init__(self, folder: Path, *, begin: int, steps: int):
-        self.folder = folder
-        self._begin, self._end = begin, begin + steps
-        self._seen, self._on = 0, False
-
-    def step(self, result: Any) -> None:
-        """Told of each step, with what it gives."""
-        self._seen += 1
-        if self._on and self._seen == self._end:
-            jax.block_until_ready(result)
-            self.close()
-        elif self._seen == self._begin and self._end > self._begin:
-            jax.block_until_ready(result)
-            jax.profiler.start_trace(self.folder)
-            self._on = True
-
-    def close(self) -> None:
-        if self._on:
-            self._on = False
-            jax.profiler.stop_trace()

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jnode import data
 from jnode.constraints import AOL, SLL, Constrained, NewtonSchulz, SpectralRescale
 from jnode.linear import AbstractLinear
+from jnode.linear.products import training_precision
 from jnode.models import Head, ODEClassifier, build
 from jnode.sharding import averaged
 from jnode.train.config import TrainConfig
@@ -152,7 +153,8 @@ def make_step(
                 images, augment_key, flip=config.data.flip, pad=config.data.pad
             )
         keys = jax.random.split(loss_key, len(images))
-        (value, aux), grads = gradients(state.model, images, labels, keys)
+        with training_precision(config.precision):
+            (value, aux), grads = gradients(state.model, images, labels, keys)
         params = eqx.filter(state.model, eqx.is_inexact_array)
         updates, opt = optimizer.update(grads, state.optimizer_state, params)
         model = eqx.apply_updates(state.model, updates)
@@ -168,6 +170,37 @@ def make_step(
         return TrainState(model, opt, state.step + 1), metrics
 
     return step
+
+
+def make_steps(
+    config: TrainConfig, total_steps: int, mesh: Mesh | None = None
+) -> Callable:
+    """Many training steps as one program.
+
+    `steps((batches, tally, count), state) -> state, tally` takes `count` steps of
+    `make_step`, on the batches that `batches` (`jnode.data.device`) gives by the number
+    of the step, and adds what they tell to the tally. The count is data: one program
+    serves any, and its results do not depend on how many steps are taken at a time.
+
+    **Arguments:** as of `make_step`.
+    """
+    step = make_step(config, total_steps, mesh)
+
+    @eqx.filter_jit(donate="all-except-first")
+    def steps(given, state: TrainState):
+        batches, tally, count = given
+        arrays, static = eqx.partition(state, eqx.is_array)
+
+        def body(_, carried):
+            arrays, tally = carried
+            state, metrics = step(batches(arrays.step), eqx.combine(arrays, static))
+            tally = add_step(tally, metrics, state.step)
+            return eqx.filter(state, eqx.is_array), tally
+
+        arrays, tally = jax.lax.fori_loop(0, count, body, (arrays, tally))
+        return eqx.combine(arrays, static), tally
+
+    return steps
 
 
 def _gradients(loss: Loss, accumulate: int) -> Callable:
