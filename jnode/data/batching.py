@@ -86,25 +86,28 @@ def augment(
 ) -> Float[Array, "batch height width channels"]:
     """Each image flipped left to right with probability 1/2, padded and cropped.
 
-    Pixels are only moved, or lost to zeros at the border, so they stay in [0, 1].
+    Pixels are only moved, or mirrored at the border, so they stay in [0, 1].
 
     **Arguments:**
 
     - `images`, `key`: the batch, and what decides the fate of each image in it.
     - `flip`: whether to flip.
-    - `pad`: by how many pixels of zeros to pad each side before a random crop of the
-        old size; 0 for none.
+    - `pad`: by how many pixels, mirrored at the border, to pad each side before a
+        random crop of the old size; 0 for none.
 
-    **Raises:** `ValueError` for a negative `pad`.
+    **Raises:** `ValueError` for a negative `pad`, or one that reaches over the image.
     """
-    if pad < 0:
-        raise ValueError(f"pad must be at least 0, not {pad}.")
+    if not 0 <= pad < min(images.shape[1:3]):
+        raise ValueError(
+            f"pad must be at least 0 and less than the image's sides, not {pad}."
+        )
     flip_key, crop_key = jr.split(key)
     if flip:
         chosen = jr.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
         images = jnp.where(chosen, images[:, :, ::-1], images)
     if pad:
-        padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+        padded = jnp.pad(images, sides, mode="reflect")
         corners = jr.randint(crop_key, (len(images), 2), 0, 2 * pad + 1)
         size = (images.shape[1], images.shape[2], images.shape[3])
         # A TPU cuts slices out one image after another, which took two thirds of a

@@ -139,7 +139,9 @@ def to_frequencies(
     _, frequencies, positions = transform.shape
     _, batch, channels = x.shape
     f = transform.swapaxes(0, 1).reshape(2 * frequencies, positions)
-    z = matmul(f, x.reshape(positions, -1)).reshape(frequencies, 2, batch, channels)
+    z = state_matmul(f, x.reshape(positions, -1)).reshape(
+        frequencies, 2, batch, channels
+    )
     return z.swapaxes(1, 2).reshape(frequencies, batch, 2 * channels)
 
 
@@ -152,7 +154,7 @@ def from_frequencies(
     batch = z.shape[1]
     f = transform.swapaxes(0, 1).reshape(2 * frequencies, positions)
     parts = z.reshape(frequencies, batch, 2, -1).swapaxes(1, 2)
-    x = matmul(f.T, parts.reshape(2 * frequencies, -1))
+    x = state_matmul(f.T, parts.reshape(2 * frequencies, -1))
     return x.reshape(positions, batch, -1)
 
 

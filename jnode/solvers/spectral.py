@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jnode.activations import AbstractActivation
 from jnode.fields.base import TwoLayer, add_bias
 from jnode.linear import SpectralConv
-from jnode.linear.products import from_frequencies, matmul, to_frequencies
+from jnode.linear.products import from_frequencies, state_matmul, to_frequencies
 from jnode.linear.spectral_conv import check_grid, embedded, transform
 
 
@@ -52,11 +52,10 @@ class SpectralField(eqx.Module):
         self, t: Any, z: Float[Array, "frequencies batch two"], args: Any = None
     ) -> Float[Array, "frequencies batch two"]:
         f = jnp.asarray(transform(*self.grid), z.dtype)
-        hidden = from_frequencies(f, matmul(z, self.enter))
+        hidden = from_frequencies(f, state_matmul(z, self.enter))
         active = self.activation(add_bias(hidden, self.bias))
-        return self.scale.astype(z.dtype) * matmul(
-            to_frequencies(f, active), self.leave
-        )
+        speed = state_matmul(to_frequencies(f, active), self.leave)
+        return self.scale.astype(z.dtype) * speed
 
 
 def spectral_field(

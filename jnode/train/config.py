@@ -24,7 +24,7 @@ class DataConfig:
         test images: choose hyper-parameters by them, then train on all images.
     - `num_train`: how many of the other training images to use; by default all.
     - `flip`: random horizontal flips.
-    - `pad`: random crops after padding by so many pixels.
+    - `pad`: random crops after padding by so many pixels, mirrored at the border.
     """
 
     name: str = "mnist5k"
@@ -180,17 +180,26 @@ PRESETS: dict[str, TrainConfig] = {
     "certified_mnist": _of(
         "certified_mnist",
         data=DataConfig("mnist", pad=1),
-        loss=LossConfig("margin", rho=1.0, logit_scale=4.0),
-        epochs=16,
-        learning_rate=5e-3,
+        loss=LossConfig("margin", rho=0.6, logit_scale=5.0),
+        epochs=30,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    ),
+    # The same model, trained for larger radii.
+    "certified_mnist_wide": _of(
+        "certified_mnist",
+        data=DataConfig("mnist", pad=1),
+        loss=LossConfig("margin", rho=1.4, logit_scale=3.0),
+        epochs=30,
+        learning_rate=1e-2,
         weight_decay=0.0,
     ),
     "certified_cifar10": _of(
         "certified_cifar10",
         data=DataConfig("cifar10", flip=True, pad=2),
         loss=LossConfig("margin", rho=0.25, logit_scale=7.0),
-        epochs=36,
-        learning_rate=6e-3,
+        epochs=40,
+        learning_rate=1e-2,
         weight_decay=0.0,
     ),
     # Trained as usual, for comparison.
