@@ -22,7 +22,7 @@ from jnode.attacks.goals import AbstractGoal, Targeted, Untargeted
 from jnode.attacks.inputs import Classes, check_input, check_ranges
 from jnode.attacks.losses import classes_of, is_random, logits_of
 from jnode.attacks.noise import GaussianNoise
-from jnode.attacks.trial import Pair, Trial, check_trial, describe
+from jnode.attacks.trial import Pair, Trial, as_trial, describe
 from jnode.sharding import (
     Sharded,
     check_divides,
@@ -173,7 +173,7 @@ def run(
     # Float64 in JAX's 64-bit mode alone.
     images = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     labels = np.asarray(y, int)
-    trials = [check_trial(trial, len(labels)) for trial in trials]
+    trials = [_fitting(as_trial(trial), len(labels)) for trial in trials]
     if len(labels) == 0:
         return _nothing(model, images, labels, trials)
     model = over_devices(model, mesh)
@@ -245,6 +245,15 @@ def _clean_logits(model, images, length, mesh):
             for _, (x,), mask in batches
         ]
     )
+
+
+def _fitting(trial: Trial, n: int) -> Trial:
+    if trial.epsilon.shape not in ((), (n,)):
+        raise ValueError(
+            f"epsilon must be a number or one number for each of the {n} images, "
+            f"not of the shape {trial.epsilon.shape}."
+        )
+    return trial
 
 
 def _within(earlier: Trial, trial: Trial, n: int) -> Bool[np.ndarray, " n"]:

@@ -49,11 +49,10 @@ Pair = Trial | tuple[AbstractAttack, Budget]
 """What is taken for a trial."""
 
 
-def check_trial(trial: Pair, images: int) -> Trial:
+def as_trial(trial: Pair) -> Trial:
     """The trial, also of a plain pair.
 
-    **Raises:** `TypeError` for anything else; `ValueError` for an array of epsilons
-    that is not one for each of so many images.
+    **Raises:** `TypeError` for anything else.
     """
     if not isinstance(trial, tuple):
         raise TypeError(
@@ -61,17 +60,12 @@ def check_trial(trial: Pair, images: int) -> Trial:
             f'(PGD(), Budget("linf", 0.1)), not {type(trial).__name__}.'
         )
     trial = trial if isinstance(trial, Trial) else Trial(*trial)
-    if not isinstance(trial.attack, AbstractAttack | GaussianNoise):
+    if isinstance(trial.attack, AbstractAttack):
+        check_budget(trial.budget)
+    elif not isinstance(trial.attack, GaussianNoise):
         raise TypeError(
             f"trials must begin with an attack, not {type(trial.attack).__name__}."
         )
-    if isinstance(trial.attack, GaussianNoise) and trial.budget is not None:
+    elif trial.budget is not None:
         raise TypeError("trials of noise must have no budget: its sigma says all.")
-    if isinstance(trial.attack, AbstractAttack):
-        check_budget(trial.budget)
-    if trial.epsilon.shape not in ((), (images,)):
-        raise ValueError(
-            f"epsilon must be a number or one number for each of the {images} images, "
-            f"not of the shape {trial.epsilon.shape}."
-        )
     return trial
