@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from jnode.attacks.budget import Budget
 from jnode.attacks.goals import AbstractGoal
 from jnode.attacks.inputs import Classes, as_input, check_ranges
-from jnode.attacks.losses import Classifier, Images, Logits
+from jnode.attacks.losses import AsImages, Classifier, Images, Logits
 from jnode.attacks.norms import wide
 
 
@@ -156,26 +156,6 @@ def check_budget(budget: Budget | None) -> Budget:
 
 
 # From a call to a compiled program.
-
-
-class AsImages(eqx.Module):
-    """A classifier whose logits have the dtype of its images.
-
-    **Raises:** `ValueError` where what it returns is not a row of logits an image.
-    """
-
-    model: Callable
-
-    def __call__(self, images):
-        logits = self.model(images)
-        shape = jnp.shape(logits)
-        if len(shape) != 2 or shape[0] != len(images):
-            raise ValueError(
-                "model must map a batch of images to logits, [batch, classes]: of "
-                f"{len(images)} images it made an array of the shape {shape}. Wrap a "
-                "model of one image in jnode.batched."
-            )
-        return logits.astype(images.dtype)
 
 
 def compiled(function: Callable, *arguments: Any) -> Any:

@@ -10,11 +10,11 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jnode.attacks.base import AbstractAttack, AsImages, compiled, count_field
+from jnode.attacks.base import AbstractAttack, compiled, count_field
 from jnode.attacks.budget import Budget
 from jnode.attacks.goals import AbstractGoal, Targeted
 from jnode.attacks.inputs import Classes, as_input, check_ranges
-from jnode.attacks.losses import Classifier, Images, Labels
+from jnode.attacks.losses import AsImages, Classifier, Images, Labels
 from jnode.attacks.norms import choose, size, steepest, wide
 
 # How far past the hyperplane, how much towards the original at most, and how far back.

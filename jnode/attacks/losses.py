@@ -24,10 +24,30 @@ def prediction(logits: Logits) -> Labels:
     return jnp.where(finite, jnp.argmax(logits, axis=1).astype(int), -1)
 
 
+class AsImages(eqx.Module):
+    """A classifier whose logits have the dtype of its images.
+
+    **Raises:** `ValueError` where what it returns is not a row of logits an image.
+    """
+
+    model: Callable
+
+    def __call__(self, images):
+        logits = self.model(images)
+        shape = jnp.shape(logits)
+        if len(shape) != 2 or shape[0] != len(images):
+            raise ValueError(
+                "model must map a batch of images to logits, [batch, classes]: of "
+                f"{len(images)} images it made an array of the shape {shape}. Wrap a "
+                "model of one image in jnode.batched."
+            )
+        return logits.astype(images.dtype)
+
+
 @eqx.filter_jit
 def logits_of(model: Classifier, images: Images) -> Logits:
     """The logits of one batch, of the images' dtype: the program that judges."""
-    return model(images).astype(images.dtype)
+    return AsImages(model)(images)
 
 
 def classes_of(

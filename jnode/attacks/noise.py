@@ -18,7 +18,9 @@ from jnode.attacks.losses import Images
 def _as_sigma(sigma):
     known = not isinstance(sigma, Tracer)
     if known and not (np.ndim(sigma) == 0 and 0 <= sigma < np.inf):
-        raise ValueError(f"sigma must be at least 0 and finite, not {sigma!r}.")
+        raise ValueError(
+            f"sigma must be a number of at least 0 and finite, not {sigma!r}."
+        )
     return jnp.asarray(sigma, dtype=float)
 
 

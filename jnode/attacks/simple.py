@@ -11,14 +11,13 @@ from jaxtyping import Array, Int, Key
 
 from jnode.attacks.base import (
     AbstractAttack,
-    AsImages,
     as_count,
     check_budget,
     compiled,
 )
 from jnode.attacks.budget import Budget
 from jnode.attacks.inputs import Classes, as_input
-from jnode.attacks.losses import Classifier, Images, loss_and_gradient
+from jnode.attacks.losses import AsImages, Classifier, Images, loss_and_gradient
 from jnode.attacks.norms import choose, steepest, wide
 
 # The value of an adversarial image: it beats the loss of any that is not.
