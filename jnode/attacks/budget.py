@@ -3,6 +3,7 @@
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -23,20 +24,23 @@ def _as_norm(norm):
 
 
 def _as_epsilon(epsilon):
-    if jnp.ndim(epsilon) > 1:
+    if np.ndim(epsilon) > 1:
         raise ValueError(
             "epsilon must be a number or one number for each image, of the shape "
-            f"[batch], not of the shape {tuple(jnp.shape(epsilon))}."
+            f"[batch], not of the shape {tuple(np.shape(epsilon))}."
         )
     if not isinstance(epsilon, Tracer):
         values = np.asarray(epsilon)
-        if values.dtype.kind not in "iuf":
+        kinds = jnp.integer, jnp.floating
+        if not any(jnp.issubdtype(values.dtype, kind) for kind in kinds):
             raise TypeError(
                 f"epsilon must be a number or an array of numbers, not {epsilon!r}."
             )
         if not np.all((values >= 0) & (values < np.inf)):
             raise ValueError(f"epsilon must be at least 0 and finite, not {epsilon!r}.")
-    return jnp.asarray(epsilon, dtype=float)
+    if isinstance(epsilon, jax.Array) and jnp.issubdtype(epsilon.dtype, jnp.floating):
+        return epsilon
+    return jnp.asarray(epsilon, float)
 
 
 class Budget(eqx.Module):

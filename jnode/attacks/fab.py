@@ -20,8 +20,6 @@ from jnode.attacks.norms import choose, size, steepest, wide
 # How far past the hyperplane, how much towards the original at most, and how far back.
 OVERSHOOT, BIAS, BACK = 1.05, 0.1, 0.9
 NEWTON = 12
-# The diameter of the box [0, 1]^n in a norm is n to this power.
-EXPONENT = {"linf": 0.0, "l2": 0.5}
 
 
 def to_hyperplane(
@@ -133,8 +131,8 @@ class AbstractFAB(AbstractAttack):
         """
         images, goal = as_input(images, labels, targets)
         # No two images are farther apart.
-        whole = Budget(norm, math.prod(images.shape[1:]) ** EXPONENT[norm])
-        whole = whole.of_each(images)
+        longest = math.sqrt(math.prod(images.shape[1:])) if norm == "l2" else 1.0
+        whole = Budget(norm, longest).of_each(images)
         if len(images) == 0:
             return images, jnp.zeros(0, images.dtype)
         key = jr.key(0) if key is None else key

@@ -16,7 +16,7 @@ from jnode.attacks.base import (
     compiled,
 )
 from jnode.attacks.budget import Budget
-from jnode.attacks.inputs import Classes, as_input
+from jnode.attacks.inputs import Classes, as_input, check_ranges
 from jnode.attacks.losses import AsImages, Classifier, Images, loss_and_gradient
 from jnode.attacks.norms import choose, steepest, wide
 
@@ -83,7 +83,9 @@ class PGD(AbstractAttack):
         budget = check_budget(budget).of_each(images)
         if len(images) == 0:
             return images
-        return compiled(_from_keys, self, model, images, goal, budget, keys)
+        found, clean = compiled(_from_keys, self, model, images, goal, budget, keys)
+        check_ranges(labels, None, clean.shape[1])
+        return found
 
     def _climb(self, model, images, goal, budget, start, best, keys):
         """The best images and their values, after the steps from `start`."""
@@ -128,7 +130,7 @@ def _from_keys(attack, model, images, goal, budget, keys):
     both = jr.split(keys[0])
     both = both[0], both[1]
     best, _ = attack._climb(model, images, goal, budget, start, best, both)
-    return jnp.where(wide(goal.reached(clean)), images, best)
+    return jnp.where(wide(goal.reached(clean)), images, best), clean
 
 
 def _unbeaten(images, goal, clean):
