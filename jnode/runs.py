@@ -103,14 +103,13 @@ def evaluate_run(
     finished attack and check found into its folder `evaluation/`: called again with the
     same arguments after an interruption, it goes on from there.
 
-    **Arguments:** the folder; `attacks`, each with its budget (`jnode.attacks.Trial`),
-    run on all samples by itself, or, if `successive`, on those still robust to the ones
-    before; or else a `protocol`, "quick", "standard" or "full", whose attacks run on
-    those still robust, with its budgets, by default those usual for the data; how many
-    test images, by default all or the protocol's number; images at a time; the seed of
-    the attacks; where the data lie, if elsewhere than in training; whether to draw a
-    progress bar; whether to keep some attacked images for the report; over what devices
-    to spread each batch.
+    **Arguments:** the folder; `attacks` with their budgets (`jnode.attacks.Trial`),
+    each run on all samples, or, if `successive`, on those still robust; or else a
+    `protocol`, "quick", "standard" or "full", with its budgets, by default those usual
+    for the data, whose attacks run on those still robust; how many test images, by
+    default all or the protocol's number; images at a time; the attacks' seed; the
+    data's folder, if another than in training; whether to draw a bar, and to keep
+    attacked images for the report; over what devices to spread images.
 
     **Returns:** what `evaluation.json` holds.
 
@@ -124,7 +123,7 @@ def evaluate_run(
     run = read(run_dir, num_examples, data_dir)
     # Attacked many times, so baked; what is certified is the trained one.
     model, wanted = run.model.bake(), []
-    attacks = [as_trial(attack) for attack in attacks]
+    attacks = [as_trial(pair) for pair in attacks]
     if protocol is not None:
         successive, wanted = True, budgets(run.test.name, norm, epsilons)
         attacks = _planned(model, run, PROTOCOLS[protocol], wanted)

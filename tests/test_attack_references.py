@@ -89,7 +89,10 @@ def test_success_just_beyond_the_exact_distance_and_never_within(classes, name, 
     exact = distances(model, images, labels, norm)
     counts = {"restarts": classes - 1} if name[-2:] == "-t" else {}
     attack = attacks.make(name, steps=40, **counts)
-    within, beyond = (Budget(norm, share * exact) for share in (0.999, 1.01))
+    # PGD's steps are 2.5 epsilon in all: from its random start an L2 ball's far point
+    # is reached within some four per cent.
+    beyond = Budget(norm, (1.05 if name == "pgd" else 1.01) * exact)
+    within = Budget(norm, 0.999 * exact)
     assert not succeeded(attack, model, images, labels, within).any()
     assert succeeded(attack, model, images, labels, beyond).mean() >= 0.95
 

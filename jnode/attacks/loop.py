@@ -134,10 +134,9 @@ def run(
 ) -> Outcome:
     """Attacks what is classified rightly, and judges each attacked image anew.
 
-    An attack's restarts and targets are run one after another: samples on which one
-    succeeds are spared the next. What is left is gathered into full batches of one
-    size: one compilation an attack; where less than a batch is left, smaller ones are
-    taken.
+    An attack's restarts are run one after another: samples on which one succeeds are
+    spared the next. What is left is gathered into full batches, or smaller ones where
+    there is less: one compilation an attack and size.
 
     **Arguments:**
 
@@ -155,17 +154,15 @@ def run(
     - `successive`: whether a trial is spared the samples on which one before it
         succeeded, in the same norm with at most the same epsilon.
     - `keep`: is given each trial's number and the function that runs it, and may
-        remember what was found.
-    - `progress`: whether to draw a progress bar.
-    - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`); by
-        default JAX's first device. The results are the same, unless an attack draws
-        random numbers for a smaller batch, which is made a multiple of the devices.
+        remember what was found; `progress`: whether to draw a progress bar.
+    - `mesh`: over what devices to spread each batch, by default JAX's first. Results
+        are the same, unless random numbers are drawn for a smaller batch, which is made
+        a multiple of the devices.
 
     **Returns:** an `Outcome`; its images lie in [0, 1], within the budgets.
 
-    **Raises:** `TypeError` or `ValueError` for bad images, labels, targets, trials or
-    batch size, or a model of too few classes; `RuntimeError` for an attack that leaves
-    its budget.
+    **Raises:** `TypeError` or `ValueError` for bad arguments, or a model of too few
+    classes; `RuntimeError` for an attack that leaves its budget.
     """
     check_batch_size(batch_size)
     check_divides(batch_size, mesh)
@@ -176,18 +173,11 @@ def run(
     trials = [_fitting(as_trial(trial), len(labels)) for trial in trials]
     if len(labels) == 0:
         return _nothing(model, images, labels, trials)
-    model = over_devices(model, mesh)
-    length = min(batch_size, shareable(len(labels), mesh))
-    logits = _clean_logits(model, images, length, mesh)
-    check_ranges(labels, aims, logits.shape[1])
-    goal = (Untargeted, labels)
-    if aims is not None:
-        goal = (Targeted, np.asarray(aims, int))
+    problem = _look(model, images, labels, aims, batch_size, mesh)
     for trial in trials:
-        check_classes(trial.attack, logits.shape[1])
-    problem = _Problem(model, images, labels, *goal, logits, length, mesh)
+        check_classes(trial.attack, problem.logits.shape[1])
     found = _in_order(trials, problem, key, successive, keep, progress)
-    return Outcome(images, labels, logits, tuple(found))
+    return Outcome(images, labels, problem.logits, tuple(found))
 
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
@@ -235,6 +225,18 @@ def _in_order(trials, problem, key, successive, keep, progress) -> list[Attacked
             attacked.append(keep(i, partial(_run, trial, problem, samples, own, bar)))
             bar.update(i + 1 - bar.n)
     return attacked
+
+
+def _look(model, images, labels, targets, batch_size, mesh) -> _Problem:
+    """The problem, with the logits of the clean images."""
+    model = over_devices(model, mesh)
+    length = min(batch_size, shareable(len(labels), mesh))
+    logits = _clean_logits(model, images, length, mesh)
+    check_ranges(labels, targets, logits.shape[1])
+    goal = (Untargeted, labels)
+    if targets is not None:
+        goal = (Targeted, np.asarray(targets, int))
+    return _Problem(model, images, labels, *goal, logits, length, mesh)
 
 
 def _clean_logits(model, images, length, mesh):
