@@ -113,9 +113,8 @@ def evaluate_run(
 
     **Returns:** what `evaluation.json` holds.
 
-    **Raises:** `ValueError` for both attacks and a protocol, or an unknown protocol;
-    `RuntimeError` while another process evaluates this run; what `jnode.load`,
-    `jnode.data.load` and `jnode.evaluate` raise.
+    **Raises:** `ValueError` for both attacks and a protocol, or an unknown one;
+    `RuntimeError` while another process evaluates this run; what reading raises.
     """
     _check_request(attacks, protocol, norm, epsilons, batch_size, mesh)
     if num_examples is None and protocol is not None:
