@@ -19,7 +19,7 @@ import torch
 import torchattacks
 import tyro
 from attacks_table import table
-from attacks_torch import twin
+from attacks_torch import in_torch
 
 import jnode
 from jnode import attacks, data
@@ -67,7 +67,7 @@ class Args:
     """Test images of each data set for the timing."""
 
     batch_size: int = 100
-    """Images at a time. Samples that still stand are gathered into full batches, so
+    """Images at a time. Samples still robust are gathered into full batches, so
     small ones waste less."""
 
     library_batch_size: int = 500
@@ -101,21 +101,22 @@ class Problem:
             train(MODELS[name], folder, overwrite=True)
         model = jnode.load(folder)
         self.epsilon = EPSILON[name]
+        self.budget = attacks.Budget("linf", self.epsilon)
         self.batch_size, self.theirs_size = args.batch_size, args.library_batch_size
         self.model = jnode.batched(model.bake())
         self.compiled = jax.jit(lambda x: self.model(x))
-        self.torch_model = twin(model)
+        self.torch_model = in_torch(model)
         test = data.load(name, split="test").take(n)
         self.images = np.asarray(data.to_float(test.images))
         self.labels = test.labels.astype(np.int64)
 
-    def ours(self, chosen, seed: int = 0) -> float:
+    def ours(self, trials, seed: int = 0) -> float:
         """Robust accuracy under our attacks, in order."""
         found = attacks.run(
             self.model,
             self.images,
             self.labels,
-            chosen,
+            trials,
             key=jax.random.key(seed),
             batch_size=self.batch_size,
             progress=False,
@@ -127,25 +128,25 @@ class Problem:
 
         Only images that are classified rightly are handed over, as there.
         """
-        standing = 0
+        robust = 0
         for x, y in self.batches():
             x, y = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y)
             right = self.torch_model(x).argmax(1) == y
             x, y = x[right], y[right]
-            standing += int((self.torch_model(attack(x, y)).argmax(1) == y).sum())
-        return standing / len(self.labels)
+            robust += int((self.torch_model(attack(x, y)).argmax(1) == y).sum())
+        return robust / len(self.labels)
 
     def foolbox(self, attack) -> float:
         """Robust accuracy under a foolbox attack on the same JAX model."""
         # Compiled, as a user of foolbox would.
         model = foolbox.JAXModel(self.compiled, bounds=(0, 1))
-        standing = 0
+        robust = 0
         for x, y in self.batches():
             x, y = jnp.asarray(x), jnp.asarray(y.astype(np.int32))
-            _, _, broken = attack(model, x, y, epsilons=self.epsilon)
+            _, _, success = attack(model, x, y, epsilons=self.epsilon)
             right = jnp.argmax(model(x), axis=1) == y
-            standing += int(jnp.sum(right & ~broken))
-        return standing / len(self.labels)
+            robust += int(jnp.sum(right & ~success))
+        return robust / len(self.labels)
 
     def batches(self):
         for i in range(0, len(self.labels), self.theirs_size):
@@ -173,24 +174,24 @@ def pairs(p: Problem) -> dict[str, tuple]:
         rel_stepsize=2.5 / 40, steps=40
     )
     return {
-        "pgd-40": (attacks.PGD(eps, steps=40), "foolbox", pgd),
+        "pgd-40": (attacks.PGD(steps=40), "foolbox", pgd),
         "apgd-ce": (
-            attacks.APGDCE(eps),
+            attacks.APGDCE(),
             "torchattacks",
             torchattacks.APGD(net, loss="ce", **both),
         ),
         "apgd-t": (
-            attacks.APGDT(eps),
+            attacks.APGDT(),
             "torchattacks",
             torchattacks.APGDT(net, n_classes=10, **both),
         ),
         "fab-t": (
-            attacks.FABT(eps),
+            attacks.FABT(),
             "torchattacks",
             torchattacks.FAB(net, multi_targeted=True, n_classes=10, **both),
         ),
         "square": (
-            attacks.Square(eps),
+            attacks.Square(),
             "torchattacks",
             torchattacks.Square(net, eps=eps, n_queries=5000, seed=0),
         ),
@@ -208,7 +209,7 @@ def agreement(args: Args):
             seeds = range(SEEDS.get(attack, 1))
             judge = p.foolbox if library == "foolbox" else p.theirs
             start = time.perf_counter()
-            mine = [p.ours([ours], seed) for seed in seeds]
+            mine = [p.ours([(ours, p.budget)], seed) for seed in seeds]
             middle = time.perf_counter()
             theirs = []
             for seed in seeds:
@@ -244,10 +245,14 @@ def speed(args: Args):
         contests = {
             "standard ensemble": (
                 "torchattacks",
-                lambda: p.ours(attacks.autoattack(p.epsilon)),
+                lambda: p.ours(attacks.autoattack(p.budget)),
                 lambda: p.theirs(ensemble),
             ),
-            "pgd-40": ("foolbox", lambda: p.ours([ours]), lambda: p.foolbox(theirs)),
+            "pgd-40": (
+                "foolbox",
+                lambda: p.ours([(ours, p.budget)]),
+                lambda: p.foolbox(theirs),
+            ),
         }
         for contest, (library, *both) in contests.items():
             seconds, first, accuracy = ([], []), [], []

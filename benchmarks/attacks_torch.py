@@ -104,7 +104,7 @@ def _bias(bias):
     )
 
 
-def twin(model) -> Classifier:
+def in_torch(model) -> Classifier:
     """The PyTorch module of a `jnode` classifier: a circular free field, or a gradient
     flow of Cayley convolutions, with the isometric encoder."""
     field = model.blocks[0].field

@@ -20,7 +20,8 @@ import numpy as np
 
 from jnode import data
 from jnode._process import run, versions
-from jnode.evaluation import PROTOCOLS, check_model, evaluate, plan, twins
+from jnode.attacks import Budget
+from jnode.evaluation import PROTOCOLS, check_model, evaluate, plan, surrogates
 from jnode.models import AbstractLayer, Head, ODEClassifier
 from jnode.models.batched import batched
 from jnode.solvers import Solver
@@ -160,19 +161,20 @@ def assess(model: ODEClassifier) -> dict:
     """The quick protocol at one budget, with its checks."""
     test = data.load("mnist5k", split="test").take(IMAGES)
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
-    through = twins(model, images, test.labels, PROTOCOL.twins)
-    attacks = plan(PROTOCOL, [BUDGET], through, classes=10)
+    through = surrogates(model, images, test.labels, PROTOCOL.surrogates)
+    budget = Budget(*BUDGET)
+    trials = plan(PROTOCOL, [budget], through, classes=10)
     whole = batched(model)
     found = evaluate(
         whole,
         images,
         test.labels,
-        attacks,
+        trials,
         batch_size=IMAGES,
         successive=True,
         progress=False,
     ).summary
-    checks = check_model(model, images, test.labels, PROTOCOL, BUDGET)
+    checks = check_model(model, images, test.labels, PROTOCOL, budget)
     flags = [*found["flags"], *(f for c in checks.values() for f in c["flags"])]
     rows = found["attacks"]
     white = [r for r in rows if not r["via"] and r["name"] != "square"]

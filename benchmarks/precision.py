@@ -27,7 +27,7 @@ from jnode.fields import LowPrecisionField
 from jnode.train import RunDir
 
 RESULTS = Path(__file__).parent / "results"
-ATTACK = attacks.PGD(0.1, steps=40)
+TRIAL = attacks.Trial(attacks.PGD(steps=40), attacks.Budget("linf", 0.1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +61,11 @@ def row(folder: str, args: Args) -> dict:
             jnode.batched(m),
             images,
             test.labels,
-            [ATTACK],
+            [TRIAL],
             key=jax.random.key(0),
             progress=False,
         )
-        clean = np.mean(seen.broken_by != attacks.MISCLASSIFIED)
+        clean = np.mean(seen.first_success != attacks.MISCLASSIFIED)
         found[name] = {"clean": float(clean), "robust": seen.robust_accuracy}
     embed = eqx.filter_jit(lambda m, x: jax.vmap(m.embed)(x))
     features = [np.asarray(embed(m, images), np.float64) for m in both.values()]

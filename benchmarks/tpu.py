@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from hlo_cost import collectives, cycles, work
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jnode.attacks import PGD
+from jnode.attacks import PGD, Budget
 from jnode.models.batched import batched
 from jnode.sharding import AXIS, Sharded, data_mesh
 from jnode.train import TrainConfig, get_preset
@@ -135,11 +135,11 @@ def _evaluate(config: TrainConfig, shapes: "Shapes") -> tuple[Callable, tuple]:
 
 def _attack(config: TrainConfig, shapes: "Shapes") -> tuple[Callable, tuple]:
     model, rebuild = shapes.whole(shapes.baked(config))
-    attack = PGD(0.1, steps=1)
+    attack, budget = PGD(steps=1), Budget("linf", 0.1)
 
     def program(model, images, labels):
         spread = Sharded(batched(rebuild(model)), shapes.mesh)
-        return attack(spread, images, labels, key=jax.random.key(0))
+        return attack(spread, images, labels, budget, key=jax.random.key(0))
 
     return program, (model, shapes.images("float32"), shapes.labels())
 

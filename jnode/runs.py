@@ -14,7 +14,8 @@ from jaxtyping import Float
 from jnode import certify, data
 from jnode._files import write_json
 from jnode._process import versions
-from jnode.attacks import PGD, AbstractAttack
+from jnode.attacks import PGD, Budget, Trial
+from jnode.attacks.trial import Pair, as_trial
 from jnode.certify import Smoothing, accuracy
 from jnode.certify.search import stretch
 from jnode.data import Dataset
@@ -28,9 +29,9 @@ from jnode.evaluation import (
     count_evaluations,
     evaluate,
     plan,
-    twins,
+    surrogates,
 )
-from jnode.evaluation.protocols import Budget, Protocol
+from jnode.evaluation.protocols import Protocol
 from jnode.evaluation.store import described, fingerprint
 from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
@@ -82,7 +83,7 @@ def read(
 
 def evaluate_run(
     run_dir: str | os.PathLike,
-    attacks: Sequence[AbstractAttack] = (),
+    attacks: Sequence[Pair] = (),
     *,
     protocol: str | None = None,
     successive: bool = False,
@@ -102,19 +103,18 @@ def evaluate_run(
     finished attack and check found into its folder `evaluation/`: called again with the
     same arguments after an interruption, it goes on from there.
 
-    **Arguments:** the folder; `attacks`, each run on all samples by itself, or, if
-    `successive`, on what still stands of them; or else a `protocol`, "quick",
-    "standard" or "full", whose attacks run on what still stands, with its budgets, by
-    default those usual for the data; how many test images, by default all or the
-    protocol's number; images at a time; the seed of the attacks; where the data lie, if
-    elsewhere than in training; whether to draw a progress bar; whether to keep some
-    attacked images for the report; over what devices to spread each batch.
+    **Arguments:** the folder; `attacks` with their budgets (`jnode.attacks.Trial`),
+    each run on all samples, or, if `successive`, on those still robust; or else a
+    `protocol`, "quick", "standard" or "full", with its budgets, by default those usual
+    for the data, whose attacks run on those still robust; how many test images, by
+    default all or the protocol's number; images at a time; the attacks' seed; the
+    data's folder, if another than in training; whether to draw a bar, and to keep
+    attacked images for the report; over what devices to spread images.
 
     **Returns:** what `evaluation.json` holds.
 
-    **Raises:** `ValueError` for both attacks and a protocol, or an unknown protocol;
-    `RuntimeError` while another process evaluates this run; what `jnode.load`,
-    `jnode.data.load` and `jnode.evaluate` raise.
+    **Raises:** `ValueError` for both attacks and a protocol, or an unknown one;
+    `RuntimeError` while another process evaluates this run; what reading raises.
     """
     _check_request(attacks, protocol, norm, epsilons, batch_size, mesh)
     if num_examples is None and protocol is not None:
@@ -122,6 +122,7 @@ def evaluate_run(
     run = read(run_dir, num_examples, data_dir)
     # Attacked many times, so baked; what is certified is the trained one.
     model, wanted = run.model.bake(), []
+    attacks = [as_trial(pair) for pair in attacks]
     if protocol is not None:
         successive, wanted = True, budgets(run.test.name, norm, epsilons)
         attacks = _planned(model, run, PROTOCOLS[protocol], wanted)
@@ -155,8 +156,8 @@ def _check_request(attacks, protocol, norm, epsilons, batch_size, mesh) -> None:
 
 def _planned(
     model: ODEClassifier, run: Opened, protocol: Protocol, wanted: Sequence[Budget]
-) -> list[AbstractAttack]:
-    through = twins(model, run.images, run.test.labels, protocol.twins)
+) -> list[Trial]:
+    through = surrogates(model, run.images, run.test.labels, protocol.surrogates)
     return plan(protocol, wanted, through, classes=run.test.num_classes)
 
 
@@ -270,7 +271,7 @@ def certify_run(
     some, labels = run.images[:num_attacked], run.test.labels[:num_attacked]
     local = accuracy.locally_certified_radii(model, some, labels, progress=progress)
     positive = sorted({float(r) for r in radii if r > 0})
-    attacks = [PGD(r, norm="l2", steps=steps) for r in positive]
+    attacks = [Trial(PGD(steps=steps), Budget("l2", r)) for r in positive]
     spread |= {"seed": seed, "progress": progress}
     seen = evaluate(batched(model.bake()), some, labels, attacks, **spread)
     summary = {
@@ -336,7 +337,7 @@ def _certificate(
 
 def _attacked_rows(radii, proven, local, seen: Evaluation) -> list[dict[str, float]]:
     # An attack with a smaller budget counts for a larger one too.
-    standing = np.logical_and.accumulate(seen.outcome.standing)
+    robust = np.logical_and.accumulate(seen.outcome.robust)
     return [
         {
             "radius": r,
@@ -344,7 +345,7 @@ def _attacked_rows(radii, proven, local, seen: Evaluation) -> list[dict[str, flo
             "certified_locally": float(np.mean(local >= r)),
             "robust_accuracy": float(np.mean(mask)),
         }
-        for r, mask in zip(radii, standing, strict=True)
+        for r, mask in zip(radii, robust, strict=True)
     ]
 
 

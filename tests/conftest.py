@@ -32,6 +32,7 @@ _hook = install_import_hook("jnode", "tests.typechecker")
 import itertools
 
 import jax
+import jaxtyping
 import pytest
 
 from jnode._process import drop_programs_if_many, hush_orbax
@@ -62,6 +63,14 @@ def getkey():
     """A function that gives a new random key at each call, the same in every run."""
     counter = itertools.count()
     return lambda: jax.random.key(next(counter))
+
+
+@pytest.fixture
+def unchecked():
+    """The package as users meet it, who do not check its annotations."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

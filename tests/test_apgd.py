@@ -79,27 +79,28 @@ def test_no_weaker_than_pgd(problem, norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", NAMES)
-def test_budget_determinism_and_broken_samples(problem, name, norm):
+def test_budget_determinism_and_success(problem, name, norm):
     model, images, labels = problem
     wrong = labels.at[:5].set((labels[:5] + 1) % 4)
-    attack = attacks.make(name, epsilon=0.3, norm=norm, steps=10, restarts=2)
-    run = jax.jit(lambda key: attack(model, images, wrong, key=key))
+    attack = attacks.make(name, steps=10, restarts=2)
+    budget = attacks.Budget(norm, 0.3)
+    run = jax.jit(lambda key: attack(model, images, wrong, budget, key=key))
     first = run(jr.key(0))
     assert (first == run(jr.key(0))).all()
     assert first.min() >= 0 and first.max() <= 1
     assert size(first - images, norm).max() <= 0.3 + 1e-6
-    # What is wrong already is left alone; what was not broken has the largest loss.
+    # What is wrong already is left alone; elsewhere the loss is the largest.
     assert (first[:5] == images[:5]).all()
-    broken = jnp.argmax(model(first), axis=1) != wrong
-    assert broken[5:].mean() > 0.5
+    success = jnp.argmax(model(first), axis=1) != wrong
+    assert success[5:].mean() > 0.5
     higher = cross_entropy(model(first), wrong) > cross_entropy(model(images), wrong)
-    assert (higher | broken).mean() > 0.9
+    assert (higher | success).mean() > 0.9
 
 
 def test_too_few_classes_are_named():
     two = lambda images: jnp.stack([images.sum((1, 2, 3))] * 2, axis=1)
     images, labels = jnp.ones((2, 3, 3, 1)), jnp.zeros(2, int)
     for name, least in (("apgd-dlr", 3), ("apgd-t", 4)):
-        attack = attacks.make(name, epsilon=0.1)
+        attack, budget = attacks.make(name), attacks.Budget("linf", 0.1)
         with pytest.raises(ValueError, match=f"at least {least} classes"):
-            attack(two, images, labels, key=jr.key(0))
+            attack(two, images, labels, budget, key=jr.key(0))

@@ -1,4 +1,6 @@
-"""Attacks on linear models, whose optimum is known, and the evaluation around them."""
+"""Calls, names and budgets of attacks, and the evaluation around them."""
+
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 import jnode
 from jnode import attacks
+from jnode.attacks import Budget
 from jnode.attacks.norms import size
 from jnode.evaluation import evaluate
 from tests.helpers import small_model
@@ -31,39 +34,14 @@ def problem(getkey):
     return model, images, jnp.argmax(model(images), axis=1)
 
 
-def optimum(model, images, epsilon, norm):
-    """The share that stands under the best attack, exactly (no clipping is met)."""
-    score = jnp.abs(jnp.einsum("bhwc,hwc->b", images - 0.5, model.weight))
-    dual = (
-        jnp.sum(jnp.abs(model.weight))
-        if norm == "linf"
-        else jnp.linalg.norm(model.weight.ravel())
-    )
-    return float((score > epsilon * dual).mean())
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", ["fgsm", "pgd"])
-def test_optimal_on_a_linear_model(problem, name, norm):
-    model, images, labels = problem
-    epsilon = 0.05 if norm == "linf" else 0.15
-    attack = attacks.make(name, epsilon=epsilon, norm=norm, steps=40)
-    found = evaluate(model, images, labels, [attack], progress=False).summary
-    best = optimum(model, images, epsilon, norm)
-    assert 0.1 < best < 0.9
-    assert abs(found["attacks"][0]["robust_accuracy"] - best) <= 1 / 64
-    assert found["clean_accuracy"] == 1.0
-    assert [f.split(":")[0] for f in found["flags"]] == ["too few classes"]
-
-
 def test_keys_of_images_make_attacks_that_know_no_batch_mates(problem):
     """As adversarial training has it: what becomes of an image is its own affair."""
     model, images, labels = problem
     labels = labels.at[3].set(1 - labels[3])
-    attack, keys = attacks.PGD(0.05, steps=5), jr.split(jr.key(0), len(images))
-    found = attack.from_keys(model, images, labels, keys)
-    few = slice(2, 7)
-    alone = attack.from_keys(model, images[few], labels[few], keys[few])
+    attack, keys = attacks.PGD(steps=5), jr.split(jr.key(0), len(images))
+    budget, few = Budget("linf", 0.05), slice(2, 7)
+    found = attack.from_keys(model, images, labels, budget, keys)
+    alone = attack.from_keys(model, images[few], labels[few], budget, keys[few])
     np.testing.assert_allclose(found[few], alone, atol=1e-6)
     assert float(jnp.max(jnp.abs(found - images))) <= 0.05 + 1e-6
     np.testing.assert_array_equal(found[3], images[3])  # wrong before
@@ -74,15 +52,15 @@ def test_keys_of_images_make_attacks_that_know_no_batch_mates(problem):
 @pytest.mark.parametrize("spec", ["fgsm:linf:0.3", "pgd:linf:0.3:5:2", "pgd:l2:2.0:5"])
 def test_budget_range_and_determinism(problem, spec):
     model, images, labels = problem
-    attack = attacks.parse(spec)
-    one = eqx.filter_jit(attack)(model, images, labels, key=jr.key(1))
-    two = eqx.filter_jit(attack)(model, images, labels, key=jr.key(1))
+    attack, budget = attacks.parse(spec)
+    assert isinstance(attack, attacks.AbstractAttack) and budget is not None
+    call = eqx.filter_jit(lambda key: attack(model, images, labels, budget, key=key))
+    one, two = call(jr.key(1)), call(jr.key(1))
     assert (one == two).all()
     assert one.min() >= 0 and one.max() <= 1
-    assert size(one - images, attack.norm).max() <= attack.epsilon + 1e-6
+    assert size(one - images, budget.norm).max() <= budget.epsilon + 1e-6
     if "pgd" in spec:
-        other = eqx.filter_jit(attack)(model, images, labels, key=jr.key(2))
-        assert (one != other).any()
+        assert (one != call(jr.key(2))).any()
 
 
 def test_another_budget_compiles_nothing_anew(problem):
@@ -93,11 +71,17 @@ def test_another_budget_compiles_nothing_anew(problem):
         traces.append(1)
         return model(x)
 
-    run = eqx.filter_jit(lambda a, x: a(counting, x, labels, key=jr.key(0)))
-    run(attacks.make("pgd", epsilon=0.1, steps=3), images)
-    first = len(traces)
-    run(attacks.make("pgd", epsilon=0.2, steps=7), images)
-    assert first == len(traces) > 0
+    jitted = eqx.filter_jit(lambda a, b, x: a(counting, x, labels, b, key=jr.key(0)))
+    eager = lambda a, b, x: a(counting, x, labels, b, key=jr.key(0))
+    # For eager calls a number and an array are one program too.
+    each = np.linspace(0, 0.3, len(images))
+    for call, epsilons in ((jitted, (0.1, 0.2)), (eager, (0.1, 0.2, each))):
+        traces.clear()
+        call(attacks.PGD(steps=3), Budget("linf", 0.3), images)
+        first = len(traces)
+        for epsilon in epsilons:
+            call(attacks.PGD(steps=7), Budget("linf", epsilon), images)
+        assert first == len(traces) > 0
 
 
 def test_another_tolerance_compiles_nothing_anew(getkey):
@@ -125,13 +109,13 @@ def test_another_tolerance_compiles_nothing_anew(getkey):
 def test_zero_epsilon_changes_nothing(problem):
     model, images, labels = problem
     for name in ("fgsm", "pgd"):
-        attack = attacks.make(name, epsilon=0.0, steps=2)
-        assert (attack(model, images, labels, key=jr.key(0)) == images).all()
+        attack, budget = attacks.make(name, steps=2), Budget("linf", 0)
+        assert (attack(model, images, labels, budget, key=jr.key(0)) == images).all()
 
 
 def test_gaussian_noise(problem):
-    model, images, labels = problem
-    noisy = attacks.GaussianNoise(0.1)(model, images, labels, key=jr.key(0))
+    _, images, _ = problem
+    noisy = attacks.GaussianNoise(0.1)(images, key=jr.key(0))
     assert float(jnp.std(noisy - images)) == pytest.approx(0.1, rel=0.1)
     assert noisy.min() >= 0 and noisy.max() <= 1
 
@@ -145,26 +129,26 @@ def test_worst_case_is_per_sample_and_monotone(problem):
         (r["norm"], r["epsilon"]): r["robust_accuracy"]
         for r in result.summary["worst_case"]
     }
-    standing = result.outcome.standing
-    together = np.logical_and.reduce(standing[1:]).mean()
+    robust = result.outcome.robust
+    together = np.logical_and.reduce(robust[1:]).mean()
     assert worst["linf", 0.05] == pytest.approx(together)
     assert worst["linf", 0.05] <= worst["linf", 0.02] <= 1
     assert result.outcome.attacked[1].shown.shape == (16, 4, 4, 1)
     # Batches of 30 leave a ragged rest of 4, which must not change the result.
     whole = evaluate(model, images, labels, chosen[2:3], batch_size=64, progress=False)
-    assert whole.summary["attacks"][0]["robust_accuracy"] == standing[2].mean()
+    assert whole.summary["attacks"][0]["robust_accuracy"] == robust[2].mean()
 
 
-def test_wrong_predictions_never_stand(problem):
+def test_wrong_predictions_are_never_robust(problem):
     model, images, labels = problem
     wrong = labels.at[:32].set(1 - labels[:32])
-    attack = attacks.make("pgd", epsilon=0.5, steps=3)
-    result = evaluate(model, images, wrong, [attack], progress=False)
+    trial = attacks.PGD(steps=3), Budget("linf", 0.5)
+    result = evaluate(model, images, wrong, [trial], progress=False)
     assert result.summary["clean_accuracy"] == 0.5
-    assert not result.outcome.standing[0][:32].any()
+    assert not result.outcome.robust[0][:32].any()
 
 
-def test_nan_logits_count_as_broken(problem):
+def test_nan_logits_count_as_misclassified(problem):
     _, images, labels = problem
     model = lambda x: jnp.full((len(x), 2), jnp.nan)
     result = evaluate(model, images, labels, [], progress=False)
@@ -174,8 +158,8 @@ def test_nan_logits_count_as_broken(problem):
 def test_flat_gradients_are_flagged(problem):
     model, images, labels = problem
     steep = lambda x: 1e4 * jnp.round(model(x) * 4)
-    attack = attacks.make("pgd", epsilon=0.05, steps=5)
-    result = evaluate(steep, images, labels, [attack], progress=False)
+    trial = attacks.PGD(steps=5), Budget("linf", 0.05)
+    result = evaluate(steep, images, labels, [trial], progress=False)
     assert any("zero gradients" in flag for flag in result.summary["flags"])
 
 
@@ -183,11 +167,15 @@ def test_attack_outside_its_budget_is_caught(problem):
     model, images, labels = problem
 
     class Cheat(attacks.FGSM):
-        def search(self, model, images, labels, clean, *, key):
-            return jnp.clip(images + 2 * self.epsilon, 0, 1)
+        def search(self, model, images, goal, clean, budget, *, key):
+            far = jnp.where(jnp.arange(len(images)) == 40, 2.0, 1.0) * budget.epsilon
+            return jnp.clip(images + far[:, None, None, None], 0, 1)
 
-    with pytest.raises(RuntimeError, match="left its budget"):
-        evaluate(model, images, labels, [Cheat(0.1)], progress=False)
+    # Of one image among many, with an epsilon of its own or that of all.
+    for epsilon in (0.1, np.full(64, 0.1)):
+        with pytest.raises(RuntimeError, match="fgsm left its budget of 0.1 in linf"):
+            trial = Cheat(), Budget("linf", epsilon)
+            attacks.run(model, images, labels, [trial], key=jr.key(0), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +187,8 @@ def test_attack_outside_its_budget_is_caught(problem):
         ("pgd:linf:0.1:0", "steps must be"),
         ("pgd:linf:0.1:4:0", "restarts must be"),
         ("pgd:linf", "must read name:norm:epsilon"),
+        ("gaussian:linf:0.1", "gaussian:sigma"),
+        ("gaussian:-0.1", "sigma must be a number of at least 0"),
         ("pgd:linf:big", "not a number"),
         ("pgd:linf:1/0", "not a number"),
     ],
@@ -211,6 +201,47 @@ def test_bad_specs(spec, message):
 def test_fractions():
     assert attacks.parse("pgd:linf:8/255").epsilon == pytest.approx(8 / 255)
     assert attacks.parse("gaussian:50/255").epsilon == pytest.approx(50 / 255)
+
+
+def test_trials_are_pairs(problem, unchecked):
+    model, images, labels = problem
+    wrong: list[tuple[Any, str]] = [
+        (attacks.PGD(), "pairs of an attack and its budget"),
+        ((attacks.PGD(), 0.1), "budget must be a jnode.attacks.Budget"),
+        (attacks.Trial(attacks.PGD()), "budget must be a jnode.attacks.Budget"),
+        ((Budget("linf", 0.1), attacks.PGD()), "must begin with an attack"),
+        ((attacks.GaussianNoise(0.1), Budget("linf", 0.1)), "must have no budget"),
+    ]
+    for trial, message in wrong:
+        for ask in (attacks.run, evaluate):
+            key: dict = {"key": jr.key(0)} if ask is attacks.run else {}
+            with pytest.raises(TypeError, match=message):
+                ask(model, images, labels, [trial], progress=False, **key)
+    each = attacks.PGD(), Budget("linf", np.full(64, 0.1))
+    with pytest.raises(ValueError, match="one number for all images"):
+        evaluate(model, images, labels, [each], progress=False)
+
+
+def test_an_epsilon_of_each_image_in_run(problem):
+    """As many runs of one image each; a later trial spares image by image."""
+    model, images, labels = problem
+    epsilon = np.linspace(0.001, 0.1, len(images))
+    trials = [
+        (attacks.FGSM(), Budget("linf", epsilon)),
+        (attacks.FGSM(), Budget("linf", epsilon[::-1].copy())),
+    ]
+    found = attacks.run(
+        model, images, labels, trials, key=jr.key(0), batch_size=20, progress=False
+    )
+    for budget, robust in zip(trials, found.robust, strict=True):
+        moved = budget[0](model, images, labels, budget[1], key=jr.key(0))
+        right = np.asarray(jnp.argmax(model(moved), axis=1) == labels)
+        assert (robust <= right).all()
+    first, second = found.attacked
+    assert len(first.samples) == 64 and 5 < len(first.successes) < 60
+    spared = np.setdiff1d(np.arange(64), second.samples)
+    larger = first.successes[epsilon[first.successes] <= epsilon[::-1][first.successes]]
+    assert set(spared) == set(larger) and 0 < len(spared) < len(first.successes)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import jax.random as jr
 import pytest
 
 from jnode import ODEClassifier, Solver
-from jnode.attacks import PGD
+from jnode.attacks import Budget
 from jnode.evaluation import checks, evaluate
 from jnode.evaluation.accuracy import beaten_white_box, weak_beats_strong
 from jnode.evaluation.transfers import rescaled
@@ -165,20 +165,20 @@ def test_finer_and_coarser_steps():
 
 def test_work_under_attack(honest, adaptive):
     model, images, _ = honest
-    attack = PGD(0.1, steps=3)
-    found = checks.work(adaptive, images, images, attack, key=jr.key(0))
+    budget = Budget("linf", 0.1)
+    found = checks.work(adaptive, images, images, budget, key=jr.key(0))
     assert found["clean"] == found["attacked"]
     costly, clean = found["attacked_for_cost"], found["clean"]
     assert clean["nfe"] <= costly["nfe"] and clean["nfe"] <= clean["nfe_largest"]
     assert "attacked_for_cost" not in checks.work(
-        model, images, images, attack, key=jr.key(0)
+        model, images, images, budget, key=jr.key(0)
     )
 
 
 def test_a_longer_attack(honest):
     model, images, labels = honest
-    settings: dict[str, Any] = dict(epsilon=0.05, norm="linf", steps=(5, 40))
-    found = checks.longer(batched(model), images, labels, key=jr.key(0), **settings)
+    problem = batched(model), images, labels, Budget("linf", 0.05)
+    found = checks.longer(*problem, key=jr.key(0), steps=(5, 40))
     few, many = found["rows"]
     assert many["robust_accuracy"] <= few["robust_accuracy"] < 1
     assert few["loss"] <= many["loss"] * 1.01 and found["flags"] == []

@@ -16,9 +16,18 @@ import numpy as np
 import pytest
 
 import jnode
-from jnode.attacks import APGDCE, PGD, RandomModel, Square, loop
+from jnode.attacks import (
+    APGDCE,
+    PGD,
+    Budget,
+    RandomModel,
+    Square,
+    Trial,
+    Untargeted,
+    loop,
+)
 from jnode.attacks.losses import loss_and_gradient
-from jnode.evaluation import Store, Transfer, evaluate, plan, twins
+from jnode.evaluation import Store, Transfer, evaluate, plan, surrogates
 from jnode.evaluation.protocols import PROTOCOLS, budgets
 from jnode.evaluation.store import described, fingerprint
 from jnode.evaluation.transfers import rescaled
@@ -27,10 +36,10 @@ from jnode.sharding import Sharded, data_mesh
 from tests.helpers import small_model
 
 ATTACKS = [
-    PGD(0.02, steps=3),
-    Square(0.02, steps=5),
-    PGD(0.05, steps=3),
-    PGD(0.3, norm="l2", steps=3),
+    Trial(PGD(steps=3), Budget("linf", 0.02)),
+    Trial(Square(steps=5), Budget("linf", 0.02)),
+    Trial(PGD(steps=3), Budget("linf", 0.05)),
+    Trial(PGD(steps=3), Budget("l2", 0.3)),
 ]
 BATCH = 16
 
@@ -60,23 +69,23 @@ def found(problem):
     return run(problem)
 
 
-def test_only_standing_samples_are_attacked_and_rows_never_rise(found):
+def test_only_robust_samples_are_attacked_and_rows_never_rise(found):
     rows = found.summary["attacks"]
     assert found.summary["clean_accuracy"] == 36 / 40
     left = np.arange(4, 40)
     for attacked, row in zip(found.outcome.attacked[:3], rows, strict=False):
         assert (attacked.samples == left).all()
-        assert set(attacked.broken) <= set(left)
-        left = np.setdiff1d(left, attacked.broken)
+        assert set(attacked.successes) <= set(left)
+        left = np.setdiff1d(left, attacked.successes)
         assert row["robust_accuracy"] == len(left) / 40
         assert (row["attacked"], row["broken"]) == (
             len(attacked.samples),
-            len(attacked.broken),
+            len(attacked.successes),
         )
     assert 0 < len(left) < 36
-    # Another norm begins anew; wrong predictions never stand.
+    # Another norm begins anew; wrong predictions are never robust.
     assert (found.outcome.attacked[3].samples == np.arange(4, 40)).all()
-    assert not found.outcome.standing[3][:4].any()
+    assert not found.outcome.robust[3][:4].any()
     worst = {
         (r["norm"], r["epsilon"]): r["robust_accuracy"]
         for r in found.summary["worst_case"]
@@ -87,16 +96,16 @@ def test_only_standing_samples_are_attacked_and_rows_never_rise(found):
 def test_stored_images_prove_the_accuracy(problem, found):
     model, images, labels = problem
     for attack, attacked in zip(ATTACKS, found.outcome.attacked, strict=True):
-        clean = images[attacked.broken]
+        clean = images[attacked.successes]
         assert np.all((attacked.images >= 0) & (attacked.images <= 1))
         order = np.inf if attack.norm == "linf" else 2
         moved = (attacked.images - clean).astype(np.float64).reshape(-1, 64)
         lengths = np.linalg.norm(moved, order, axis=1)
         assert np.all(lengths <= float(attack.epsilon) + 1e-6)
-        if not len(attacked.broken):
+        if not len(attacked.successes):
             continue
         predicted = np.argmax(model(jnp.asarray(attacked.images)), axis=1)
-        assert (predicted != labels[attacked.broken]).all()
+        assert (predicted != labels[attacked.successes]).all()
 
 
 def test_one_compilation_for_ragged_batches_and_budgets(problem):
@@ -110,12 +119,15 @@ def test_one_compilation_for_ragged_batches_and_budgets(problem):
             traces.append(x.shape)
             return self.inner(x)
 
-    attacks = [PGD(0.02, steps=2), PGD(0.03, steps=5), PGD(0.04, steps=2)]
+    attacks = [
+        (PGD(steps=steps), Budget("linf", epsilon))
+        for steps, epsilon in ((2, 0.02), (5, 0.03), (2, 0.04))
+    ]
     one = attacks[:1]
     run((Counting(model), images[:32], labels[:32]), one)
     whole = len(traces)
     traces.clear()
-    # Now batches of 16, 16 and 8 clean ones, and whatever stands at three budgets:
+    # Now batches of 16, 16 and 8 clean ones, and whatever is left at three budgets:
     # all is compiled.
     run((Counting(model), images, labels), attacks)
     assert traces == [] and whole > 0
@@ -124,7 +136,7 @@ def test_one_compilation_for_ragged_batches_and_budgets(problem):
 class Once(PGD):
     """Raises when it is run in an evaluation: an interruption."""
 
-    def search(self, model, images, labels, clean, *, key):
+    def search(self, model, images, goal, clean, budget, *, key):
         raise KeyboardInterrupt
 
 
@@ -136,7 +148,7 @@ def test_an_interrupted_evaluation_goes_on(problem, found, tmp_path, monkeypatch
     folder = tmp_path / "evaluation"
     with Store(folder, arguments(problem, ATTACKS)) as store:
         assert store.news == ""
-        stopped = [*ATTACKS[:2], Once(0.05, steps=3), ATTACKS[3]]
+        stopped = [*ATTACKS[:2], (Once(steps=3), ATTACKS[2].budget), ATTACKS[3]]
         with pytest.raises(KeyboardInterrupt):
             run(problem, stopped, keep=store.attack)
     done, real = [], loop._run
@@ -157,7 +169,7 @@ def test_an_interrupted_evaluation_goes_on(problem, found, tmp_path, monkeypatch
         assert same(run(problem, keep=store.attack)) == same(found)
         assert done[2:] == ATTACKS[1:2]
     # Another attack, and nothing of the old is believed.
-    other = [*ATTACKS[:3], PGD(0.4, norm="l2", steps=3)]
+    other = [*ATTACKS[:3], Trial(PGD(steps=3), Budget("l2", 0.4))]
     with Store(folder, arguments(problem, other)) as store:
         assert store.news.startswith("Starting anew: the attacks changed")
         assert not [*folder.glob("attack-*")]
@@ -193,11 +205,11 @@ def test_a_folder_belongs_to_one_evaluation_at_a_time(problem, tmp_path):
 CHILD = """
 import sys
 from typing import Any
-from jnode.attacks import PGD
+from jnode.attacks import PGD, Budget
 from jnode.evaluation import Store
 from tests.test_evaluation import ATTACKS, arguments, make_problem, run
 problem = make_problem()
-attacks = [*ATTACKS[:1], PGD(0.02, steps=100_000_000)]
+attacks = [*ATTACKS[:1], (PGD(steps=100_000_000), Budget("linf", 0.02))]
 store = Store(sys.argv[1], arguments(problem, ATTACKS))
 run(problem, attacks, keep=store.attack)
 """
@@ -221,16 +233,21 @@ def test_a_killed_evaluation_leaves_only_whole_files(problem, found, tmp_path):
     with Store(folder, arguments(problem, ATTACKS)) as store:
         assert "1 finished attacks" in store.news
         kept = store.attack(0, lambda: pytest.fail("it was finished"))
-    assert (kept.broken == found.outcome.attacked[0].broken).all()
+    assert (kept.successes == found.outcome.attacked[0].successes).all()
     assert kept.images == pytest.approx(found.outcome.attacked[0].images)
 
 
 def test_described_attacks_tell_all_that_matters(problem):
     model, *_ = problem
-    one = described([PGD(0.1, steps=3)])
-    for other in (PGD(0.1, steps=4), PGD(0.2, steps=3), APGDCE(0.1, steps=3)):
-        assert described([other]) != one
-    assert described([Transfer(0.1, source=model, via="rk4x8", steps=3)]) != one
+    tell = lambda attack, *budget: described(
+        [Trial(attack, Budget(*(budget or ("linf", 0.1))))]
+    )
+    one, through = tell(PGD(steps=3)), Transfer(source=model, via="rk4x8", steps=3)
+    assert one == tell(PGD(steps=3))
+    for attack in (PGD(steps=4), APGDCE(steps=3), through):
+        assert tell(attack) != one
+    for budget in (("l2", 0.1), ("linf", 0.2), ("linf", [0.1, 0.2])):
+        assert tell(PGD(steps=3), *budget) != one
     arrays = np.zeros(3), np.zeros(3, np.float32), np.zeros((3, 1))
     assert len({fingerprint(a) for a in arrays}) == 3
 
@@ -261,7 +278,7 @@ def test_a_mesh_changes_nothing_for_a_random_model(problem, wrap):
     model = wrap(RandomModel(noisy, key=jr.key(3), draws=4))
     images = problem[1][:16]
     labels = np.asarray(jnp.argmax(model(jnp.asarray(images)), axis=1))
-    attacks = [PGD(0.05, steps=3), APGDCE(0.05, steps=4)]
+    attacks = [(a, Budget("linf", 0.05)) for a in (PGD(steps=3), APGDCE(steps=4))]
     options = {"batch_size": 16, "progress": False}
     assert jax.device_count() == 2
     alone, spread = (
@@ -285,7 +302,9 @@ def test_draws_of_gradients_are_fresh_inside_wrappers():
     random = RandomModel(noisy, key=jr.key(3), draws=2)
     for model in (random, Inside(random), Sharded(random, data_mesh())):
         draw = eqx.filter_jit(
-            lambda key, model=model: loss_and_gradient(model, images, labels, key=key)
+            lambda key, model=model: loss_and_gradient(
+                model, images, Untargeted(labels).loss, key=key
+            )
         )
         one, other, again = (draw(jr.key(k))[0] for k in (0, 1, 0))
         assert (one == again).all() and jnp.abs(one - other).min() > 1e-3
@@ -297,9 +316,9 @@ def test_draws_of_gradients_are_fresh_inside_wrappers():
 def test_transfers_attack_the_source_and_are_judged_by_the_model(problem):
     model, images, labels = problem
     blind = lambda x: model(jnp.round(x * 255) / 255)  # no gradient anywhere
-    attack = PGD(0.05, steps=5)
-    through = Transfer(0.05, source=model, via="smooth", steps=5)
-    result = run((blind, images, labels), [attack, through])
+    through = Transfer(source=model, via="smooth", steps=5)
+    both = [(attack, Budget("linf", 0.05)) for attack in (PGD(steps=5), through)]
+    result = run((blind, images, labels), both)
     rows = result.summary["attacks"]
     assert [r["via"] for r in rows] == ["", "smooth"]
     assert rows[1]["broken"] > 2 * rows[0]["broken"]
@@ -310,22 +329,22 @@ def test_transfers_attack_the_source_and_are_judged_by_the_model(problem):
     )
 
 
-def test_twins_of_fixed_and_adaptive_models(getkey):
+def test_surrogates_of_fixed_and_adaptive_models(getkey):
     from jnode import Solver
 
     x, y = jr.uniform(getkey(), (6, 8, 8, 1)), jnp.arange(6) % 4
     fixed = small_model(getkey(), pieces=(2,))
-    assert list(twins(fixed, x, y)) == ["rk4x8", "eulerx4", "rk4x2", "encoder"]
+    assert list(surrogates(fixed, x, y)) == ["rk4x8", "eulerx4", "rk4x2", "encoder"]
     adaptive = fixed.with_solver(Solver("dopri5", rtol=1e-3, atol=1e-4))
-    names = list(twins(adaptive, x, y))
+    names = list(surrogates(adaptive, x, y))
     assert names[1] == "dopri5(rtol=0.0001, atol=1e-05)" and "bosh3" in names[2]
     back = fixed.with_solver(Solver("euler", steps=2, adjoint="backsolve"))
-    assert "eulerx2, direct adjoint" in twins(back, x, y, ("encoder",))
+    assert "eulerx2, direct adjoint" in surrogates(back, x, y, ("encoder",))
     with pytest.raises(ValueError, match="fixed, finer, other, encoder"):
-        twins(fixed, x, y, ("nobody",))
+        surrogates(fixed, x, y, ("nobody",))
 
 
-def test_the_finer_twin_needs_little_more_memory():
+def test_the_finer_surrogate_needs_little_more_memory():
     """As preset odenet: a free field, solved adaptively, sample by sample."""
     config = jnode.ModelConfig(
         "free", encoder="conv", features=8, time=True, group_norm=True, unit_norm=False
@@ -339,16 +358,16 @@ def test_the_finer_twin_needs_little_more_memory():
 
         def gradient(arrays, images):
             whole = eqx.combine(arrays, static)
-            return loss_and_gradient(whole, images, labels)[2]
+            return loss_and_gradient(whole, images, Untargeted(labels).loss)[2]
 
         compiled: Any = jax.jit(gradient).lower(arrays, images).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    finer = twins(model, images, labels, ("finer",))
+    finer = surrogates(model, images, labels, ("finer",))
     assert memory(*finer.values()) < 1.5 * memory(batched(model))
 
 
-def test_the_finer_twin_has_steps_enough_and_no_more(getkey):
+def test_the_finer_surrogate_has_steps_enough_and_no_more(getkey):
     """Heun, of the lowest order, takes the most steps more for a tenth of the error."""
     model = small_model(getkey(), "ortho", jnode.Solver("heun", rtol=1e-4, atol=1e-5))
     finer = rescaled(model.solver, 10)
@@ -362,12 +381,12 @@ def test_the_finer_twin_has_steps_enough_and_no_more(getkey):
     assert steps[0] > 10 and steps[1] <= steps[0] * finer.max_steps / 256 * 1.1
 
 
-def test_the_encoder_twin_is_a_nearest_mean(getkey):
+def test_the_encoder_surrogate_is_a_nearest_mean(getkey):
     model = small_model(getkey())
     x = jnp.concatenate([jnp.full((3, 8, 8, 1), 0.2), jnp.full((3, 8, 8, 1), 0.8)])
     x = x + 0.01 * jr.normal(getkey(), x.shape)
     y = jnp.asarray([1, 1, 1, 3, 3, 3])
-    source = twins(model, x, y, ("encoder",))["encoder"]
+    source = surrogates(model, x, y, ("encoder",))["encoder"]
     assert (jnp.argmax(source(x)[:, jnp.asarray([1, 3])], axis=1) == y // 2).all()
 
 
@@ -375,16 +394,21 @@ def test_the_encoder_twin_is_a_nearest_mean(getkey):
 
 
 def test_protocols_know_their_budgets_and_leave_out_what_cannot_be(problem):
-    assert budgets("mnist")[:3] == [("linf", 0.1), ("linf", 0.2), ("linf", 0.3)]
-    assert ("l2", 36 / 255) in budgets("cifar10")
-    assert budgets("mnist", "l2") == [("l2", 0.5), ("l2", 1.0)]
-    assert budgets("mnist", None, [0.2, 0.05]) == [("linf", 0.05), ("linf", 0.2)]
+    told = lambda *wanted: [
+        (b.norm, pytest.approx(float(b.epsilon))) for b in budgets(*wanted)
+    ]
+    assert told("mnist")[:3] == [("linf", 0.1), ("linf", 0.2), ("linf", 0.3)]
+    assert told("cifar10")[2] == ("l2", 36 / 255)
+    assert told("mnist", "l2") == [("l2", 0.5), ("l2", 1.0)]
+    assert told("mnist", None, [0.2, 0.05]) == [("linf", 0.05), ("linf", 0.2)]
     with pytest.raises(ValueError, match="linf, l2"):
         budgets("mnist", "l7")
     model, *_ = problem
-    some = plan(PROTOCOLS["standard"], [("linf", 0.1)], {"x": model}, classes=10)
+    budget = [Budget("linf", 0.1)]
+    planned = plan(PROTOCOLS["standard"], budget, {"x": model}, classes=10)
+    some = [trial.attack for trial in planned]
     names = [a.name for a in some]
     assert names == ["apgd-ce", "apgd-t", "fab-t", "square", "pgd"]
     assert some[-1].via == "x" and some[1].restarts == 9 and some[3].steps == 5000
-    few = plan(PROTOCOLS["standard"], [("linf", 0.1)], {}, classes=3)
-    assert "apgd-t" not in [a.name for a in few]
+    few = plan(PROTOCOLS["standard"], budget, {}, classes=3)
+    assert "apgd-t" not in [trial.attack.name for trial in few]

@@ -86,8 +86,8 @@ def test_distances_are_exact_on_a_linear_model(kind, restarts, norm):
             for z, y in zip(logits, np.asarray(labels), strict=True)
         ]
     )
-    attack = kind(10.0, norm=norm, steps=30, restarts=restarts)
-    found, distance = jax.jit(lambda x: attack.nearest(model, x, labels))(images)
+    attack = kind(steps=30, restarts=restarts)
+    found, distance = jax.jit(lambda x: attack.nearest(model, x, labels, norm))(images)
     near = expected < 0.4  # where [0, 1] plays no part
     assert near.mean() > 0.5 and distance[0] == 0
     away = np.asarray(distance)[near]
@@ -110,11 +110,12 @@ def test_nearly_as_strong_as_apgd(problem, norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_budget_and_broken_samples(problem, norm):
+def test_budget_and_misclassified_samples(problem, norm):
     model, images, labels = problem
     wrong = labels.at[:5].set((labels[:5] + 1) % 4)
-    attack = attacks.make("fab-t", epsilon=0.05, norm=norm, steps=20, restarts=3)
-    found = jax.jit(lambda key: attack(model, images, wrong, key=key))(jr.key(0))
+    attack, budget = attacks.FABT(steps=20, restarts=3), attacks.Budget(norm, 0.05)
+    run = jax.jit(lambda key: attack(model, images, wrong, budget, key=key))
+    found = run(jr.key(0))
     assert size(found - images, norm).max() <= 0.05 + 1e-6
     assert found.min() >= 0 and found.max() <= 1
     assert (found[:5] == images[:5]).all()

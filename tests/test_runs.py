@@ -124,7 +124,7 @@ def test_the_mean_of_all_images_is_written(run_dir, monkeypatch):
     monkeypatch.setattr(runs, "count_evaluations", lambda *_: counts)
     found = evaluate_run(
         run_dir,
-        [attacks.GaussianNoise(0.1)],
+        [attacks.Trial(attacks.GaussianNoise(0.1))],
         num_examples=10,
         batch_size=8,
         progress=False,

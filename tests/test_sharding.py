@@ -149,8 +149,11 @@ def test_adaptive_solves_do_not_wait_for_each_other(adaptive):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attacks_equal_one_device(adaptive, norm):
-    attack = jnode.attacks.PGD(0.1, norm=norm, steps=3, restarts=2)
-    perturb = lambda model, images, labels: attack(model, images, labels, key=jr.key(5))
+    attack = jnode.attacks.PGD(steps=3, restarts=2)
+    budget = jnode.attacks.Budget(norm, 0.1)
+    perturb = lambda model, images, labels: attack(
+        model, images, labels, budget, key=jr.key(5)
+    )
     alone, both = adaptive
     found = eqx.filter_jit(perturb)(*both)
     assert len(found.sharding.device_set) == 2
@@ -277,14 +280,14 @@ def test_evaluation_equals_one_device(mesh):
     """13 images in batches of 8: the last is filled up."""
     model, images = batched(model_of(FIXED)), pixels(13)
     labels = batch_of(13)[1]
-    attack = [jnode.attacks.PGD(0.05, steps=2)]
+    attack = [(jnode.attacks.PGD(steps=2), jnode.attacks.Budget("linf", 0.05))]
     options = {"batch_size": 8, "progress": False}
     ours, alone = (
         jnode.evaluate(model, images, labels, attack, mesh=m, **options).outcome
         for m in (mesh, None)
     )
     np.testing.assert_array_equal(ours.predictions, alone.predictions)
-    np.testing.assert_array_equal(ours.standing, alone.standing)
+    np.testing.assert_array_equal(ours.robust, alone.robust)
     shown, expected = ours.attacked[0].shown, alone.attacked[0].shown
     assert np.abs(shown - expected).max() < 1e-5
     with pytest.raises(ValueError, match="multiple of the 2 devices, not 9"):

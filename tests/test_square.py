@@ -147,8 +147,8 @@ def test_nearly_as_strong_as_pgd(problem, norm):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_budget_and_determinism(problem, norm):
     model, images, labels = problem
-    attack = attacks.make("square", epsilon=0.3, norm=norm, steps=50, restarts=2)
-    run = jax.jit(lambda key: attack(model, images, labels, key=key))
+    attack, budget = attacks.Square(steps=50, restarts=2), attacks.Budget(norm, 0.3)
+    run = jax.jit(lambda key: attack(model, images, labels, budget, key=key))
     first = run(jr.key(0))
     assert (first == run(jr.key(0))).all()
     assert first.min() >= 0 and first.max() <= 1
@@ -171,12 +171,12 @@ def test_logits_that_are_not_finite_are_a_success(problem, norm, value):
         spoilt = right.at[:, 0].set(value)
         return jnp.where(moved[:, None], spoilt, right)
 
-    attack = attacks.Square(0.05, norm=norm, steps=3)
-    found = jax.jit(lambda x: attack(model, x, labels, key=jr.key(0)))(images)
+    attack, budget = attacks.Square(steps=3), attacks.Budget(norm, 0.05)
+    found = jax.jit(lambda x: attack(model, x, labels, budget, key=jr.key(0)))(images)
     assert not jnp.isfinite(model(found)).all(axis=1).any()
 
 
-def test_breaks_what_hides_its_gradient(problem):
+def test_misleads_what_hides_its_gradient(problem):
     model, images, labels = problem
     # A steep staircase in front: the gradient is zero almost everywhere.
     front = lambda x: model(jnp.round(x * 64) / 64)

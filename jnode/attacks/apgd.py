@@ -10,19 +10,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jnode.attacks.base import AbstractAttack, count_field
+from jnode.attacks.budget import Budget
+from jnode.attacks.goals import AbstractGoal
 from jnode.attacks.losses import (
     Classifier,
     Images,
-    Labels,
     Logits,
-    cross_entropy,
-    difference_of_logits_ratio,
     loss_and_gradient,
-    misclassified,
-    next_likely,
     targeted_ratio,
 )
-from jnode.attacks.norms import choose, project, size, steepest, wide
+from jnode.attacks.norms import choose, size, steepest, wide
 
 # A step is three parts of its own direction and one of the step before.
 MOMENTUM = 0.25
@@ -49,11 +46,11 @@ def checkpoints(steps: int) -> Int[np.ndarray, " steps"]:
 class AbstractAPGD(AbstractAttack):
     """Gradient ascent with momentum whose step halves when it ceases to help.
 
-    The step starts at twice the budget. At checkpoints a sample's step halves, and it
+    The step starts at twice epsilon. At checkpoints a sample's step halves, and it
     goes back to its best point, if the loss grew in at most 75 % of the steps since
     the last one, or if neither step nor best loss changed since. Each restart begins
-    anew for samples that still stand; what none breaks comes back as the image of the
-    largest loss. Stops when no sample of the batch stands.
+    anew for samples on which none succeeded before; where none does, the image of the
+    largest loss comes back. Stops when it has succeeded on the whole batch.
     """
 
     steps: int = count_field("steps", 100)
@@ -62,23 +59,23 @@ class AbstractAPGD(AbstractAttack):
     def loss(
         self,
         logits: Logits,
-        labels: Labels,
+        goal: AbstractGoal,
         clean: Logits,
         restart: Int[Array, ""],
     ) -> Float[Array, " batch"]:
         """What a restart maximises, from the logits and those of the clean images."""
 
-    def search(self, model, images, labels, clean, *, key):
+    def search(self, model, images, goal, clean, budget, *, key):
         def restart(carry, this):
-            _, broken, highest = carry
+            _, done, highest = carry
             index, key = this
-            climb = _Climb(self, model, images, labels, clean, index)
-            climbed, hit, loss = climb.run(broken, key)
-            better = ~broken & (hit | (loss > highest))
-            return choose(better, (climbed, hit, loss), carry), None
+            climb = _Climb(self, model, images, goal, clean, budget, index)
+            climbed, success, loss = climb.run(done, key)
+            better = ~done & (success | (loss > highest))
+            return choose(better, (climbed, success, loss), carry), None
 
         lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
-        first = (images, misclassified(clean, labels), lowest)
+        first = (images, goal.reached(clean), lowest)
         restarts = self.first + jnp.arange(self.restarts, dtype=jnp.int32)
         each = (restarts, jr.split(key, self.restarts))
         (found, _, _), _ = jax.lax.scan(restart, first, each)
@@ -89,7 +86,7 @@ class _State(NamedTuple):
     """Where each sample of a climb is.
 
     `best` is the image of the largest loss with its gradient and loss, `met` the first
-    misclassified image and whether there was one. At the last checkpoint the largest
+    adversarial image and whether there was one. At the last checkpoint the largest
     loss was `best_then`, and the step was halved or not; since then the loss `grew` so
     many times.
     """
@@ -114,16 +111,17 @@ class _Climb(NamedTuple):
     attack: AbstractAPGD
     model: Classifier
     images: Images
-    labels: Labels
+    goal: AbstractGoal
     clean: Logits
+    budget: Budget
     restart: Int[Array, ""]
 
     def run(
-        self, broken: Bool[Array, " batch"], key: PRNGKeyArray
+        self, done: Bool[Array, " batch"], key: PRNGKeyArray
     ) -> tuple[Images, Bool[Array, " batch"], Float[Array, " batch"]]:
-        """Of each sample a misclassified image, else that of the largest loss; whether
-        it is misclassified; the largest loss. Stops when no sample stands that was not
-        `broken` before."""
+        """Of each sample an adversarial image, else that of the largest loss; whether
+        it is adversarial; the largest loss. Stops when there is one of each sample that
+        was not `done` before."""
         schedule = checkpoints(self.attack.steps)
         windows = jnp.asarray(schedule)
         enough = jnp.asarray(np.floor(RHO * schedule).astype(int))
@@ -133,7 +131,7 @@ class _Climb(NamedTuple):
             return self.halved(self.moved(state), windows[i] > 0, enough[i])
 
         def going(state):
-            return (state.step < self.attack.steps) & ~jnp.all(broken | state.met[1])
+            return (state.step < self.attack.steps) & ~jnp.all(done | state.met[1])
 
         end = jax.lax.while_loop(going, step, self.begin(key))
         found = jnp.where(wide(end.met[1]), end.met[0], end.best[0])
@@ -141,15 +139,16 @@ class _Climb(NamedTuple):
 
     def begin(self, key: PRNGKeyArray) -> _State:
         """A random start on the ball's surface, as in the original."""
-        images, epsilon, norm = self.images, self.attack.epsilon, self.attack.norm
+        images, norm = self.images, self.budget.norm
         keys = jr.split(key, 3)
         if norm == "linf":
             noise = jr.uniform(keys[0], images.shape, images.dtype, -1.0, 1.0)
         else:
             noise = jr.normal(keys[0], images.shape, images.dtype)
         noise = noise / wide(jnp.maximum(size(noise, norm), 1e-12))
-        start = project(images + epsilon * noise, images, epsilon, norm)
-        losses, wrong, gradient = self.evaluate(start, keys[1])
+        epsilon = self.budget.epsilon
+        start = self.budget.project(images + wide(epsilon) * noise, images)
+        losses, success, gradient = self.evaluate(start, keys[1])
         n = len(images)
         return _State(
             step=jnp.zeros((), jnp.int32),
@@ -157,40 +156,39 @@ class _Climb(NamedTuple):
             x=start,
             before=start,
             gradient=gradient,
-            length=jnp.full(n, 2 * epsilon),
+            length=2 * epsilon,
             last=losses,
             best=(start, gradient, losses),
-            met=(start, wrong),
+            met=(start, success),
             grew=jnp.zeros(n, int),
             best_then=losses,
             halved_then=jnp.ones(n, bool),
         )
 
     def evaluate(self, x: Images, key: PRNGKeyArray) -> tuple[Any, ...]:
-        """Each sample's loss, whether it is misclassified, and the gradient."""
+        """Each sample's loss, whether it is adversarial, and the gradient."""
         losses, logits, gradient = loss_and_gradient(
             self.model,
             x,
-            self.labels,
-            loss=lambda logits, labels: self.attack.loss(
-                logits, labels, self.clean, self.restart
+            lambda logits: self.attack.loss(
+                logits, self.goal, self.clean, self.restart
             ),
             key=key,
         )
         # What is not a number is no way to go.
         losses = jnp.nan_to_num(losses, nan=-jnp.inf)
-        return losses, misclassified(logits, self.labels), gradient
+        return losses, self.goal.reached(logits), gradient
 
     def moved(self, state: _State) -> _State:
         """One step with momentum, of which there is none in the first."""
         key, this = jr.split(state.key)
         momentum = jnp.where(state.step > 0, MOMENTUM, 0.0)
-        x, budget = state.x, (self.attack.epsilon, self.attack.norm)
-        push = wide(state.length) * steepest(state.gradient, self.attack.norm)
-        ahead = project(x + push, self.images, *budget)
+        x, budget = state.x, self.budget
+        push = wide(state.length) * steepest(state.gradient, budget.norm)
+        ahead = budget.project(x + push, self.images)
         ahead = x + (1 - momentum) * (ahead - x) + momentum * (x - state.before)
-        ahead = project(ahead, self.images, *budget)
-        losses, wrong, gradient = self.evaluate(ahead, this)
+        ahead = budget.project(ahead, self.images)
+        losses, success, gradient = self.evaluate(ahead, this)
         return state._replace(
             step=state.step + 1,
             key=key,
@@ -199,7 +197,7 @@ class _Climb(NamedTuple):
             gradient=gradient,
             last=losses,
             best=choose(losses > state.best[2], (ahead, gradient, losses), state.best),
-            met=choose(wrong & ~state.met[1], (ahead, wrong), state.met),
+            met=choose(success & ~state.met[1], (ahead, success), state.met),
             grew=state.grew + (losses > state.last).astype(int),
         )
 
@@ -225,30 +223,32 @@ class APGDCE(AbstractAPGD):
 
     name: ClassVar[str] = "apgd-ce"
 
-    def loss(self, logits, labels, clean, restart):
-        return cross_entropy(logits, labels)
+    def loss(self, logits, goal, clean, restart):
+        return goal.loss(logits)
 
 
 class APGDDLR(AbstractAPGD):
-    """Auto-PGD on the difference of logits ratio."""
+    """Auto-PGD on the difference of logits ratio; with targets on the targeted one."""
 
     name: ClassVar[str] = "apgd-dlr"
     least_classes: ClassVar[int] = 3
 
-    def loss(self, logits, labels, clean, restart):
-        return difference_of_logits_ratio(logits, labels)
+    def loss(self, logits, goal, clean, restart):
+        return goal.ratio(logits)
 
 
 class APGDT(AbstractAPGD):
     """Targeted Auto-PGD: restart by restart towards the next likely class.
 
     `restarts` is the number of targets, the classes of the largest clean logits after
-    the predicted one: 9 in AutoAttack.
+    the predicted one: 9 in AutoAttack. With targets of the call, each restart is a
+    random start towards these.
     """
 
     name: ClassVar[str] = "apgd-t"
     least_classes: ClassVar[int] = 4
     restarts: int = count_field("restarts", 9)
 
-    def loss(self, logits, labels, clean, restart):
-        return targeted_ratio(logits, labels, next_likely(clean, restart))
+    def loss(self, logits, goal, clean, restart):
+        target = goal.target(clean, restart)
+        return targeted_ratio(logits, goal.rival(logits), target)

@@ -1,4 +1,4 @@
-"""What every attack is: a budget, and a search within it."""
+"""What every attack is: a search for an image with another prediction."""
 
 import abc
 import dataclasses
@@ -10,26 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
-from jnode.attacks.inputs import Classes, as_input
-from jnode.attacks.losses import Classifier, Images, Labels, Logits, misclassified
-from jnode.attacks.norms import NORMS, size, wide
-
-TOLERANCE = 1e-6
-"""By how much rounding may take an image past its budget."""
-
-
-def _as_epsilon(epsilon):
-    if not 0 <= epsilon < float("inf"):
-        raise ValueError(f"epsilon must be at least 0 and finite, not {epsilon!r}.")
-    return jnp.asarray(epsilon, jnp.float32)
-
-
-def _as_norm(norm):
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}.")
-    return norm
+from jnode.attacks.budget import Budget
+from jnode.attacks.goals import AbstractGoal
+from jnode.attacks.inputs import Classes, as_input, check_ranges
+from jnode.attacks.losses import AsImages, Classifier, Images, Logits
+from jnode.attacks.norms import wide
 
 
 def as_count(name: str) -> Callable[[int], int]:
@@ -51,28 +38,22 @@ def count_field(name: str, default: int) -> Any:
 
 
 class AbstractAttack(eqx.Module):
-    r"""A search for an image within $\epsilon$ that is classified wrongly.
+    r"""An algorithm that searches for an image with another prediction.
 
-    Labels never leak: an image whose prediction differs from its label, be it the
-    model's mistake or a wrong label, is broken already and comes back untouched,
-    whatever the attack.
+    How far it may go is an argument of the call, a `Budget`. An attack is untargeted
+    unless the call is given `targets`.
 
     **Arguments:**
 
-    - `epsilon`: the budget in pixel units; an array, so that another one compiles
-        nothing anew.
-    - `norm`: the budget's: "linf" or "l2".
     - `steps`: how many steps, or queries.
     - `restarts`: how many random starts, or targets; `first` is the number of the
         first of them, where an attack is a part of another (`parts`).
 
-    **Raises:** `ValueError` for a budget that makes no sense.
+    **Raises:** `ValueError` for a number below 1.
     """
 
     name: eqx.AbstractClassVar[str]
     least_classes: ClassVar[int] = 2
-    epsilon: Float[Array, ""] = eqx.field(converter=_as_epsilon)
-    norm: str = eqx.field(default="linf", static=True, kw_only=True, converter=_as_norm)
     steps: int | Int[Array, ""] = count_field("steps", 1)
     restarts: int = count_field("restarts", 1)
     first: Int[Array, ""] = eqx.field(
@@ -86,105 +67,95 @@ class AbstractAttack(eqx.Module):
         model: Classifier,
         images: ArrayLike,
         labels: Classes,
+        budget: Budget,
         *,
+        targets: Classes | None = None,
         key: PRNGKeyArray,
     ) -> Images:
-        r"""Attacked images, each in [0, 1] and within `epsilon` of its original.
+        r"""Attacked images, each in [0, 1] and within the budget around its original.
 
-        Compiled once for each model, attack and shape: later calls, with another budget
-        too, compile nothing. A model that is an `equinox.Module` may change its arrays;
-        a function defined anew at each call is another model each time.
+        An image whose prediction is wanted already comes back untouched: without
+        targets one that is misclassified, be it by the model's mistake or a wrong
+        label, so that labels never leak; with targets one that is given its target.
+
+        Compiled once for each model, attack, norm and shape: later calls, with another
+        epsilon too, compile nothing. A model that is an `equinox.Module` may change its
+        arrays; a function defined anew at each call is another model each time.
 
         **Arguments:**
 
         - `model`: any map from a batch of images to logits; it is differentiated as it
-            is, solver and all. Logits of another type than the images are cast to
-            theirs. A model that draws random numbers is wrapped in `RandomModel`.
+            is, solver and all. A model of one image is wrapped in `jnode.batched`, one
+            that draws random numbers in `RandomModel`. Logits of another type than the
+            images are cast to theirs.
         - `images`: [batch, height, width, channels], float32 or (in JAX's 64-bit mode)
             float64, with pixels in [0, 1]; the batch may be empty.
-        - `labels`: [batch], the true classes as integers. An image that the model gets
-            wrong anyway is returned as it is.
+        - `labels`: [batch], the true classes as integers.
+        - `budget`: the norm and epsilon, for example `Budget("linf", 8 / 255)`; epsilon
+            may be an array, one value for each image.
+        - `targets`: [batch], a class for each image, not its label. If they are given
+            the attack succeeds where the prediction is the target, and not otherwise.
         - `key`: of the random starts; the same key gives the same images.
 
         **Returns:** images of the shape and dtype of the given ones.
 
-        **Raises:** `TypeError` for images or labels of another dtype; `ValueError` for
-        another shape, for pixels outside [0, 1] (where their values are known: not
-        while JAX traces the call), or for a model of too few classes.
+        **Raises:** `TypeError` for images, labels, targets or a budget of another type;
+        `ValueError` for another shape, for pixels outside [0, 1], classes that the
+        model does not have, or labels as targets (where values are known: not while JAX
+        traces the call), and for a model of too few classes or of single images.
         """
-        images, labels = as_input(images, labels)
+        images, goal = as_input(images, labels, targets)
+        budget = check_budget(budget).of_each(images)
         if len(images) == 0:
             return images
-        return compiled(_attack, self, model, images, labels, None, key)
+        found, clean = compiled(_attack, self, model, images, goal, None, budget, key)
+        check_ranges(labels, targets, clean.shape[1])
+        return found
 
     @abc.abstractmethod
     def search(
         self,
         model: Classifier,
         images: Images,
-        labels: Labels,
+        goal: AbstractGoal,
         clean: Logits,
+        budget: Budget,
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        """As `__call__`, with the logits of the images; what it returns for images that
-        are misclassified already is thrown away.
+        """The attacked images; what it returns where the goal is reached already is
+        thrown away.
 
-        The images, the logits of `model` and `epsilon` are of one dtype."""
+        **Arguments:** the model and images of the call; the goal, which says when the
+        attack has succeeded; the logits of the images; the budget, with an epsilon for
+        each image. Images, logits and epsilon are of one dtype."""
 
     def parts(self) -> tuple["AbstractAttack", ...]:
         """The same attack cut into restarts (or targets), to be run one after another.
 
-        Samples that one part breaks need not be given to the next. All parts compile to
-        one program.
+        Images on which one part succeeds need not be given to the next. All parts
+        compile to one program.
         """
         if self.restarts == 1:
             return (self,)
-        single = dataclasses.replace(
-            self, epsilon=float(self.epsilon), steps=int(self.steps), restarts=1
-        )
+        single = dataclasses.replace(self, steps=int(self.steps), restarts=1)
         return tuple(
             eqx.tree_at(lambda a: a.first, single, self.first + i)
             for i in range(self.restarts)
         )
 
 
-def describe(attack: AbstractAttack) -> str:
-    """For people: `pgd-40 linf 0.1`, `pgd-40 linf 0.1 via rk4x8`."""
-    steps = f"-{int(attack.steps)}" if attack.steps > 1 else ""
-    through = f" via {attack.via}" if attack.via else ""
-    return f"{attack.name}{steps} {attack.norm} {float(attack.epsilon):.3g}{through}"
-
-
-def check_budget(attack: AbstractAttack, images: Images, adversarial: Images) -> None:
-    """Raises `RuntimeError` for images outside [0, 1] or the attack's budget."""
-    low, high = float(jnp.min(adversarial)), float(jnp.max(adversarial))
-    if not (low >= 0 and high <= 1):
-        raise RuntimeError(f"{attack.name} left [0, 1]: {low} to {high}.")
-    if attack.norm in NORMS:
-        largest = float(jnp.max(size(adversarial - images, attack.norm)))
-        if not largest <= float(attack.epsilon) + TOLERANCE:
-            raise RuntimeError(
-                f"{attack.name} left its budget of {float(attack.epsilon)}: {largest}."
-            )
+def check_budget(budget: Budget | None) -> Budget:
+    """The budget. **Raises:** `TypeError` where it is none."""
+    if not isinstance(budget, Budget):
+        raise TypeError(
+            "budget must be a jnode.attacks.Budget, for example "
+            f'Budget("linf", 8 / 255), not {type(budget).__name__}.'
+        )
+    return budget
 
 
 # From a call to a compiled program.
-
-
-def of_one_dtype(attack: Any, model: Classifier, images: Images) -> tuple[Any, Any]:
-    """The attack and the model such that epsilon and logits have the images' dtype."""
-    epsilon = jnp.asarray(attack.epsilon).astype(images.dtype)
-    return eqx.tree_at(lambda a: a.epsilon, attack, epsilon), _AsImages(model)
-
-
-class _AsImages(eqx.Module):
-    """A classifier whose logits have the dtype of its images."""
-
-    model: Callable
-
-    def __call__(self, images):
-        return self.model(images).astype(images.dtype)
 
 
 def compiled(function: Callable, *arguments: Any) -> Any:
@@ -208,23 +179,24 @@ def perturb(
     attack: AbstractAttack,
     model: Classifier,
     images: Images,
-    labels: Labels,
+    goal: AbstractGoal,
     clean: Logits,
+    budget: Budget,
     key: PRNGKeyArray,
 ) -> Images:
-    """The attack on a batch whose logits are known, of images that were checked."""
-    return compiled(_attack, attack, model, images, labels, clean, key)
+    """The attack on a batch whose logits are known, of arguments that were checked."""
+    return compiled(_attack, attack, model, images, goal, clean, budget, key)[0]
 
 
-def _attack(attack, model, images, labels, clean, key):
-    attack, model = of_one_dtype(attack, model, images)
+def _attack(attack, model, images, goal, clean, budget, key):
+    model = AsImages(model)
     clean = model(images) if clean is None else clean.astype(images.dtype)
     check_classes(attack, clean.shape[1])
-    found = attack.search(model, images, labels, clean, key=key)
-    return jnp.where(wide(misclassified(clean, labels)), images, found)
+    found = attack.search(model, images, goal, clean, budget, key=key)
+    return jnp.where(wide(goal.reached(clean)), images, found), clean
 
 
-def check_classes(attack: AbstractAttack, classes: int) -> None:
+def check_classes(attack: Any, classes: int) -> None:
     """Raises `ValueError` where the attack needs a model of more classes."""
     if classes < attack.least_classes:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Fast adaptive boundary attack: the nearest misclassified image (Croce & Hein, ICML
-2020)."""
+"""Fast adaptive boundary attack: the nearest adversarial image (Croce & Hein, 2020)."""
 
 import abc
+import math
 from typing import ClassVar
 
 import jax
@@ -10,16 +10,12 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jnode.attacks.base import AbstractAttack, compiled, count_field, of_one_dtype
-from jnode.attacks.inputs import Classes, as_input
-from jnode.attacks.losses import (
-    Classifier,
-    Images,
-    Labels,
-    misclassified,
-    next_likely,
-)
-from jnode.attacks.norms import choose, project, size, steepest, wide
+from jnode.attacks.base import AbstractAttack, compiled, count_field
+from jnode.attacks.budget import Budget
+from jnode.attacks.goals import AbstractGoal, Targeted
+from jnode.attacks.inputs import Classes, as_input, check_ranges
+from jnode.attacks.losses import AsImages, Classifier, Images, Labels
+from jnode.attacks.norms import choose, size, steepest, wide
 
 # How far past the hyperplane, how much towards the original at most, and how far back.
 OVERSHOOT, BIAS, BACK = 1.05, 0.1, 0.9
@@ -67,13 +63,13 @@ def to_hyperplane(
 
 
 class AbstractFAB(AbstractAttack):
-    """Looks for the nearest misclassified image.
+    """Looks for the nearest adversarial image.
 
     Each step linearises the classifier between the label and another class, projects
     both the iterate and the original to that boundary within [0, 1], and goes between
-    the two. A misclassified iterate is pulled back towards the original. It minimises
-    the distance; the budget only judges the result. Stops when all samples of the batch
-    are broken within the budget.
+    the two. An adversarial iterate is pulled back towards the original. It minimises
+    the distance; the budget only judges the result. Stops when it has succeeded within
+    the budget on the whole batch.
     """
 
     steps: int = count_field("steps", 100)
@@ -82,78 +78,96 @@ class AbstractFAB(AbstractAttack):
     def start(
         self,
         images: Images,
-        distance: Float[Array, " batch"],
+        radius: Float[Array, " batch"],
+        norm: str,
         restart: Int[Array, ""],
         key: PRNGKeyArray,
     ) -> Images:
-        """Where a restart begins."""
+        """Where a restart begins, no farther than `radius` from the images."""
 
     @abc.abstractmethod
     def boundary(
-        self, model: Classifier, x: Images, labels: Labels, targets: Labels
+        self,
+        model: Classifier,
+        x: Images,
+        goal: AbstractGoal,
+        targets: Labels,
+        norm: str,
     ) -> tuple[Images, Float[Array, " batch"]]:
-        """The gap between the label's logit and another's: its gradient and value."""
+        """The gap between two logits, above 0 while the goal is not reached: its
+        gradient and value."""
 
-    def search(self, model, images, labels, clean, *, key):
+    def search(self, model, images, goal, clean, budget, *, key):
+        within = budget.epsilon
         found, distance = _shorten(
-            self, model, images, labels, clean, self.epsilon, key
+            self, model, images, goal, clean, budget, within, key
         )
         # Rounding of the distance must not leave the budget.
-        found = project(found, images, self.epsilon, self.norm)
-        return jnp.where(wide(distance <= self.epsilon), found, images)
+        found = budget.project(found, images)
+        return jnp.where(wide(distance <= within), found, images)
 
     def nearest(
         self,
         model: Classifier,
         images: ArrayLike,
         labels: Classes,
+        norm: str,
         *,
+        targets: Classes | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Images, Float[Array, " batch"]]:
-        """The nearest misclassified image that was met, and how far away it is.
+        """The nearest adversarial image that was met, and how far away it is.
 
-        The image itself at distance 0 where it is misclassified already, and at
-        distance `inf` where none was met.
+        The image itself at distance 0 where its prediction is wanted already, and at
+        distance `inf` where no adversarial image was met.
 
-        **Arguments:** as of `__call__`; the key is that of random starts, if any.
+        **Arguments:** as of a call, with the `norm` of the distance in place of a
+        budget; the key is that of random starts, if any.
 
         **Returns:** images of the shape and dtype of the given ones, and [batch]
-        distances in the attack's norm.
+        distances.
 
-        **Raises:** as `__call__`.
+        **Raises:** as a call.
         """
-        images, labels = as_input(images, labels)
+        images, goal = as_input(images, labels, targets)
+        # No two images are farther apart.
+        longest = math.sqrt(math.prod(images.shape[1:])) if norm == "l2" else 1.0
+        whole = Budget(norm, longest).of_each(images)
         if len(images) == 0:
             return images, jnp.zeros(0, images.dtype)
         key = jr.key(0) if key is None else key
-        return compiled(_nearest, self, model, images, labels, key)
+        found = compiled(_nearest, self, model, images, goal, whole, key)
+        check_ranges(labels, targets, found[2].shape[1])
+        return found[:2]
 
 
-def _nearest(attack, model, images, labels, key):
-    attack, model = of_one_dtype(attack, model, images)
-    enough = jnp.zeros((), images.dtype)
-    return _shorten(attack, model, images, labels, model(images), enough, key)
+def _nearest(attack, model, images, goal, whole, key):
+    model = AsImages(model)
+    clean, enough = model(images), jnp.zeros(len(images), images.dtype)
+    found = _shorten(attack, model, images, goal, clean, whole, enough, key)
+    return *found, clean
 
 
-def _shorten(attack, model, images, labels, clean, enough, key):
-    """The nearest misclassified images and their distances; it may stop when all are
-    as near as `enough`."""
+def _shorten(attack, model, images, goal, clean, budget, enough, key):
+    """The nearest adversarial images and their distances; it may stop when all are as
+    near as `enough`. Random starts keep to the budget."""
+    norm = budget.norm
 
     def step(carry):
         i, x, best, targets = carry
-        normals, gaps = attack.boundary(model, x, labels, targets)
+        normals, gaps = attack.boundary(model, x, goal, targets, norm)
         ahead = (normals * (images - x)).reshape(len(x), -1)
         from_original = gaps + jnp.sum(ahead, axis=1)
-        near = to_hyperplane(x, normals, gaps, attack.norm)
-        far = to_hyperplane(images, normals, from_original, attack.norm)
-        one, two = size(near, attack.norm), size(far, attack.norm)
+        near = to_hyperplane(x, normals, gaps, norm)
+        far = to_hyperplane(images, normals, from_original, norm)
+        one, two = size(near, norm), size(far, norm)
         share = wide(jnp.clip(one / jnp.maximum(one + two, 1e-12), 0, BIAS))
         here, there = x + OVERSHOOT * near, images + OVERSHOOT * far
         x = jnp.clip((1 - share) * here + share * there, 0.0, 1.0)
-        broken = misclassified(model(x), labels)
-        away = size(x - images, attack.norm)
-        best = choose(broken & (away < best[1]), (x, away), best)
-        x = jnp.where(wide(broken), images + BACK * (x - images), x)
+        success = goal.reached(model(x))
+        away = size(x - images, norm)
+        best = choose(success & (away < best[1]), (x, away), best)
+        x = jnp.where(wide(success), images + BACK * (x - images), x)
         return i + 1, x, best, targets
 
     def going(carry):
@@ -161,64 +175,73 @@ def _shorten(attack, model, images, labels, clean, enough, key):
 
     def restart(best, this):
         index, key = this
-        start = attack.start(images, best[1], index, key)
-        first = (jnp.zeros((), jnp.int32), start, best, next_likely(clean, index))
+        radius = jnp.minimum(best[1], budget.epsilon) / 2
+        start = attack.start(images, radius, norm, index, key)
+        first = (jnp.zeros((), jnp.int32), start, best, goal.target(clean, index))
         return jax.lax.while_loop(going, step, first)[2], None
 
     far = jnp.full(len(images), jnp.inf, images.dtype)
-    best = (images, jnp.where(misclassified(clean, labels), 0, far))
+    best = (images, jnp.where(goal.reached(clean), 0, far))
     restarts = attack.first + jnp.arange(attack.restarts, dtype=jnp.int32)
     each = (restarts, jr.split(key, attack.restarts))
     return jax.lax.scan(restart, best, each)[0]
+
+
+def _towards(model, x, goal, targets):
+    """The gap to the targets' logits."""
+
+    def gap(x):
+        logits = model(x)
+        rows = jnp.arange(len(x))
+        gaps = logits[rows, goal.rival(logits)] - logits[rows, targets]
+        return jnp.sum(gaps), gaps
+
+    gradient, gaps = jax.grad(gap, has_aux=True)(x)
+    return jnp.where(jnp.isfinite(gradient), gradient, 0), gaps
 
 
 class FABT(AbstractFAB):
     """FAB towards one class after another.
 
     `restarts` is the number of targets, the classes of the largest clean logits after
-    the predicted one: 9 in AutoAttack. It draws no random numbers.
+    the predicted one: 9 in AutoAttack. It draws no random numbers, so with targets of
+    the call one restart is enough.
     """
 
     name: ClassVar[str] = "fab-t"
     restarts: int = count_field("restarts", 9)
 
-    def start(self, images, distance, restart, key):
+    def start(self, images, radius, norm, restart, key):
         return images
 
-    def boundary(self, model, x, labels, targets):
-        def gap(x):
-            logits = model(x)
-            rows = jnp.arange(len(x))
-            gaps = logits[rows, labels] - logits[rows, targets]
-            return jnp.sum(gaps), gaps
-
-        gradient, gaps = jax.grad(gap, has_aux=True)(x)
-        return jnp.where(jnp.isfinite(gradient), gradient, 0), gaps
+    def boundary(self, model, x, goal, targets, norm):
+        return _towards(model, x, goal, targets)
 
 
 class FAB(AbstractFAB):
     """FAB towards the class whose linearised boundary is nearest, step by step.
 
     The first restart begins at the image, the others at a random point halfway to the
-    nearest misclassified image or to the budget. Each step costs as many gradients as
-    there are classes.
+    nearest adversarial image or to the budget. Each step costs as many gradients as
+    there are classes; with targets of the call one.
     """
 
     name: ClassVar[str] = "fab"
 
-    def start(self, images, distance, restart, key):
-        radius = jnp.minimum(distance, self.epsilon) / 2
-        if self.norm == "linf":
+    def start(self, images, radius, norm, restart, key):
+        if norm == "linf":
             noise = jr.uniform(key, images.shape, images.dtype, -1.0, 1.0)
         else:
-            noise = steepest(jr.normal(key, images.shape, images.dtype), self.norm)
+            noise = steepest(jr.normal(key, images.shape, images.dtype), norm)
         moved = jnp.clip(images + wide(radius) * noise, 0.0, 1.0)
         return jnp.where(restart > 0, moved, images)
 
-    def boundary(self, model, x, labels, targets):
+    def boundary(self, model, x, goal, targets, norm):
+        if isinstance(goal, Targeted):
+            return _towards(model, x, goal, targets)
         logits, pull = jax.vjp(model, x)
         classes = logits.shape[1]
-        true = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
+        true = jax.nn.one_hot(goal.classes, classes, dtype=logits.dtype)
         gaps = jnp.sum(true * logits, axis=1, keepdims=True) - logits
 
         def gradient_to(other):
@@ -228,7 +251,7 @@ class FAB(AbstractFAB):
         # One after another: a batch of gradients at a time.
         others = jnp.eye(classes, dtype=logits.dtype)[:, None]
         normals = jax.lax.map(gradient_to, others)
-        dual = "l1" if self.norm == "linf" else "l2"
+        dual = "l1" if norm == "linf" else "l2"
         steep = jax.vmap(lambda normal: size(normal, dual))(normals).T
         away = jnp.abs(gaps) / jnp.maximum(steep, 1e-12)
         nearest = jnp.argmin(jnp.where(true > 0, jnp.inf, away), axis=1)

@@ -1,4 +1,4 @@
-"""What attacks take: images in [0, 1] and the true classes."""
+"""What attacks take: images in [0, 1], the true classes, and targets if any."""
 
 from collections.abc import Sequence
 
@@ -8,24 +8,29 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from jnode.attacks.goals import AbstractGoal, Targeted, Untargeted
 
 Classes = ArrayLike | Sequence[int]
-"""The true class of each image, as an array or a list of integers."""
+"""A class for each image, as an array or a list of integers."""
+Known = jax.Array | np.ndarray
 
 
 def as_input(
-    images: ArrayLike, labels: Classes
-) -> tuple[Float[Array, "batch height width channels"], Int[Array, " batch"]]:
-    """Checked images and labels (`check_input`) as JAX's arrays."""
-    images, labels = check_input(images, labels)
-    return jnp.asarray(images), jnp.asarray(labels).astype(int)
+    images: ArrayLike, labels: Classes, targets: Classes | None = None
+) -> tuple[Float[Array, "batch height width channels"], AbstractGoal]:
+    """Checked images and the goal of their attack (`check_input`) as JAX's arrays."""
+    images, labels, targets = check_input(images, labels, targets)
+    if targets is None:
+        return jnp.asarray(images), Untargeted(jnp.asarray(labels).astype(int))
+    return jnp.asarray(images), Targeted(jnp.asarray(targets).astype(int))
 
 
 def check_input(
-    images: ArrayLike, labels: Classes
-) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
-    """Images and labels as arrays, NumPy's where they were no JAX arrays.
+    images: ArrayLike, labels: Classes, targets: Classes | None = None
+) -> tuple[Known, Known, Known | None]:
+    """All three as arrays, NumPy's where they were no JAX arrays.
 
     **Arguments:**
 
@@ -33,11 +38,25 @@ def check_input(
         [0, 1]. The range is looked at where the pixels are known, so not in a function
         that JAX is tracing. The batch may be empty.
     - `labels`: [batch], integers.
+    - `targets`: [batch], integers, each other than the label, which is looked at
+        likewise; or `None`.
 
     **Raises:** `TypeError` for another dtype; `ValueError` for another shape, pixels
-    outside [0, 1], or images that are sharded over explicit mesh axes.
+    outside [0, 1], a label as target, or arrays that are sharded over explicit mesh
+    axes.
     """
-    images, labels = _array(images), _array(labels)
+    images = check_images(images)
+    labels = _classes("labels", labels, len(images))
+    if targets is not None:
+        targets = _classes("targets", targets, len(images))
+        if _known(labels, targets) and np.any(np.equal(labels, targets)):
+            raise ValueError("targets must be other classes than the labels.")
+    return images, labels, targets
+
+
+def check_images(images: ArrayLike) -> Known:
+    """The images alone, likewise."""
+    images = _array(images)
     _check_dtype(images)
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(
@@ -45,18 +64,8 @@ def check_input(
             f"{tuple(images.shape)}: grey images have one channel, images[..., None]; "
             "a single image is a batch of one, images[None]."
         )
-    if len(images) == 0 and labels.shape == (0,):
-        labels = labels.astype(int)  # an empty list has no type of its own
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, not {labels.dtype}.")
-    if labels.shape != (len(images),):
-        raise ValueError(
-            f"labels must be one class index for each image, of the shape "
-            f"({len(images)},), not {tuple(labels.shape)}."
-        )
-    for array in (images, labels):
-        _check_sharding(array)
-    if len(images) and not isinstance(images, Tracer):
+    _check_sharding(images)
+    if len(images) and _known(images):
         # Images that are known may meet a function that JAX is tracing.
         with jax.ensure_compile_time_eval():
             low, high = float(images.min()), float(images.max())
@@ -65,7 +74,43 @@ def check_input(
                 f"images must lie in [0, 1] and hold no NaN; these lie in {low:g} to "
                 f"{high:g}. A normalisation belongs into the model."
             )
-    return images, labels
+    return images
+
+
+def check_ranges(labels: Classes, targets: Classes | None, count: int) -> None:
+    """Checks, where they are known, that the model has these classes.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    for name, classes in (("labels", labels), ("targets", targets)):
+        if classes is None or isinstance(classes, Tracer):
+            continue
+        values = np.asarray(classes)
+        wrong = values[(values < 0) | (values >= count)]
+        if wrong.size:
+            raise ValueError(
+                f"{name} must lie in 0..{count - 1}, the classes of the model, and one "
+                f"is {int(wrong[0])}."
+            )
+
+
+def _classes(name, classes, n):
+    classes = _array(classes)
+    if n == 0 and classes.shape == (0,):
+        classes = classes.astype(int)  # an empty list has no type of its own
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, not {classes.dtype}.")
+    if classes.shape != (n,):
+        raise ValueError(
+            f"{name} must be one class index for each image, of the shape ({n},), not "
+            f"{tuple(classes.shape)}."
+        )
+    _check_sharding(classes)
+    return classes
+
+
+def _known(*arrays):
+    return not any(isinstance(array, Tracer) for array in arrays)
 
 
 def _check_dtype(images):
@@ -100,7 +145,7 @@ def _check_sharding(array):
     kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
     if any(kinds[name] == AxisType.Explicit for name in names):
         raise ValueError(
-            "images and labels must not be sharded over explicit mesh axes: make the "
-            "mesh with Auto axes, as jnode.sharding.data_mesh does "
+            "images, labels and targets must not be sharded over explicit mesh axes: "
+            "make the mesh with Auto axes, as jnode.sharding.data_mesh does "
             "(jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,)))."
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -14,16 +15,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
-from jnode._batches import check_batch_size, check_labels, padded_batches
-from jnode.attacks.base import (
-    AbstractAttack,
-    check_budget,
-    check_classes,
-    describe,
-    perturb,
-)
-from jnode.attacks.inputs import Classes, check_input
+from jnode._batches import check_batch_size, padded_batches
+from jnode.attacks.base import check_classes, perturb
+from jnode.attacks.budget import Budget
+from jnode.attacks.goals import AbstractGoal, Targeted, Untargeted
+from jnode.attacks.inputs import Classes, check_input, check_ranges
 from jnode.attacks.losses import classes_of, is_random, logits_of
+from jnode.attacks.noise import GaussianNoise
+from jnode.attacks.trial import Pair, Trial, as_trial, describe
 from jnode.sharding import (
     Sharded,
     check_divides,
@@ -32,30 +31,30 @@ from jnode.sharding import (
     shareable,
 )
 
-STANDING, MISCLASSIFIED = -1, -2
+ROBUST, MISCLASSIFIED = -1, -2
 SHOWN = 16
-"""How many attacked images are kept of each attack, broken or not."""
+"""How many attacked images are kept of each trial, adversarial or not."""
 SMALL = 32
 """Samples, below which a smaller batch is hardly quicker."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-    """The samples that one attack was run on, and what became of them.
+    """The samples of one trial, and what became of them.
 
-    - `samples`: which; those that stood before.
+    - `samples`: which; those on which no trial had succeeded before.
     - `predictions`: the class given to each one's attacked image, -1 where its logits
         are not finite.
-    - `broken`: which of all samples it broke.
-    - `images`: the attacked images of these, the proof that they are broken.
-    - `shown`: the attacked images of the first samples, broken or not.
+    - `successes`: on which of all samples it succeeded.
+    - `images`: the adversarial images of these, the proof of it.
+    - `shown`: the attacked images of the first samples, adversarial or not.
     - `seconds`: how long it took, compilation included.
     """
 
     samples: Int[np.ndarray, " attacked"]
     predictions: Int[np.ndarray, " attacked"]
-    broken: Int[np.ndarray, " broken"]
-    images: Float[np.ndarray, "broken height width channels"]
+    successes: Int[np.ndarray, " successes"]
+    images: Float[np.ndarray, "successes height width channels"]
     shown: Float[np.ndarray, "shown height width channels"]
     seconds: float | Float[np.ndarray, ""]
 
@@ -66,7 +65,7 @@ class Outcome:
 
     - `images`, `labels`: the clean images and their classes.
     - `logits`: of the clean images.
-    - `attacked`: what each attack did.
+    - `attacked`: what each trial did.
     """
 
     images: Float[np.ndarray, "n height width channels"]
@@ -80,40 +79,40 @@ class Outcome:
         return classes_of(self.logits)
 
     @property
-    def standing(self) -> Bool[np.ndarray, "attacks n"]:
-        """Which samples each attack was run on and did not break."""
-        standing = np.zeros((len(self.attacked), len(self.labels)), bool)
-        for mask, found in zip(standing, self.attacked, strict=True):
+    def robust(self) -> Bool[np.ndarray, "trials n"]:
+        """Which samples each trial was run on without success."""
+        robust = np.zeros((len(self.attacked), len(self.labels)), bool)
+        for mask, found in zip(robust, self.attacked, strict=True):
             mask[found.samples] = True
-            mask[found.broken] = False
-        return standing
+            mask[found.successes] = False
+        return robust
 
     @property
-    def broken_by(self) -> Int[np.ndarray, " n"]:
-        """The number of the first attack that broke each sample; `STANDING` (-1) where
-        none did, `MISCLASSIFIED` (-2) where the clean image was wrong already."""
+    def first_success(self) -> Int[np.ndarray, " n"]:
+        """The number of the first trial that succeeded on each sample; `ROBUST` (-1)
+        where none did, `MISCLASSIFIED` (-2) where the clean image was wrong already."""
         right = self.predictions == self.labels
-        by = np.where(right, STANDING, MISCLASSIFIED)
+        first = np.where(right, ROBUST, MISCLASSIFIED)
         for i, found in reversed([*enumerate(self.attacked)]):
-            by[found.broken] = i
-        return by
+            first[found.successes] = i
+        return first
 
     @property
     def adversarial(self) -> Float[np.ndarray, "n height width channels"]:
-        """The image by which each sample was first broken, else the clean one."""
+        """The first adversarial image of each sample, else the clean one."""
         images = self.images.copy()
         for found in reversed(self.attacked):
-            images[found.broken] = found.images
+            images[found.successes] = found.images
         return images
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of samples that no attack broke: the worst case over them all.
+        """The share of samples classified rightly on which no trial succeeded.
 
-        NaN where there are no samples.
+        The worst case over all trials; NaN where there are no samples.
         """
-        by = self.broken_by
-        return float(np.mean(by == STANDING)) if len(by) else math.nan
+        first = self.first_success
+        return float(np.mean(first == ROBUST)) if len(first) else math.nan
 
 
 Keep = Callable[[int, Callable[[], Attacked]], Attacked]
@@ -123,8 +122,9 @@ def run(
     model: Callable,
     images: ArrayLike,
     labels: Classes,
-    attacks: Sequence[AbstractAttack],
+    trials: Sequence[Pair],
     *,
+    targets: Classes | None = None,
     key: PRNGKeyArray,
     batch_size: int = 250,
     successive: bool = True,
@@ -134,9 +134,9 @@ def run(
 ) -> Outcome:
     """Attacks what is classified rightly, and judges each attacked image anew.
 
-    An attack's restarts and targets count as attacks of their own: what one breaks the
-    next is spared. What stands is gathered into full batches of one size: one
-    compilation an attack; where less than a batch stands, smaller ones are taken.
+    An attack's restarts are run one after another: samples on which one succeeds are
+    spared the next. What is left is gathered into full batches, or smaller ones where
+    there is less: one compilation an attack and size.
 
     **Arguments:**
 
@@ -145,40 +145,39 @@ def run(
     - `images`: [n, height, width, channels], float32 or float64, in [0, 1]. They are
         attacked in float32 unless JAX is in its 64-bit mode.
     - `labels`: [n], the true classes as integers.
-    - `attacks`: in order, for example `autoattack(8 / 255)`.
+    - `trials`: attacks with their budgets, in order: pairs such as
+        `(PGD(), Budget("linf", 8 / 255))`, or `autoattack(Budget("linf", 8 / 255))`.
+    - `targets`: [n], a class for each image, not its label: then an attack succeeds
+        where the prediction is the target, and not otherwise.
     - `key`: of the attacks' random numbers; the same gives the same result.
     - `batch_size`: images at a time.
-    - `successive`: whether an attack is spared the samples that one before it broke, in
-        the same norm with at most the same epsilon.
-    - `keep`: is given each attack's number and the function that runs it, and may
-        remember what was found.
-    - `progress`: whether to draw a progress bar.
-    - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`); by
-        default JAX's first device. The results are the same, unless an attack draws
-        random numbers for a smaller batch, which is made a multiple of the devices.
+    - `successive`: whether a trial is spared the samples on which one before it
+        succeeded, in the same norm with at most the same epsilon.
+    - `keep`: is given each trial's number and the function that runs it, and may
+        remember what was found; `progress`: whether to draw a progress bar.
+    - `mesh`: over what devices to spread each batch, by default JAX's first. Results
+        are the same, unless random numbers are drawn for a smaller batch, which is made
+        a multiple of the devices.
 
-    **Returns:** an `Outcome`; its images lie in [0, 1], within the attacks' budgets.
+    **Returns:** an `Outcome`; its images lie in [0, 1], within the budgets.
 
-    **Raises:** `TypeError` or `ValueError` for bad images, labels or batch size, or a
-    model of too few classes; `RuntimeError` for an attack that leaves its budget.
+    **Raises:** `TypeError` or `ValueError` for bad arguments, or a model of too few
+    classes; `RuntimeError` for an attack that leaves its budget.
     """
     check_batch_size(batch_size)
     check_divides(batch_size, mesh)
-    images, labels = (np.asarray(x) for x in check_input(images, labels))
+    x, y, aims = check_input(images, labels, targets)
     # Float64 in JAX's 64-bit mode alone.
-    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
-    labels = labels.astype(int)
+    images = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+    labels = np.asarray(y, int)
+    trials = [_fitting(as_trial(trial), len(labels)) for trial in trials]
     if len(labels) == 0:
-        return _nothing(images, labels, attacks)
-    model = over_devices(model, mesh)
-    length = min(batch_size, shareable(len(labels), mesh))
-    logits = _clean_logits(model, images, length, mesh)
-    check_labels(labels, logits.shape[1])
-    for attack in attacks:
-        check_classes(attack, logits.shape[1])
-    problem = _Problem(model, images, labels, logits, length, mesh)
-    found = _in_order(attacks, problem, key, successive, keep, progress)
-    return Outcome(images, labels, logits, tuple(found))
+        return _nothing(model, images, labels, trials)
+    problem = _look(model, images, labels, aims, batch_size, mesh)
+    for trial in trials:
+        check_classes(trial.attack, problem.logits.shape[1])
+    found = _in_order(trials, problem, key, successive, keep, progress)
+    return Outcome(images, labels, problem.logits, tuple(found))
 
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
@@ -197,32 +196,47 @@ def over_devices(model: Callable, mesh: Mesh | None) -> Callable:
 
 
 class _Problem(NamedTuple):
-    """What all attacks have in common."""
+    """What all trials have in common."""
 
     model: Callable
     images: np.ndarray
     labels: np.ndarray
+    goal: type[AbstractGoal]
+    classes: np.ndarray
     logits: np.ndarray
     length: int
     mesh: Mesh | None
 
 
-def _in_order(attacks, problem, key, successive, keep, progress) -> list[Attacked]:
-    """What each attack found on the samples that it is not spared."""
+def _in_order(trials, problem, key, successive, keep, progress) -> list[Attacked]:
+    """What each trial found on the samples that it is not spared."""
     right = classes_of(problem.logits) == problem.labels
     attacked: list[Attacked] = []
-    with tqdm(total=len(attacks), disable=not progress, bar_format=BAR) as bar:
-        for i, attack in enumerate(attacks):
-            stands = right.copy()
-            for earlier, found in zip(attacks[:i], attacked, strict=True):
-                if successive and _covers(earlier, attack):
-                    stands[found.broken] = False
-            samples = np.flatnonzero(stands)
-            bar.set_description(f"{describe(attack)}, {len(samples)} stand")
+    with tqdm(total=len(trials), disable=not progress, bar_format=BAR) as bar:
+        for i, trial in enumerate(trials):
+            left = right.copy()
+            for earlier, found in zip(trials[:i], attacked, strict=True):
+                if successive:
+                    within = _within(earlier, trial, len(right))
+                    left[found.successes[within[found.successes]]] = False
+            samples = np.flatnonzero(left)
+            bar.set_description(f"{describe(trial)}, {len(samples)} left")
             own = jax.random.fold_in(key, i)
-            attacked.append(keep(i, partial(_run, attack, problem, samples, own, bar)))
+            attacked.append(keep(i, partial(_run, trial, problem, samples, own, bar)))
             bar.update(i + 1 - bar.n)
     return attacked
+
+
+def _look(model, images, labels, targets, batch_size, mesh) -> _Problem:
+    """The problem, with the logits of the clean images."""
+    model = over_devices(model, mesh)
+    length = min(batch_size, shareable(len(labels), mesh))
+    logits = _clean_logits(model, images, length, mesh)
+    check_ranges(labels, targets, logits.shape[1])
+    goal = (Untargeted, labels)
+    if targets is not None:
+        goal = (Targeted, np.asarray(targets, int))
+    return _Problem(model, images, labels, *goal, logits, length, mesh)
 
 
 def _clean_logits(model, images, length, mesh):
@@ -235,61 +249,81 @@ def _clean_logits(model, images, length, mesh):
     )
 
 
-def _covers(earlier: AbstractAttack, attack: AbstractAttack) -> bool:
-    """Whether an image that `earlier` broke is broken in `attack`'s budget too."""
-    same = earlier.norm == attack.norm
-    return same and float(earlier.epsilon) <= float(attack.epsilon)
+def _fitting(trial: Trial, n: int) -> Trial:
+    if trial.epsilon.shape not in ((), (n,)):
+        raise ValueError(
+            f"epsilon must be a number or one number for each of the {n} images, "
+            f"not of the shape {trial.epsilon.shape}."
+        )
+    return trial
 
 
-def _nothing(images, labels, attacks) -> Outcome:
+def _within(earlier: Trial, trial: Trial, n: int) -> Bool[np.ndarray, " n"]:
+    """For which samples what `earlier` returned is in `trial`'s budget too."""
+    same = earlier.norm == trial.norm and trial.budget is not None
+    return np.broadcast_to(same & (earlier.epsilon <= trial.epsilon), (n,))
+
+
+def _nothing(model, images, labels, trials) -> Outcome:
     """Of no images."""
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    shape = eqx.filter_eval_shape(logits_of, model, one).shape
     found = Attacked(labels, labels, labels, images, images, 0.0)
-    return Outcome(images, labels, images[:, 0, 0], (found,) * len(attacks))
+    logits = np.zeros((0, shape[1]), images.dtype)
+    return Outcome(images, labels, logits, (found,) * len(trials))
 
 
-def _run(attack, problem: _Problem, samples, key, bar) -> Attacked:
-    """One attack on these samples, restart by restart, or target by target."""
-    begin, labels = time.perf_counter(), problem.labels
+def _run(trial: Trial, problem: _Problem, samples, key, bar) -> Attacked:
+    """One trial on these samples, restart by restart, or target by target."""
+    begin = time.perf_counter()
     predictions = np.full(len(samples), -1)
     shown = problem.images[samples[:SHOWN]]
-    broken, images = [samples[:0]], [problem.images[:0]]
-    parts, left = attack.parts(), samples
+    successes, images = [samples[:0]], [problem.images[:0]]
+    parts, left = trial.parts(), samples
     for j, part in enumerate(parts):
         own = jax.random.fold_in(key, j)
-        for chosen, adversarial, classes in _batches(part, problem, left, own):
+        for chosen, adversarial, classes, success in _batches(part, problem, left, own):
             place = np.searchsorted(samples, chosen)
             predictions[place] = classes
             first = place < SHOWN
             shown[place[first]] = adversarial[first]
-            hit = classes != labels[chosen]
-            broken.append(chosen[hit])
-            images.append(adversarial[hit])
+            successes.append(chosen[success])
+            images.append(adversarial[success])
             # Sums of such shares may round up past the end.
             share = len(chosen) / len(left) / len(parts)
             bar.update(min(share, bar.total - bar.n))
-        left = np.setdiff1d(left, np.concatenate(broken))
+        left = np.setdiff1d(left, np.concatenate(successes))
     seconds = round(time.perf_counter() - begin, 3)
-    every = np.concatenate(broken), np.concatenate(images)
+    every = np.concatenate(successes), np.concatenate(images)
     return Attacked(samples, predictions, *every, shown, seconds)
 
 
 def _batches(
-    part: AbstractAttack, problem: _Problem, samples: Int[np.ndarray, " left"], key
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each batch: which samples, their attacked images, the classes given to these.
+    part: Trial, problem: _Problem, samples: Int[np.ndarray, " left"], key
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each batch: which samples, their attacked images, the classes given to these,
+    and where the goal is reached.
 
     **Raises:** `RuntimeError` for an attack that leaves its budget.
     """
-    model, images, labels, logits, length, mesh = problem
+    model, images, _, goal, classes, logits, length, mesh = problem
     multiple = 1 if mesh is None else mesh.size
     size = fitted(length, len(samples), multiple)
-    batches = padded_batches((images, labels, logits), size, samples=samples)
+    epsilon = np.broadcast_to(part.epsilon, (len(images),)).astype(images.dtype)
+    whole = images, classes, logits, epsilon
+    batches = padded_batches(whole, size, samples=samples)
     for i, (chosen, arrays, mask) in enumerate(batches):
-        x, y, clean = shard_batch(arrays, mesh)
-        found = perturb(part, model, x, y, clean, jax.random.fold_in(key, i))
-        check_budget(part, x, found)
-        classes = classes_of(logits_of(model, found))
-        yield chosen, np.asarray(found)[mask], classes[mask]
+        x, y, clean, e = shard_batch(arrays, mesh)
+        own = jax.random.fold_in(key, i)
+        if isinstance(part.attack, GaussianNoise):
+            found = part.attack(x, key=own)
+        else:
+            budget = Budget(part.norm, e)
+            found = perturb(part.attack, model, x, goal(y), clean, budget, own)
+            budget.check(part.attack.name, x, found)
+        given = classes_of(logits_of(model, found))
+        success = goal.met(given, arrays[1])
+        yield chosen, np.asarray(found)[mask], given[mask], success[mask]
 
 
 def fitted(length: int, count: int, multiple: int = 1) -> int:

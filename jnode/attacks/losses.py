@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 Images = Float[Array, "batch height width channels"]
 Logits = Float[Array, "batch classes"]
@@ -18,26 +18,42 @@ PerSample = Float[Array, " batch"]
 Classifier = Callable[[Images], Logits]
 
 
-def misclassified(logits: Logits, labels: Labels) -> Bool[Array, " batch"]:
-    """Which images are misclassified: those whose largest logit is not the label's.
-
-    Logits that are not finite count as misclassified.
-    """
+def prediction(logits: Logits) -> Labels:
+    """The class of the largest logit; -1, no class, where one is not finite."""
     finite = jnp.all(jnp.isfinite(logits), axis=1)
-    predicted = jnp.argmax(logits, axis=1)
-    return (predicted != labels.astype(predicted.dtype)) | ~finite
+    return jnp.where(finite, jnp.argmax(logits, axis=1).astype(int), -1)
+
+
+class AsImages(eqx.Module):
+    """A classifier whose logits have the dtype of its images.
+
+    **Raises:** `ValueError` where what it returns is not a row of logits an image.
+    """
+
+    model: Callable
+
+    def __call__(self, images):
+        logits = self.model(images)
+        shape = jnp.shape(logits)
+        if len(shape) != 2 or shape[0] != len(images):
+            raise ValueError(
+                "model must map a batch of images to logits, [batch, classes]: of "
+                f"{len(images)} images it made an array of the shape {shape}. Wrap a "
+                "model of one image in jnode.batched."
+            )
+        return logits.astype(images.dtype)
 
 
 @eqx.filter_jit
 def logits_of(model: Classifier, images: Images) -> Logits:
     """The logits of one batch, of the images' dtype: the program that judges."""
-    return model(images).astype(images.dtype)
+    return AsImages(model)(images)
 
 
 def classes_of(
     logits: Logits | Float[np.ndarray, "n classes"],
 ) -> Int[np.ndarray, " n"]:
-    """The class of each image by its logits; -1, no class, where one is not finite."""
+    """As `prediction`, in NumPy."""
     logits = np.asarray(logits)
     finite = np.all(np.isfinite(logits), axis=1)
     return np.where(finite, np.argmax(logits, axis=1), -1)
@@ -45,13 +61,13 @@ def classes_of(
 
 def cross_entropy(logits: Logits, labels: Labels) -> PerSample:
     """The cross-entropy of each sample."""
-    return jax.nn.logsumexp(logits, axis=1) - _at(logits, labels)
+    return jax.nn.logsumexp(logits, axis=1) - at(logits, labels)
 
 
 def margin(logits: Logits, labels: Labels) -> PerSample:
     r"""$z_y - \max_{i \ne y} z_i$, below 0 where the image is misclassified."""
     own = jnp.arange(logits.shape[1])[None] == labels[:, None]
-    return _at(logits, labels) - jnp.max(jnp.where(own, -jnp.inf, logits), axis=1)
+    return at(logits, labels) - jnp.max(jnp.where(own, -jnp.inf, logits), axis=1)
 
 
 def difference_of_logits_ratio(logits: Logits, labels: Labels) -> PerSample:
@@ -61,29 +77,37 @@ def difference_of_logits_ratio(logits: Logits, labels: Labels) -> PerSample:
     change with their scale or offset. At least 3 classes.
     """
     ordered = jnp.sort(logits, axis=1)
-    true = _at(logits, labels)
+    true = at(logits, labels)
     wrong = ordered[:, -1] != true
     other = jnp.where(wrong, ordered[:, -1], ordered[:, -2])
     return (other - true) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
 
 
 def targeted_ratio(logits: Logits, labels: Labels, targets: Labels) -> PerSample:
-    r"""$-(z_y - z_t)/(z_{\pi_1} - (z_{\pi_3} + z_{\pi_4})/2)$. At least 4 classes."""
+    r"""$-(z_y - z_t)/(z_{\pi_1} - (z_{\pi_3} + z_{\pi_4})/2)$.
+
+    **Raises:** `ValueError` for fewer than 4 classes.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(
+            "the targeted difference of logits ratio needs a model of at least 4 "
+            f"classes, not {logits.shape[1]}."
+        )
     ordered = jnp.sort(logits, axis=1)
     scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4])
-    return (_at(logits, targets) - _at(logits, labels)) / (scale + 1e-12)
+    return (at(logits, targets) - at(logits, labels)) / (scale + 1e-12)
 
 
-def _at(logits, index):
+def at(logits: Logits, index: Labels) -> PerSample:
+    """Each sample's logit of this class."""
     return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
 
 
 def loss_and_gradient(
     model: Classifier,
     images: Images,
-    labels: Labels,
+    loss: Callable[[Logits], PerSample],
     *,
-    loss: Callable[[Logits, Labels], PerSample] = cross_entropy,
     key: PRNGKeyArray | None = None,
 ) -> tuple[PerSample, Logits, Images]:
     """Each sample's loss, logits, and gradient with respect to its image.
@@ -96,7 +120,7 @@ def loss_and_gradient(
     def of(classifier):
         def total(images):
             logits = classifier(images).astype(images.dtype)
-            losses = loss(logits, labels)
+            losses = loss(logits)
             return jnp.sum(losses), (losses, logits)
 
         gradient, (losses, logits) = jax.grad(total, has_aux=True)(images)

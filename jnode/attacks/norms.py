@@ -1,12 +1,10 @@
-"""Balls around images: their projections, steepest steps and random points."""
+"""Norms of perturbations: their size, the nearest of a given norm, the steepest."""
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 Images = Float[Array, "batch height width channels"]
 NORMS = ("linf", "l2")
@@ -40,21 +38,15 @@ def size(perturbation: Images, norm: str) -> Float[Array, " batch"]:
     return jnp.sqrt(jnp.sum(flat**2, axis=1))
 
 
-def project(
-    adversarial: Images, images: Images, epsilon: Float[Array, ""], norm: str
+def shortened(
+    perturbation: Images, limit: Float[Array, "batch 1 1 1"], norm: str
 ) -> Images:
-    """The nearest image in the ball, then clipped to [0, 1].
-
-    Clipping moves every pixel towards the original, so the ball is not left.
-    """
-    delta = adversarial - images
+    """The nearest perturbation whose norm is at most `limit`."""
     if norm == "linf":
-        delta = jnp.clip(delta, -epsilon, epsilon)
-    else:
-        length = wide(size(delta, norm))
-        limit = epsilon * (1 - _MARGIN)
-        delta = delta * jnp.minimum(1.0, limit / jnp.maximum(length, 1e-12))
-    return jnp.clip(images + delta, 0.0, 1.0)
+        return jnp.clip(perturbation, -limit, limit)
+    length = wide(size(perturbation, norm))
+    limit = limit * (1 - _MARGIN)
+    return perturbation * jnp.minimum(1.0, limit / jnp.maximum(length, 1e-12))
 
 
 def steepest(gradient: Images, norm: str) -> Images:
@@ -65,18 +57,3 @@ def steepest(gradient: Images, norm: str) -> Images:
     top = wide(size(gradient, "linf"))
     scaled = gradient / jnp.maximum(top, 1e-30)
     return scaled / wide(jnp.maximum(size(scaled, norm), 1e-12))
-
-
-def random_start(
-    images: Images, epsilon: Float[Array, ""], norm: str, key: PRNGKeyArray
-) -> Images:
-    """A random image in the ball: uniform (Linf), or uniform in the L2 ball."""
-    if norm == "linf":
-        noise = jr.uniform(key, images.shape, images.dtype, -1.0, 1.0)
-        return project(images + epsilon * noise, images, epsilon, norm)
-    direction_key, radius_key = jr.split(key)
-    direction = steepest(jr.normal(direction_key, images.shape, images.dtype), norm)
-    dimension = math.prod(images.shape[1:])
-    share = jr.uniform(radius_key, (len(images), 1, 1, 1), images.dtype)
-    radius = share ** (1 / dimension)
-    return project(images + epsilon * radius * direction, images, epsilon, norm)

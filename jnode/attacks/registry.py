@@ -1,12 +1,19 @@
 """Attacks by name: one, or those of AutoAttack (Croce & Hein, ICML 2020)."""
 
-from jnode.attacks.apgd import APGDCE, APGDDLR, APGDT
-from jnode.attacks.base import AbstractAttack
-from jnode.attacks.fab import FAB, FABT
-from jnode.attacks.simple import FGSM, PGD, GaussianNoise
-from jnode.attacks.square import Square
+from collections.abc import Iterable
+from typing import Any
 
-_ITERATED = {
+from jnode.attacks.apgd import APGDCE, APGDDLR, APGDT
+from jnode.attacks.base import AbstractAttack, check_budget
+from jnode.attacks.budget import Budget
+from jnode.attacks.fab import FAB, FABT
+from jnode.attacks.noise import GaussianNoise
+from jnode.attacks.simple import FGSM, PGD
+from jnode.attacks.square import Square
+from jnode.attacks.trial import Trial
+
+ATTACKS: dict[str, type[AbstractAttack]] = {
+    "fgsm": FGSM,
     "pgd": PGD,
     "apgd-ce": APGDCE,
     "apgd-dlr": APGDDLR,
@@ -15,7 +22,6 @@ _ITERATED = {
     "fab-t": FABT,
     "square": Square,
 }
-ATTACKS = ("gaussian", "fgsm", *_ITERATED)
 """The known attacks."""
 
 VERSIONS = {
@@ -29,55 +35,47 @@ TARGETS, STARTS, QUERIES = 9, 5, 5000
 
 
 def make(
-    name: str,
-    *,
-    epsilon: float,
-    norm: str = "linf",
-    steps: int | None = None,
-    restarts: int | None = None,
+    name: str, *, steps: int | None = None, restarts: int | None = None
 ) -> AbstractAttack:
     """The attack of this name.
 
-    **Arguments:** the name; the budget in pixel units (of "gaussian" the standard
-    deviation); its norm; the number of steps and of random starts, where it has some:
-    by default those of its class.
+    **Arguments:** the name; the number of steps and of random starts, by default those
+    of its class; "fgsm" has one of each.
 
-    **Raises:** `ValueError` for another name, with those there are, and for a budget
-    that makes no sense.
+    **Raises:** `ValueError` for another name, with those there are, and for a number
+    below 1.
     """
-    _check(name)
-    if name == "gaussian":
-        return GaussianNoise(epsilon)
-    if name == "fgsm":
-        return FGSM(epsilon, norm=norm)
+    _check(name, ATTACKS)
     counts = {"steps": steps, "restarts": restarts}
-    given = {k: v for k, v in counts.items() if v is not None}
-    return _ITERATED[name](epsilon, norm=norm, **given)
+    given: Any = {k: v for k, v in counts.items() if v is not None and name != "fgsm"}
+    return ATTACKS[name](**given)
 
 
-def parse(spec: str) -> AbstractAttack:
-    """An attack from `name:norm:epsilon[:steps[:restarts]]`, or `gaussian:sigma`.
+def parse(spec: str) -> Trial:
+    """An attack and its budget from `name:norm:epsilon[:steps[:restarts]]`, or noise
+    from `gaussian:sigma`.
 
     Numbers may be fractions: `pgd:linf:8/255:40`, `gaussian:50/255`.
 
     **Raises:** `ValueError` for anything else.
     """
     name, *rest = spec.split(":")
-    _check(name)
-    if name == "gaussian" and len(rest) == 1:
-        rest = ["linf", *rest]
-    elif name == "gaussian" or not 2 <= len(rest) <= 4:
+    noise = name == GaussianNoise.name
+    _check(name, (GaussianNoise.name, *ATTACKS))
+    if not (len(rest) == 1 if noise else 2 <= len(rest) <= 4):
         raise ValueError(
             f"attack {spec!r} must read name:norm:epsilon[:steps[:restarts]], for "
             "example pgd:linf:0.1:40, or gaussian:sigma, gaussian:0.1."
         )
     try:
-        epsilon = number(rest[1])
+        size = number(rest[0 if noise else 1])
         counts = [int(count) for count in rest[2:]]
     except ValueError as error:
         raise ValueError(f"attack {spec!r} holds something not a number.") from error
+    if noise:
+        return Trial(GaussianNoise(size))
     named = dict(zip(("steps", "restarts"), counts, strict=False))
-    return make(name, epsilon=epsilon, norm=rest[0], **named)
+    return Trial(make(name, **named), Budget(rest[0], size))
 
 
 def number(text: str) -> float:
@@ -89,19 +87,15 @@ def number(text: str) -> float:
     return float(numerator) / divisor
 
 
-def _check(name: str) -> None:
-    if name not in ATTACKS:
-        raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {name!r}.")
+def _check(name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(f"attack must be one of {', '.join(known)}, not {name!r}.")
 
 
 def autoattack(
-    epsilon: float,
-    *,
-    norm: str = "linf",
-    version: str = "standard",
-    classes: int = 10,
-) -> tuple[AbstractAttack, ...]:
-    """The attacks of AutoAttack in their order, to be given to `run`.
+    budget: Budget, *, version: str = "standard", classes: int = 10
+) -> tuple[Trial, ...]:
+    """The attacks of AutoAttack in their order, within this budget, for `run`.
 
     100 iterations each, 5,000 queries for Square, as published:
 
@@ -110,13 +104,14 @@ def autoattack(
     - "rand": APGD-CE and APGD-DLR, for a model that draws random numbers, wrapped in
         `RandomModel`, which averages over 20 draws.
 
-    **Arguments:** the budget in pixel units; its norm, "linf" or "l2"; the version; the
-    model's number of `classes`. With fewer than ten, all others are targets. APGD-T
-    needs 4 classes and APGD-DLR 3: they are left out where there are fewer, and the
-    rest must do.
+    **Arguments:** the budget; the version; the model's number of `classes`. With fewer
+    than ten, all others are targets. APGD-T needs 4 classes and APGD-DLR 3: they are
+    left out where there are fewer, and the rest must do.
 
-    **Raises:** `ValueError` for anything else.
+    **Raises:** `ValueError` for another version or too few classes; `TypeError` for
+    what is no budget.
     """
+    check_budget(budget)
     if version not in VERSIONS:
         raise ValueError(
             f"version must be one of {', '.join(VERSIONS)}, not {version!r}."
@@ -133,8 +128,7 @@ def autoattack(
         "fab-t": {"restarts": targets},
         "square": {"steps": QUERIES},
     }
-    chosen = [
-        make(name, epsilon=epsilon, norm=norm, **counts[name])
-        for name in VERSIONS[version]
-    ]
-    return tuple(attack for attack in chosen if attack.least_classes <= classes)
+    chosen = [make(name, **counts[name]) for name in VERSIONS[version]]
+    return tuple(
+        Trial(attack, budget) for attack in chosen if attack.least_classes <= classes
+    )

@@ -1,4 +1,4 @@
-"""The attacks that others are compared with: noise, one steepest step, and many."""
+"""The attacks that others are compared with: one steepest step, and many."""
 
 from typing import ClassVar
 
@@ -9,40 +9,23 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
-from jnode.attacks.base import AbstractAttack, as_count, compiled, of_one_dtype
-from jnode.attacks.inputs import Classes, as_input
-from jnode.attacks.losses import (
-    Classifier,
-    Images,
-    loss_and_gradient,
-    misclassified,
+from jnode.attacks.base import (
+    AbstractAttack,
+    as_count,
+    check_budget,
+    compiled,
 )
-from jnode.attacks.norms import choose, project, random_start, steepest, wide
+from jnode.attacks.budget import Budget
+from jnode.attacks.inputs import Classes, as_input, check_ranges
+from jnode.attacks.losses import AsImages, Classifier, Images, loss_and_gradient
+from jnode.attacks.norms import choose, steepest, wide
 
-# The value of an image that is misclassified: it beats the loss of any that is not.
-BROKEN = 1e30
-
-
-class GaussianNoise(AbstractAttack):
-    r"""Adds $\mathcal N(0, \sigma^2)$ to each pixel and clips to [0, 1].
-
-    `epsilon` is the standard deviation $\sigma$ in pixel units, as the noise itself is
-    not bounded; `norm` is "sigma", of which nothing is the worst case. One draw,
-    without a look at the model: no attack, but what every attack must beat.
-    """
-
-    name: ClassVar[str] = "gaussian"
-    norm: str = eqx.field(default="sigma", init=False, static=True)
-    steps: int = eqx.field(default=1, init=False, static=True)
-    restarts: int = eqx.field(default=1, init=False, static=True)
-
-    def search(self, model, images, labels, clean, *, key):
-        noise = jr.normal(key, images.shape, images.dtype)
-        return jnp.clip(images + self.epsilon * noise, 0.0, 1.0)
+# The value of an adversarial image: it beats the loss of any that is not.
+SUCCESS = 1e30
 
 
 class FGSM(AbstractAttack):
-    """One steepest step of length `epsilon`, from the image itself.
+    """One steepest step of length epsilon, from the image itself.
 
     The fast gradient sign method (Goodfellow et al., ICLR 2015).
     """
@@ -51,10 +34,10 @@ class FGSM(AbstractAttack):
     steps: int = eqx.field(default=1, init=False, static=True)
     restarts: int = eqx.field(default=1, init=False, static=True)
 
-    def search(self, model, images, labels, clean, *, key):
-        _, _, gradient = loss_and_gradient(model, images, labels, key=key)
-        moved = images + self.epsilon * steepest(gradient, self.norm)
-        return project(moved, images, self.epsilon, self.norm)
+    def search(self, model, images, goal, clean, budget, *, key):
+        _, _, gradient = loss_and_gradient(model, images, goal.loss, key=key)
+        moved = images + wide(budget.epsilon) * steepest(gradient, budget.norm)
+        return budget.project(moved, images)
 
 
 def traced_steps(steps: int) -> Int[Array, ""]:
@@ -67,20 +50,20 @@ class PGD(AbstractAttack):
 
     Projected gradient descent (Madry et al., ICLR 2018). Steps have the length
     $2.5\,\epsilon / n$ for $n$ steps, as in the original. Of all iterates and restarts
-    each sample keeps the best: a misclassified one, else that of the largest loss.
+    each sample keeps the best: an adversarial one, else that of the largest loss.
     """
 
     name: ClassVar[str] = "pgd"
     steps: Int[Array, ""] = eqx.field(default=40, kw_only=True, converter=traced_steps)
 
-    def search(self, model, images, labels, clean, *, key):
+    def search(self, model, images, goal, clean, budget, *, key):
         def restart(best, key):
             start_key, look_key, key = jr.split(key, 3)
-            start = random_start(images, self.epsilon, self.norm, start_key)
+            start = budget.random_start(images, start_key)
             keys = look_key, key
-            return self._climb(model, images, labels, start, best, keys), None
+            return self._climb(model, images, goal, budget, start, best, keys), None
 
-        best = _unbeaten(images, labels, clean)
+        best = _unbeaten(images, goal, clean)
         best, _ = jax.lax.scan(restart, best, jr.split(key, self.restarts))
         return best[0]
 
@@ -89,38 +72,42 @@ class PGD(AbstractAttack):
         model: Classifier,
         images: ArrayLike,
         labels: Classes,
+        budget: Budget,
         keys: Key[Array, " batch"],
     ) -> Images:
-        """As `__call__` with one restart, from a random start with a key per image.
+        """As a call with one restart, from a random start with a key per image.
 
         So what becomes of an image does not depend on those beside it.
         """
-        images, labels = as_input(images, labels)
+        images, goal = as_input(images, labels)
+        budget = check_budget(budget).of_each(images)
         if len(images) == 0:
             return images
-        return compiled(_from_keys, self, model, images, labels, keys)
+        found, clean = compiled(_from_keys, self, model, images, goal, budget, keys)
+        check_ranges(labels, None, clean.shape[1])
+        return found
 
-    def _climb(self, model, images, labels, start, best, keys):
+    def _climb(self, model, images, goal, budget, start, best, keys):
         """The best images and their values, after the steps from `start`."""
-        length = 2.5 * self.epsilon / self.steps.astype(images.dtype)
+        length = wide(2.5 * budget.epsilon / self.steps.astype(images.dtype))
 
         def look(current, best, key):
             losses, logits, gradient = loss_and_gradient(
-                model, current, labels, key=key
+                model, current, goal.loss, key=key
             )
-            value = jnp.where(misclassified(logits, labels), BROKEN, losses)
+            value = jnp.where(goal.reached(logits), SUCCESS, losses)
             return gradient, choose(value > best[1], (current, value), best)
 
         def step(carry):
             i, key, current, gradient, best = carry
             key, this = jr.split(key)
-            current = current + length * steepest(gradient, self.norm)
-            current = project(current, images, self.epsilon, self.norm)
+            current = current + length * steepest(gradient, budget.norm)
+            current = budget.project(current, images)
             gradient, best = look(current, best, this)
             return i + 1, key, current, gradient, best
 
         def going(carry):
-            return (carry[0] < self.steps) & ~jnp.all(carry[-1][1] == BROKEN)
+            return (carry[0] < self.steps) & ~jnp.all(carry[-1][1] == SUCCESS)
 
         look_key, key = keys
         gradient, best = look(start, best, look_key)
@@ -129,20 +116,24 @@ class PGD(AbstractAttack):
         return best
 
 
-def _from_keys(attack, model, images, labels, keys):
-    attack, model = of_one_dtype(attack, model, images)
+def _from_keys(attack, model, images, goal, budget, keys):
+    model = AsImages(model)
     clean = model(images)
-    start = jax.vmap(
-        lambda x, key: random_start(x[None], attack.epsilon, attack.norm, key)[0]
-    )(images, keys)
-    best = _unbeaten(images, labels, clean)
+
+    def begin(image, epsilon, key):
+        alone = Budget(budget.norm, epsilon[None])
+        return alone.random_start(image[None], key)[0]
+
+    start = jax.vmap(begin)(images, budget.epsilon, keys)
+    best = _unbeaten(images, goal, clean)
     # Those of the steps: only a model that draws random numbers looks at them.
     both = jr.split(keys[0])
-    best, _ = attack._climb(model, images, labels, start, best, (both[0], both[1]))
-    return jnp.where(wide(misclassified(clean, labels)), images, best)
+    both = both[0], both[1]
+    best, _ = attack._climb(model, images, goal, budget, start, best, both)
+    return jnp.where(wide(goal.reached(clean)), images, best), clean
 
 
-def _unbeaten(images, labels, clean):
-    """Images with the values that any attacked one beats, unless broken already."""
+def _unbeaten(images, goal, clean):
+    """Images with the values that any attacked one beats, unless they are wanted."""
     lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
-    return images, jnp.where(misclassified(clean, labels), BROKEN, lowest)
+    return images, jnp.where(goal.reached(clean), SUCCESS, lowest)

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jnode.attacks.base import AbstractAttack, count_field
-from jnode.attacks.losses import margin, misclassified
-from jnode.attacks.norms import project, size, wide
+from jnode.attacks.norms import size, wide
 
 # Shares of the pixels that a square covers, halved after so many of 10,000 queries;
 # of fewer or more in proportion.
@@ -32,25 +31,25 @@ class Square(AbstractAttack):
     by itself. L2: starts from a grid of perturbations that are two pyramids of opposite
     sign each, and moves the mass of one random window, and what the budget leaves, into
     another, where such a perturbation is added. Squares shrink as queries are spent.
-    `steps` is the number of queries. Stops when no sample stands.
+    `steps` is the number of queries. Stops when it has succeeded on the whole batch.
     """
 
     name: ClassVar[str] = "square"
     steps: int = count_field("steps", 5000)
 
-    def search(self, model, images, labels, clean, *, key):
+    def search(self, model, images, goal, clean, budget, *, key):
         start, propose = (
-            (_stripes, _linf_square) if self.norm == "linf" else (_grid, _l2_windows)
+            (_stripes, _linf_square) if budget.norm == "linf" else (_grid, _l2_windows)
         )
+        epsilon = wide(budget.epsilon)
         height, width = images.shape[1:3]
         positions = height * width * shares(self.steps)
         sides = np.maximum(np.round(np.sqrt(positions)), 1).astype(int)
         sides = jnp.asarray(np.minimum(sides, min(height, width) - 1).clip(1))
 
         def value(logits):
-            # What is misclassified, logits that are not finite too, is broken.
-            broken = misclassified(logits, labels)
-            return jnp.where(broken, -jnp.inf, margin(logits, labels))
+            # Where logits are not finite the margin does not tell.
+            return jnp.where(goal.reached(logits), -jnp.inf, goal.margin(logits))
 
         def keep(x, best, candidate):
             found = value(model(candidate))
@@ -62,8 +61,8 @@ class Square(AbstractAttack):
         def query(carry):
             i, x, best, key = carry
             key, this = jr.split(key)
-            candidate = propose(x - images, sides[i], self.epsilon, this)
-            candidate = project(images + candidate, images, self.epsilon, self.norm)
+            candidate = images + propose(x - images, sides[i], epsilon, this)
+            candidate = budget.project(candidate, images)
             x, best = keep(x, best, candidate)
             return i + 1, x, best, key
 
@@ -74,11 +73,10 @@ class Square(AbstractAttack):
         def restart(carry, key):
             x, best = carry
             key, this = jr.split(key)
-            begin = start(images, self.epsilon, this)
-            begin = project(images + begin, images, self.epsilon, self.norm)
-            standing = best >= 0
-            at = jnp.where(wide(standing), begin, x)
-            now = jnp.where(standing, value(model(begin)), best)
+            begin = budget.project(images + start(images, epsilon, this), images)
+            left = best >= 0
+            at = jnp.where(wide(left), begin, x)
+            now = jnp.where(left, value(model(begin)), best)
             first = (jnp.zeros((), jnp.int32), at, now, key)
             _, x, best, _ = jax.lax.while_loop(going, query, first)
             return (x, best), None

@@ -12,4 +12,4 @@ from jnode.evaluation.protocols import comparison as comparison
 from jnode.evaluation.protocols import plan as plan
 from jnode.evaluation.store import Store as Store
 from jnode.evaluation.transfers import Transfer as Transfer
-from jnode.evaluation.transfers import twins as twins
+from jnode.evaluation.transfers import surrogates as surrogates

@@ -1,5 +1,6 @@
 """Robust accuracy: attacks on what is classified rightly, and how far to trust them."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,9 +13,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from jnode._batches import padded_batches
-from jnode.attacks import AbstractAttack, Attacked, Outcome, run
+from jnode.attacks import Attacked, Outcome, Trial, run
 from jnode.attacks.inputs import Classes
 from jnode.attacks.loop import Keep
+from jnode.attacks.trial import Pair, as_trial
 from jnode.evaluation.gradient_checks import outputs
 from jnode.models.batched import batched
 
@@ -33,7 +35,7 @@ def evaluate(
     model: Callable,
     images: ArrayLike,
     labels: Classes,
-    attacks: Sequence[AbstractAttack],
+    trials: Sequence[Pair],
     *,
     batch_size: int = 250,
     seed: int = 0,
@@ -42,34 +44,39 @@ def evaluate(
     progress: bool = True,
     mesh: Mesh | None = None,
 ) -> Evaluation:
-    """Clean accuracy, and accuracy that is left after each attack and after all.
+    """Clean accuracy, and robust accuracy under each attack and under all.
 
     Only samples whose clean image is classified rightly are attacked; the others are
-    lost already. A sample stands if its attacked image is classified rightly too;
+    lost already. A sample is robust if its attacked image is classified rightly too;
     attacked images are classified anew, after their budget was checked. The worst case
-    of a budget counts a sample as standing only if it stands under every attack of that
+    of a budget counts a sample as robust only if it is so under every attack of that
     norm and of at most that epsilon.
 
-    **Arguments:** as of `jnode.attacks.run`, with at least one image, but for
+    **Arguments:** as of `jnode.attacks.run`, of untargeted attacks with one epsilon for
+    all images each, but for
 
     - `seed`: of the attacks' random numbers.
     - `successive`: by default each attack runs on all samples, so that attacks can be
-        compared. Else a row's robust accuracy is what stands after all attacks before
+        compared. Else a row's robust accuracy is what is left after all attacks before
         it too, and not after this attack alone.
 
     **Returns:** an `Evaluation`. Its `summary["flags"]` names results that look like
-    masked gradients.
+    masked gradients. Of no images the accuracies are NaN.
 
-    **Raises:** as `jnode.attacks.run`; `ValueError` for no images.
+    **Raises:** as `jnode.attacks.run`; `ValueError` for epsilons of single images.
     """
+    trials = [as_trial(trial) for trial in trials]
+    if any(trial.epsilon.ndim for trial in trials):
+        raise ValueError(
+            "epsilon must be one number for all images: a summary is about budgets. "
+            "jnode.attacks.run takes one for each image."
+        )
     options: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     watch: dict[str, Any] = {"keep": keep, "progress": progress, **options}
     own = {"key": jax.random.key(seed), "successive": successive}
-    outcome = run(model, images, labels, attacks, **own, **watch)
-    if len(outcome.labels) == 0:
-        raise ValueError("images must hold at least one image, not none.")
+    outcome = run(model, images, labels, trials, **own, **watch)
     looked = outputs(model, outcome, **options)
-    summary = _numbers(attacks, outcome, successive)
+    summary = _numbers(trials, outcome, successive)
     summary |= {
         "seed": seed,
         "checks": {"outputs": looked},
@@ -79,46 +86,51 @@ def evaluate(
 
 
 def _numbers(
-    attacks: Sequence[AbstractAttack], outcome: Outcome, successive: bool
+    trials: Sequence[Trial], outcome: Outcome, successive: bool
 ) -> dict[str, Any]:
     """Accuracies, and what of them looks like masked gradients."""
-    n, standing = len(outcome.labels), outcome.standing
-    each = zip(attacks, outcome.attacked, standing, strict=True)
+    n, robust = len(outcome.labels), outcome.robust
+    each = zip(trials, outcome.attacked, robust, strict=True)
     rows = [_row(*one) for one in each]
     flags = beaten_white_box(rows, n, successive=successive)
     if not successive:
         flags += weak_beats_strong(rows)
     return {
         "num_examples": n,
-        "clean_accuracy": float(np.mean(outcome.predictions == outcome.labels)),
+        "clean_accuracy": _share(outcome.predictions == outcome.labels),
         "successive": successive,
         "attacks": rows,
-        "worst_case": _worst_case(rows, standing),
+        "worst_case": _worst_case(rows, robust),
         "flags": flags,
     }
 
 
 def _row(
-    attack: AbstractAttack, found: Attacked, standing: Bool[np.ndarray, " n"]
+    trial: Trial, found: Attacked, robust: Bool[np.ndarray, " n"]
 ) -> dict[str, Any]:
     return {
-        "name": attack.name,
-        "via": attack.via,
-        "norm": attack.norm,
-        "epsilon": round(float(attack.epsilon), 7),
-        "steps": int(attack.steps),
-        "restarts": attack.restarts,
+        "name": trial.attack.name,
+        "via": trial.attack.via,
+        "norm": trial.norm,
+        "epsilon": round(float(trial.epsilon), 7),
+        "steps": int(trial.attack.steps),
+        "restarts": trial.attack.restarts,
         "attacked": len(found.samples),
-        "broken": len(found.broken),
-        "robust_accuracy": float(standing.mean()),
+        "broken": len(found.successes),
+        "robust_accuracy": _share(robust),
         "seconds": round(float(found.seconds), 3),
     }
 
 
+def _share(mask: Bool[np.ndarray, " n"]) -> float:
+    """How much of it is true; NaN of nothing."""
+    return float(np.mean(mask)) if len(mask) else math.nan
+
+
 def _worst_case(
-    rows: list[dict], standing: Bool[np.ndarray, "attacks n"]
+    rows: list[dict], robust: Bool[np.ndarray, "trials n"]
 ) -> list[dict[str, Any]]:
-    """Per norm and epsilon, the share of samples that stand under every such attack.
+    """Per norm and epsilon, the share of samples that are robust to every such attack.
 
     An attack with a smaller budget counts for a larger one too, and a transferred one
     like any other.
@@ -127,17 +139,17 @@ def _worst_case(
     for norm, epsilon in sorted({(r["norm"], r["epsilon"]) for r in rows}):
         masks = [
             mask
-            for row, mask in zip(rows, standing, strict=True)
+            for row, mask in zip(rows, robust, strict=True)
             if row["norm"] == norm and row["epsilon"] <= epsilon
         ]
-        accuracy = float(np.logical_and.reduce(masks).mean())
+        accuracy = _share(np.logical_and.reduce(masks))
         worst.append({"norm": norm, "epsilon": epsilon, "robust_accuracy": accuracy})
     return worst
 
 
 POINTS = 0.002
-"""RobustBench's allowance: black-box or transferred images may break 0.2 points more
-of the samples than the white-box attacks before them."""
+"""RobustBench's allowance: black-box or transferred images may be misclassified at 0.2
+points more of the samples than those of the white-box attacks before them."""
 IMAGES = 2
 """And so many images, however few are evaluated."""
 
@@ -169,11 +181,13 @@ def weak_beats_strong(rows: Sequence[dict[str, Any]]) -> list[str]:
 def beaten_white_box(
     rows: Sequence[dict[str, Any]], num_examples: int, *, successive: bool
 ) -> list[str]:
-    """Black-box or transferred images break what white-box attacks could not.
+    """Black-box or transferred images are misclassified where no white-box one was.
 
-    Where attacks ran one after another, what counts is what each broke of the samples
-    that stood; else how far its accuracy lies below the best white-box attack's.
+    Where attacks ran one after another, what counts is on how many of the samples left
+    each succeeded; else how far its accuracy lies below the best white-box attack's.
     """
+    if num_examples == 0:
+        return []
     flags = []
     allowed = max(POINTS * num_examples, IMAGES)
     for i, row in enumerate(rows):

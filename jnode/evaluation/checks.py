@@ -14,8 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.attacks import AbstractAttack, check_budget
-from jnode.attacks.losses import cross_entropy, logits_of, misclassified
+from jnode.attacks import Budget, Untargeted
+from jnode.attacks.losses import cross_entropy, logits_of, prediction
 from jnode.evaluation.gradient_checks import adjoint as adjoint
 from jnode.evaluation.gradient_checks import gradient as gradient
 from jnode.evaluation.gradient_checks import held_steps as held_steps
@@ -160,33 +160,32 @@ GAP = 0.02
 @eqx.filter_jit
 def _judge(model, images, labels):
     logits = model(images)
-    return cross_entropy(logits, labels), ~misclassified(logits, labels)
+    return cross_entropy(logits, labels), prediction(logits) == labels
 
 
 def longer(
     model: Callable,
     images: ArrayLike,
     labels: ArrayLike,
+    budget: Budget,
     *,
-    epsilon: float,
-    norm: str,
     key: PRNGKeyArray,
     steps: tuple[int, int] = (20, 1000),
 ) -> dict[str, Any]:
     """Loss and accuracy under PGD with few steps and with many, on the same images.
 
     **Arguments:** a map from a batch of images to logits; one batch of images and
-    labels; the budget and its norm; the key of the random starts; how many steps.
+    labels; the budget, of one epsilon; the key of the random starts; how many steps.
 
     **Returns:** a row for each; words, and a flag where they disagree: many steps that
     break far more say that few had not converged, and fewer that gradients mislead.
     """
     x, y = jnp.asarray(images), jnp.asarray(labels)
-    rows = []
+    norm, epsilon, rows = budget.norm, float(budget.epsilon), []
     for count in steps:
-        attack = Transfer(epsilon, source=model, via="itself", norm=norm, steps=count)
-        adversarial = attack(model, x, y, key=key)
-        check_budget(attack, x, adversarial)
+        attack = Transfer(source=model, via="itself", steps=count)
+        adversarial = attack(model, x, y, budget, key=key)
+        budget.check(attack.name, x, adversarial)
         losses, right = _judge(model, adversarial, y)
         rows.append(
             {
@@ -216,7 +215,7 @@ def longer(
     return {
         "rows": rows,
         "norm": norm,
-        "epsilon": round(float(epsilon), 7),
+        "epsilon": round(epsilon, 7),
         "num_examples": len(x),
         "says": f"At {norm} {epsilon:.3g}, {says}, of {len(x)} images.",
         "flags": flags,
@@ -259,13 +258,12 @@ def _stats(model, images):
 
 
 @eqx.filter_jit
-def _costly(model, images, attack, key):
+def _costly(model, images, budget, key):
     return ascend(
         Hardness(model),
         images,
-        jnp.zeros(len(images), int),
-        epsilon=attack.epsilon,
-        norm=attack.norm,
+        Untargeted(jnp.zeros(len(images), int)),
+        budget,
         steps=jnp.asarray(20),
         key=key,
     )
@@ -275,23 +273,25 @@ def work(
     model: "ODEClassifier",
     images: ArrayLike,
     attacked: ArrayLike,
-    attack: AbstractAttack,
+    budget: Budget,
     *,
     key: PRNGKeyArray,
 ) -> dict[str, Any]:
     """Steps and NFE on clean images, on attacked ones, and under an attack on cost.
 
     **Arguments:** the model; clean images and attacked ones, [n, height, width,
-    channels]; the attack that made them, whose budget the attack on cost is given
-    (`ascend` on `Hardness`, for adaptive solvers only); the key of its random start.
+    channels]; the budget in which these were made, which the attack on cost is given
+    too (`ascend` on `Hardness`, for adaptive solvers only); the key of its random
+    start.
 
     **Returns:** mean and largest number of steps and NFE of each; words and flags.
     """
     clean, attacked = (jnp.asarray(x) for x in (images, attacked))
     kinds = {"clean": clean, "attacked": attacked}
     if model.solver.adaptive:
-        kinds["attacked_for_cost"] = _costly(model, clean, attack, key)
-        check_budget(attack, clean, kinds["attacked_for_cost"])
+        costly = _costly(model, clean, budget.of_each(clean), key)
+        budget.check("the attack on cost", clean, costly)
+        kinds["attacked_for_cost"] = costly
     rows = {}
     for name, x in kinds.items():
         stats = jax.device_get(_stats(model, x))
@@ -306,7 +306,7 @@ def work(
     flags = []
     if most > TWICE:
         flags.append(
-            f"cost: images within {attack.norm} {float(attack.epsilon):.3g} need "
+            f"cost: images within {budget.norm} {float(budget.epsilon):.3g} need "
             f"{most:.1f} times the evaluations of clean ones."
         )
     said = ", ".join(
@@ -320,8 +320,8 @@ def work(
     )
     return {
         **rows,
-        "norm": attack.norm,
-        "epsilon": round(float(attack.epsilon), 7),
+        "norm": budget.norm,
+        "epsilon": round(float(budget.epsilon), 7),
         "num_examples": len(clean),
         "says": f"Evaluations of the vector field per image: {said}.",
         "flags": flags,

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jnode._batches import padded_batches
-from jnode.attacks import Outcome
+from jnode.attacks import Outcome, Untargeted
 from jnode.attacks.loop import over_devices
 from jnode.attacks.losses import loss_and_gradient, margin
 from jnode.models.batched import batched
@@ -47,14 +47,15 @@ def outputs(
     **Returns:** shares of the images, the number of classes, words and flags.
     """
     logits = outcome.logits
+    n, classes = logits.shape
     finite = np.all(np.isfinite(logits), axis=1)
     differ, flat = _second_look(model, outcome, batch_size, mesh)
     inside = np.all((logits >= 0) & (logits <= 1), axis=1)
     random, vanishing, not_finite = (
-        float(np.mean(mask)) for mask in (differ, flat & finite, ~finite)
+        float(np.sum(mask)) / max(n, 1) for mask in (differ, flat & finite, ~finite)
     )
-    softmax = bool(np.all(inside & (np.abs(np.sum(logits, axis=1) - 1) < 1e-4)))
-    n, classes = logits.shape
+    sums = np.abs(np.sum(logits, axis=1) - 1) < 1e-4
+    softmax = n > 0 and bool(np.all(inside & sums))
     return {
         "random": random,
         "zero_gradients": vanishing,
@@ -74,6 +75,8 @@ def _second_look(
     model, outcome, batch_size, mesh
 ) -> tuple[Bool[np.ndarray, " n"], ...]:
     """Whose logits are others, and whose gradient is 0."""
+    if len(outcome.labels) == 0:
+        return np.zeros(0, bool), np.zeros(0, bool)
     model = over_devices(model, mesh)
     size = min(batch_size, shareable(len(outcome.labels), mesh))
     differ, flat = [], []
@@ -94,7 +97,7 @@ def _second_look(
 
 @eqx.filter_jit
 def _look(model, images, labels):
-    _, logits, gradient = loss_and_gradient(model, images, labels)
+    _, logits, gradient = loss_and_gradient(model, images, Untargeted(labels).loss)
     return logits, jnp.all(gradient == 0, axis=(1, 2, 3))
 
 

@@ -11,17 +11,15 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float, Int
 
-from jnode.attacks import PGD, AbstractAttack, autoattack, check_budget, make
+from jnode.attacks import PGD, Budget, GaussianNoise, Trial, autoattack, make
 from jnode.attacks.losses import Classifier
 from jnode.evaluation import checks
-from jnode.evaluation.transfers import TWINS, Transfer
+from jnode.evaluation.transfers import SURROGATES, Transfer
 from jnode.models.batched import batched
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
 
-Budget = tuple[str, float]
-"""A norm and an epsilon."""
 DIGITS = {"linf": (0.1, 0.2, 0.3), "l2": (0.5, 1.0)}
 PHOTOGRAPHS = {"linf": (2 / 255, 8 / 255), "l2": (36 / 255, 0.5)}
 BUDGETS: dict[str, dict[str, tuple[float, ...]]] = {
@@ -35,27 +33,23 @@ BUDGETS: dict[str, dict[str, tuple[float, ...]]] = {
 """The budgets that the literature reports, a data set, in pixel units."""
 
 
-def _few_steps(epsilon: float, norm: str, classes: int) -> Sequence[AbstractAttack]:
+def _few_steps(budget: Budget, classes: int) -> Sequence[Trial]:
     found = [
-        make("pgd", epsilon=epsilon, norm=norm, steps=20),
-        make("apgd-ce", epsilon=epsilon, norm=norm, steps=20),
-        make(
-            "apgd-t", epsilon=epsilon, norm=norm, steps=20, restarts=min(3, classes - 1)
-        ),
-        make("square", epsilon=epsilon, norm=norm, steps=200),
+        make("pgd", steps=20),
+        make("apgd-ce", steps=20),
+        make("apgd-t", steps=20, restarts=min(3, classes - 1)),
+        make("square", steps=200),
     ]
-    return [attack for attack in found if attack.least_classes <= classes]
+    return [Trial(a, budget) for a in found if a.least_classes <= classes]
 
 
-def _standard(epsilon: float, norm: str, classes: int) -> Sequence[AbstractAttack]:
-    return autoattack(epsilon, norm=norm, classes=classes)
+def _standard(budget: Budget, classes: int) -> Sequence[Trial]:
+    return autoattack(budget, classes=classes)
 
 
-def _standard_and_plus(
-    epsilon: float, norm: str, classes: int
-) -> Sequence[AbstractAttack]:
-    plus = autoattack(epsilon, norm=norm, classes=classes, version="plus")
-    return [*_standard(epsilon, norm, classes), *plus]
+def _standard_and_plus(budget: Budget, classes: int) -> Sequence[Trial]:
+    plus = autoattack(budget, classes=classes, version="plus")
+    return [*_standard(budget, classes), *plus]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +57,17 @@ class Protocol:
     """An evaluation with a name.
 
     - `num_examples`: how many test images, unless told; `None` for all.
-    - `attacks`: the white- and black-box attacks of an epsilon, a norm and a number of
-        classes, the cheapest first.
-    - `twins`: through which models attacks are transferred (`TWINS`).
+    - `attacks`: the white- and black-box attacks for a budget and a number of classes,
+        the cheapest first.
+    - `surrogates`: through which models attacks are transferred (`SURROGATES`).
     - `transfer`: steps and restarts of each transferred attack.
     - `checked`: how many images the checks look at.
     - `longer`: the steps of the PGD that stands beside PGD-20, if any.
     """
 
     num_examples: int | None
-    attacks: Callable[[float, str, int], Sequence[AbstractAttack]]
-    twins: tuple[str, ...]
+    attacks: Callable[[Budget, int], Sequence[Trial]]
+    surrogates: tuple[str, ...]
     transfer: tuple[int, int]
     checked: int
     longer: int | None = None
@@ -83,21 +77,21 @@ PROTOCOLS = {
     "quick": Protocol(
         num_examples=200,
         attacks=_few_steps,
-        twins=("fixed", "encoder"),
+        surrogates=("fixed", "encoder"),
         transfer=(20, 1),
         checked=64,
     ),
     "standard": Protocol(
         num_examples=1000,
         attacks=_standard,
-        twins=TWINS,
+        surrogates=SURROGATES,
         transfer=(40, 1),
         checked=200,
     ),
     "full": Protocol(
         num_examples=None,
         attacks=_standard_and_plus,
-        twins=TWINS,
+        surrogates=SURROGATES,
         transfer=(100, 3),
         checked=200,
         longer=1000,
@@ -113,61 +107,54 @@ def budgets(
     **Arguments:** the data set, whose usual budgets are taken unless `norm` ("linf" or
     "l2") or `epsilons` (of that norm, by default Linf) say otherwise.
 
-    **Raises:** `ValueError` for another norm.
+    **Raises:** `ValueError` for another norm or an epsilon that makes no sense.
     """
     usual = BUDGETS.get(dataset, PHOTOGRAPHS)
     if norm is not None and norm not in usual:
         raise ValueError(f"norm must be one of {', '.join(usual)}, not {norm!r}.")
     if epsilons:
-        return [(norm or "linf", epsilon) for epsilon in sorted(epsilons)]
+        return [Budget(norm or "linf", epsilon) for epsilon in sorted(epsilons)]
     norms = usual if norm is None else (norm,)
-    return [(norm, epsilon) for norm in norms for epsilon in sorted(usual[norm])]
+    return [Budget(norm, epsilon) for norm in norms for epsilon in sorted(usual[norm])]
 
 
-def comparison(dataset: str) -> list[AbstractAttack]:
+def comparison(dataset: str) -> list[Trial]:
     """Noise, FGSM and PGD at the usual budgets of a data set, weak ones first.
 
     They are meant to be run on all samples each, so that they can be compared: three
     levels of Gaussian noise, FGSM at the least Linf budget, and PGD at each budget, of
     40 steps (Linf) or 20 (L2).
     """
-    usual = BUDGETS.get(dataset, PHOTOGRAPHS)
+    usual, steps = budgets(dataset), {"linf": 40, "l2": 20}
     return [
-        *(make("gaussian", epsilon=sigma / 255) for sigma in (50, 75, 100)),
-        make("fgsm", epsilon=min(usual["linf"])),
-        *(make("pgd", epsilon=epsilon, steps=40) for epsilon in usual["linf"]),
-        *(make("pgd", epsilon=epsilon, norm="l2", steps=20) for epsilon in usual["l2"]),
+        *(Trial(GaussianNoise(sigma / 255)) for sigma in (50, 75, 100)),
+        Trial(make("fgsm"), usual[0]),
+        *(Trial(make("pgd", steps=steps[b.norm]), b) for b in usual),
     ]
 
 
 def plan(
     protocol: Protocol,
     budgets: Sequence[Budget],
-    twins: Mapping[str, Classifier],
+    surrogates: Mapping[str, Classifier],
     *,
     classes: int,
-) -> list[AbstractAttack]:
+) -> list[Trial]:
     """The attacks of a protocol in their order: budget by budget, transfers last.
 
     Attacks that need more classes than there are, are left out; the check of outputs
     flags that.
     """
-    attacks: list[AbstractAttack] = []
     steps, restarts = protocol.transfer
-    for norm, epsilon in budgets:
-        attacks += protocol.attacks(epsilon, norm, classes)
-        attacks += [
-            Transfer(
-                epsilon,
-                source=source,
-                via=via,
-                norm=norm,
-                steps=steps,
-                restarts=restarts,
-            )
-            for via, source in twins.items()
-        ]
-    return attacks
+    through = [
+        Transfer(source=source, via=via, steps=steps, restarts=restarts)
+        for via, source in surrogates.items()
+    ]
+    trials: list[Trial] = []
+    for budget in budgets:
+        trials += protocol.attacks(budget, classes)
+        trials += [Trial(transfer, budget) for transfer in through]
+    return trials
 
 
 Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
@@ -195,13 +182,12 @@ def check_model(
     x = jnp.asarray(images[: protocol.checked])
     y = jnp.asarray(labels[: protocol.checked])
     whole = batched(model)
-    norm, epsilon = budget
-    attack, key = PGD(epsilon, norm=norm, steps=20), jr.key(seed)
+    attack, key = PGD(steps=20), jr.key(seed)
 
     @functools.cache
     def attacked() -> jax.Array:
-        found = attack(whole, x, y, key=key)
-        check_budget(attack, x, found)
+        found = attack(whole, x, y, budget, key=key)
+        budget.check(attack.name, x, found)
         return found
 
     def gradient() -> dict[str, Any]:
@@ -219,11 +205,11 @@ def check_model(
         "gradient": gradient,
         "batch_mates": lambda: checks.batch_mates(whole, x, seed=seed),
         "tolerance": lambda: checks.tolerance(model, x, attacked()),
-        "work": lambda: checks.work(model, x, attacked(), attack, key=key),
+        "work": lambda: checks.work(model, x, attacked(), budget, key=key),
     }
     if protocol.longer is not None:
         steps = (20, protocol.longer)
         every["longer"] = lambda: checks.longer(
-            whole, x, y, epsilon=epsilon, norm=norm, key=key, steps=steps
+            whole, x, y, budget, key=key, steps=steps
         )
     return {name: keep(name, make) for name, make in every.items()}

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jnode._files import FolderInUse, claimed, write_atomic, write_json
-from jnode.attacks import AbstractAttack, Attacked
+from jnode.attacks import Attacked, Trial
 
 LOCK = ".lock"
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -136,8 +136,8 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def described(attacks: Sequence[AbstractAttack]) -> list[dict[str, Any]]:
-    """Attacks as plain data, each setting of theirs included, a source by its name."""
+def described(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Trials as plain data, each setting of theirs included, a source by its name."""
 
     def plain(value):
         if eqx.is_array(value):
@@ -146,8 +146,10 @@ def described(attacks: Sequence[AbstractAttack]) -> list[dict[str, Any]]:
 
     return [
         {
-            "class": type(attack).__name__,
-            **{k: plain(v) for k, v in vars(attack).items() if k != "source"},
+            "class": type(trial.attack).__name__,
+            "norm": trial.norm,
+            "epsilon": trial.epsilon.tolist(),
+            **{k: plain(v) for k, v in vars(trial.attack).items() if k != "source"},
         }
-        for attack in attacks
+        for trial in trials
     ]

@@ -13,9 +13,9 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jnode.attacks import AbstractAttack
+from jnode.attacks import AbstractAttack, AbstractGoal, Budget
 from jnode.attacks.losses import Classifier, Images, loss_and_gradient
-from jnode.attacks.norms import project, random_start, steepest, wide
+from jnode.attacks.norms import choose, steepest, wide
 from jnode.attacks.simple import traced_steps
 from jnode.models.batched import batched
 from jnode.solvers import Solver
@@ -23,8 +23,8 @@ from jnode.solvers import Solver
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
 
-TWINS = ("fixed", "finer", "other", "encoder")
-"""The kinds of twin that `twins` makes; "adjoint" is added where it differs."""
+SURROGATES = ("fixed", "finer", "other", "encoder")
+"""The kinds that `surrogates` makes; "adjoint" is added where it differs."""
 FIXED_STEPS = 8
 
 
@@ -43,13 +43,12 @@ class Transfer(AbstractAttack):
     via: str = eqx.field(static=True, kw_only=True)
     steps: Int[Array, ""] = eqx.field(default=40, kw_only=True, converter=traced_steps)
 
-    def search(self, model, images, labels, clean, *, key):
+    def search(self, model, images, goal, clean, budget, *, key):
         return ascend(
             self.source,
             images,
-            labels,
-            epsilon=self.epsilon,
-            norm=self.norm,
+            goal,
+            budget,
             steps=self.steps,
             restarts=self.restarts,
             key=key,
@@ -90,11 +89,11 @@ def nearest_mean(
     return NearestMean(encoder, means, jnp.maximum(scale, 1e-12))
 
 
-def twins(
+def surrogates(
     model: "ODEClassifier",
     images: ArrayLike,
     labels: ArrayLike,
-    kinds: Sequence[str] = TWINS,
+    kinds: Sequence[str] = SURROGATES,
 ) -> dict[str, Classifier]:
     """Models that share weights with `model`, by what they are.
 
@@ -108,13 +107,14 @@ def twins(
         (a nearest-mean classifier on the encoder's output, without the ODE).
 
     **Returns:** classifiers of batches. All are differentiated step by step: where the
-    model's adjoint is continuous, one more twin is its own solve, so differentiated.
+    model's adjoint is continuous, one more is its own solve, so differentiated.
 
     **Raises:** `ValueError` for an unknown kind.
     """
     for kind in kinds:
-        if kind not in TWINS:
-            raise ValueError(f"twin must be one of {', '.join(TWINS)}, not {kind!r}.")
+        if kind not in SURROGATES:
+            known = ", ".join(SURROGATES)
+            raise ValueError(f"kinds must be among {known}, not {kind!r}.")
     found: dict[str, Classifier] = {}
     own = dataclasses.replace(model.solver, adjoint="direct")
     if model.solver.adjoint == "backsolve":
@@ -181,44 +181,39 @@ def _another(solver: Solver) -> Solver:
 def ascend(
     model: Classifier,
     images: Images,
-    labels: Int[Array, " batch"],
+    goal: AbstractGoal,
+    budget: Budget,
     *,
-    epsilon: Float[Array, ""],
-    norm: str,
     steps: Int[Array, ""],
     restarts: int = 1,
     key: PRNGKeyArray,
 ) -> Images:
-    """PGD that goes on past the first misclassified image.
+    """PGD that goes on past the first adversarial image.
 
-    Of all iterates a misclassified one is kept before one that is not, and of two such
-    the one of the larger cross-entropy. An attack may stop at the boundary; an image
-    that shall fool another model too, or whose loss is compared, must go far beyond.
+    Of all iterates an adversarial one is kept before one that is not, and of two such
+    the one of the larger loss. An attack may stop at the boundary; an image that shall
+    be misclassified by another model too, or whose loss is compared, must go far
+    beyond.
 
-    **Arguments:** as `jnode.attacks.PGD` and its call.
+    **Arguments:** the model that is climbed; images; when one is adversarial; a budget
+    with an epsilon for each image; steps, restarts and key as of `jnode.attacks.PGD`.
     """
-    epsilon = epsilon.astype(images.dtype)
-    length = 2.5 * epsilon / steps.astype(images.dtype)
+    length = wide(2.5 * budget.epsilon / steps.astype(images.dtype))
 
     def keep(best, x):
-        losses, logits, gradient = loss_and_gradient(model, x, labels)
-        wrong = jnp.argmax(logits, axis=1) != labels
-        better = jnp.where(wrong == best[1], losses > best[2], wrong)
-        chosen = jnp.where(wide(better), x, best[0])
-        wrong, losses = (
-            jnp.where(better, new, old)
-            for new, old in ((wrong, best[1]), (losses, best[2]))
-        )
-        return (chosen, wrong, losses), gradient
+        losses, logits, gradient = loss_and_gradient(model, x, goal.loss)
+        success = goal.reached(logits)
+        better = jnp.where(success == best[1], losses > best[2], success)
+        return choose(better, (x, success, losses), best), gradient
 
     def step(_, carry):
         x, gradient, best = carry
-        x = project(x + length * steepest(gradient, norm), images, epsilon, norm)
+        x = budget.project(x + length * steepest(gradient, budget.norm), images)
         best, gradient = keep(best, x)
         return x, gradient, best
 
     def restart(best, key):
-        x = random_start(images, epsilon, norm, key)
+        x = budget.random_start(images, key)
         best, gradient = keep(best, x)
         *_, best = jax.lax.fori_loop(0, steps, step, (x, gradient, best))
         return best, None

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from jnode import certify
 from jnode._files import write_atomic
-from jnode.attacks import AbstractAttack, Outcome, describe
+from jnode.attacks import Outcome, Trial, describe
 from jnode.models import ODEBlock, step_lengths
 
 if TYPE_CHECKING:
@@ -112,20 +112,21 @@ class Pictures:
 
 
 def pairs(
-    model: "ODEClassifier", attacks: Sequence[AbstractAttack], outcome: Outcome
+    model: "ODEClassifier", trials: Sequence[Trial], outcome: Outcome
 ) -> Pictures | None:
     """Pairs under the strongest Linf attack, with their trajectories.
 
-    **Arguments:** the model; the attacks, and what they found.
+    **Arguments:** the model; the trials, and what they found.
 
-    **Returns:** the pictures, or `None` where no such attack broke an image.
+    **Returns:** the pictures, or `None` where no such attack was run on an image.
     """
 
     def rank(i):
-        # Where later attacks were spared what earlier ones broke: one that saw most.
-        return len(outcome.attacked[i].samples), attacks[i].steps, -i
+        # Where later attacks were spared samples that earlier ones misled: one that saw
+        # most.
+        return len(outcome.attacked[i].samples), int(trials[i].attack.steps), -i
 
-    iterated = [i for i, a in enumerate(attacks) if a.norm == "linf"]
+    iterated = [i for i, trial in enumerate(trials) if trial.norm == "linf"]
     if not iterated:
         return None
     chosen = max(iterated, key=rank)
@@ -139,7 +140,7 @@ def pairs(
     times = [t for t, _ in model.trajectories(clean[0])]
     lengths = step_lengths(model, jnp.asarray(images[:MEASURED]))
     return Pictures(
-        attack=describe(attacks[chosen]),
+        attack=describe(trials[chosen]),
         clean=images[shown],
         adversarial=found.shown,
         labels=outcome.labels[shown],

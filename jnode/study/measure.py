@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jnode import attacks, certify, data
 from jnode._process import versions
-from jnode.attacks import AbstractAttack
+from jnode.attacks import Budget, Trial
 from jnode.attacks.losses import classes_of, logits_of
 from jnode.certify.search import stretch
 from jnode.data import Dataset, padded_batches
@@ -143,26 +143,25 @@ def _milliseconds(model: ODEClassifier, images: Float[Array, "n h w c"]) -> floa
     return 1e3 * float(np.median(times[1:])) / len(images)
 
 
-def _alone(cell: Cell, model: ODEClassifier) -> list[AbstractAttack]:
+def _alone(cell: Cell, model: ODEClassifier) -> list[Trial]:
     tried = [attacks.parse(spec) for spec in cell.measures.alone]
     via = cell.measures.via
     if via is None or via == cell.evaluated:
         return tried
     source = batched(model.with_solver(via))
-    budgets = {(a.norm, float(a.epsilon)) for a in tried if a.norm != "sigma"}
+    budgets = {(t.norm, float(t.epsilon)) for t in tried if t.budget is not None}
+    transfer = Transfer(source=source, via=str(via), steps=TRANSFERRED)
     tried += [
-        Transfer(
-            round(epsilon, 7), source=source, via=str(via), norm=norm, steps=TRANSFERRED
-        )
+        Trial(transfer, Budget(norm, round(epsilon, 7)))
         for norm, epsilon in sorted(budgets)
     ]
     return tried
 
 
-def ensembles(cell: Cell, classes: int) -> list[tuple[AbstractAttack, ...]]:
+def ensembles(cell: Cell, classes: int) -> list[tuple[Trial, ...]]:
     """AutoAttack at each budget of a cell."""
     return [
-        attacks.autoattack(epsilon, norm=norm, classes=classes)
+        attacks.autoattack(Budget(norm, epsilon), classes=classes)
         for norm, epsilon in sorted(cell.measures.budgets)
     ]
 

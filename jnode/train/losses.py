@@ -10,7 +10,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jnode.attacks import PGD
+from jnode.attacks import PGD, Budget
 from jnode.constraints import resolve
 from jnode.fields.base import takes_batches, time_invariant
 from jnode.models import ODEBlock, ODEClassifier
@@ -239,6 +239,6 @@ def _adversarial(model, images, labels, keys, config):
     frozen = jax.lax.stop_gradient
     model = jax.tree.map(lambda x: frozen(x) if hasattr(x, "dtype") else x, model)
 
-    attack = PGD(config.epsilon, norm=config.norm, steps=config.steps)
+    attack, budget = PGD(steps=config.steps), Budget(config.norm, config.epsilon)
     classify = partial(batched(model), throw=False)
-    return frozen(attack.from_keys(classify, images, labels, keys))
+    return frozen(attack.from_keys(classify, images, labels, budget, keys))

@@ -1,0 +1,71 @@
+"""What `run` runs: an attack within a budget, or noise."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jnode.attacks.base import AbstractAttack, check_budget
+from jnode.attacks.budget import Budget
+from jnode.attacks.noise import GaussianNoise
+
+
+class Trial(NamedTuple):
+    """An attack and its budget, or noise, which has none.
+
+    A plain pair `(attack, budget)` will do wherever a trial is asked for.
+    """
+
+    attack: AbstractAttack | GaussianNoise
+    budget: Budget | None = None
+
+    @property
+    def norm(self) -> str:
+        """That of the budget; of noise "sigma", of which nothing is the worst case."""
+        return "sigma" if self.budget is None else self.budget.norm
+
+    @property
+    def epsilon(self) -> np.ndarray:
+        """That of the budget, a number or one for each image; of noise its sigma."""
+        if self.budget is None:
+            return np.asarray(self.attack.sigma)  # type: ignore[union-attr]
+        return np.asarray(self.budget.epsilon)
+
+    def parts(self) -> tuple["Trial", ...]:
+        """The attack's restarts or targets, each in the same budget."""
+        return tuple(Trial(part, self.budget) for part in self.attack.parts())
+
+
+def describe(trial: Trial) -> str:
+    """For people: `pgd-40 linf 0.1`, `pgd-40 linf 0.1 via rk4x8`."""
+    attack = trial.attack
+    steps = f"-{int(attack.steps)}" if attack.steps > 1 else ""
+    through = f" via {attack.via}" if attack.via else ""
+    low, high = np.min(trial.epsilon), np.max(trial.epsilon)
+    epsilon = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return f"{attack.name}{steps} {trial.norm} {epsilon}{through}"
+
+
+Pair = Trial | tuple[AbstractAttack, Budget]
+"""What is taken for a trial."""
+
+
+def as_trial(trial: Pair) -> Trial:
+    """The trial, also of a plain pair.
+
+    **Raises:** `TypeError` for anything else.
+    """
+    if not isinstance(trial, tuple):
+        raise TypeError(
+            "trials must be pairs of an attack and its budget, for example "
+            f'(PGD(), Budget("linf", 0.1)), not {type(trial).__name__}.'
+        )
+    trial = trial if isinstance(trial, Trial) else Trial(*trial)
+    if isinstance(trial.attack, AbstractAttack):
+        check_budget(trial.budget)
+    elif not isinstance(trial.attack, GaussianNoise):
+        raise TypeError(
+            f"trials must begin with an attack, not {type(trial.attack).__name__}."
+        )
+    elif trial.budget is not None:
+        raise TypeError("trials of noise must have no budget: its sigma says all.")
+    return trial
