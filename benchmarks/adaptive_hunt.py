@@ -72,9 +72,7 @@ def walk(block: ODEBlock, y) -> tuple[Any, dict[str, Any]]:
     """
     schedule = block.solver.plan(block.field, block.t0, block.t1)
     rtol, atol = block.solver.tolerances
-    ladder = LadderController(
-        rtol, atol, block.solver.first_step, block.solver.doubles
-    )
+    ladder = LadderController(rtol, atol, block.solver.first_step, block.solver.doubles)
     method: Any = block.solver.diffrax()
     records = []
     for k, part in enumerate(schedule.parts):
@@ -192,7 +190,8 @@ def attacked(model, tolerances, images, radii, mode, keys):
         found = search(model, image, radius, mode, key, 24)
         records = [embedded(model, x)[1] for x in (image, found)]
         grids = [(r["position"], r["level"]) for r in records]
-        moved = jnp.any(jnp.stack([jnp.any(a != b) for a, b in zip(*grids)]))
+        differ = jax.tree.map(lambda a, b: jnp.any(a != b), *grids)
+        moved = differ[0] | differ[1]
         changed = jnp.argmax(model(image)) != jnp.argmax(model(found))
         apart = jnp.sqrt(jnp.sum((found - image) ** 2))
         return changed & (apart <= radius * 1.0005), moved
@@ -230,7 +229,7 @@ def row_of(kind, name, dtype, args: Args) -> dict[str, Any]:
     for seed in range(args.seeds):
         solver = Solver(name, rtol=1e-3, atol=1e-3, controller="ladder", max_steps=64)
         model = model_of(kind, solver, jr.key(seed))
-        cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x  # noqa: E731
+        cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x
         model = jax.tree.map(cast, model)
         key = jr.key(100 + seed)
         images = 1.5 * jr.normal(key, (args.images, 4, 4, 1), dtype)
@@ -252,11 +251,15 @@ def row_of(kind, name, dtype, args: Args) -> dict[str, Any]:
             moved_any |= np.asarray(moved) & positive
         moved_images += int(np.sum(moved_any))
     every = np.concatenate(radii)
-    return found | count | {
-        "images_whose_grid_changed": moved_images,
-        "certified": float(np.mean(every > 0)),
-        "median_radius": float(np.median(every)),
-    }
+    return (
+        found
+        | count
+        | {
+            "images_whose_grid_changed": moved_images,
+            "certified": float(np.mean(every > 0)),
+            "median_radius": float(np.median(every)),
+        }
+    )
 
 
 def folded(turn: float, slope: float, base: float):

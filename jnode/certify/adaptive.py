@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jnode.bounds import down, up
+from jnode.bounds import down, gamma, up
 from jnode.certify.decisions import evaluation
 from jnode.certify.paths import Nodes, Solve, explore, started
 from jnode.certify.rounding import head_allowance, inner_size
@@ -65,9 +65,22 @@ def adaptive_radii(
     return Certified(carry[1] * (1 - 1e-5), carry[2])
 
 
+def is_certifiable(model: "ODEClassifier") -> bool:
+    """Whether constants are known of every field and layer of a model with a ladder."""
+    bounds = model.bounds()
+    others = [
+        constant
+        for layer, constant in zip(model.layers, bounds.layers, strict=True)
+        if not hasattr(layer, "solver")
+    ]
+    fields = [x.lipschitz for segments in bounds.fields for x in segments]
+    return all(bool(jnp.isfinite(x)) for x in (*others, *fields))
+
+
 def _least(model, ends: Nodes, y) -> Float[Array, " images"]:
     r"""The smallest $\max(\mathrm{entry}, \rho)$ of the nodes at the end."""
     rows = model.head.rows()
+    more = 1 + gamma(rows.shape[1] + 8, ends.entry.dtype)
 
     def one(node, y):
         features = node.state.ravel()
@@ -75,7 +88,7 @@ def _least(model, ends: Nodes, y) -> Float[Array, " images"]:
         gaps = jax.vmap(safe_norm)(rows[y][None] - rows)
         slack = logits[y] - logits - head_allowance(model.head, safe_norm(features), y)
         others = jnp.arange(len(gaps)) != y
-        share = jnp.min(jnp.where(others, slack / up(gaps), jnp.inf))
+        share = jnp.min(jnp.where(others, slack / up(gaps * more), jnp.inf))
         share = down(down(share) - node.slack) / node.growth
         # Of what is not a number, nothing is known.
         return jnp.maximum(node.entry, jnp.where(share > 0, down(share), 0))

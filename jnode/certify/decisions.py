@@ -52,12 +52,14 @@ class Noise(NamedTuple):
 class Constants(NamedTuple):
     r"""Of an attempt, for each level: what a difference $\|\Delta y\|$ can become.
 
-    - `length`: the step, rounded up; `lipschitz`: that of the field.
+    - `length`: the step, rounded up; `share`: how far a stage may err, of what it adds
+        up; `lipschitz`: that of the field.
     - `growth`: of $\|\Delta y^+\|$.
     - `accept`, `double`: of $|\Delta G_1|$ and $|\Delta G_\theta|$.
     """
 
     length: Float[Array, "*levels"]
+    share: Float[Array, "*levels"]
     lipschitz: Float[Array, "*levels"]
     growth: Float[Array, "*levels"]
     accept: Float[Array, "*levels"]
@@ -79,47 +81,64 @@ def constants(
     t0, t1 = times
     h = (t1 - t0) / ladder.count * 0.5 ** np.arange(DEPTH + 1)
     # A step is the difference of two rounded times.
-    error = 4 * unit_roundoff(dtype) * (abs(t0) + abs(t1))
+    error = 0.0
+    if not _are_exact(t0, t1, ladder, dtype):
+        error = 8 * unit_roundoff(dtype) * (abs(t0) + abs(t1))
     longest = up(jnp.asarray(h + error, dtype))
     shortest = down(jnp.asarray(np.maximum(h - error, 0), dtype))
+    share = up(jnp.asarray(evaluation(dtype) + error / h, dtype))
 
-    def one(longest, shortest):
-        return _constants(bounds, method, ladder, longest, shortest, size)
+    def one(longest, shortest, share):
+        return _constants(bounds, method, ladder, longest, shortest, share, size)
 
-    return jax.vmap(one)(longest, shortest)
+    return jax.vmap(one)(longest, shortest, share)
 
 
-def _constants(bounds, method, ladder, h, shortest, size) -> Constants:
+def _are_exact(t0, t1, ladder, dtype) -> bool:
+    """Whether every time of a ladder is a number of this type."""
+    unit = (t1 - t0) / ladder.whole
+    places = abs(t0) / unit, abs(t1) / unit
+    return (
+        float(np.frexp(unit)[0]) == 0.5  # a power of two
+        and all(place.is_integer() for place in places)
+        and max(places) * unit_roundoff(dtype) <= 1
+    )
+
+
+def _constants(bounds, method, ladder, h, shortest, share, size) -> Constants:
     grown = step_amplification(method, h, bounds, shortest=shortest)
     inner, stages, error = _stage_constants(method, h, shortest, bounds, grown)
     one, zero = jnp.ones_like(grown), jnp.zeros_like(grown)
     largest = jnp.maximum(one, grown)
     # What the noise can add within a ball: it grows with the states there.
     sizes = Sizes(one, largest, inner, stages, zero)
-    noise = attempt_noise(method, h, bounds.lipschitz, sizes, size)
+    noise = attempt_noise(method, (h, share, bounds.lipschitz), sizes, size)
     rtol = jnp.asarray(ladder.rtol, grown.dtype)
     scale = up(rtol * (largest + noise.after + noise.scale * largest))
     error = up(error + noise.error + gamma(size + 8, grown.dtype) * error)
     growth = up(grown + noise.after)
     theta = ladder.theta(method.order(None))
     double = up(error + theta * scale)
-    return Constants(h, bounds.lipschitz, growth, up(error + scale), double)
+    accept = up(error + scale)
+    return Constants(h, share, bounds.lipschitz, growth, accept, double)
 
 
 def attempt_noise(
     method: diffrax.AbstractERK,
-    h: Float[Array, ""],
-    lipschitz: Float[Array, ""],
+    step: tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]],
     sizes: Sizes,
     size: int,
 ) -> Noise:
     """How far rounding may move what an attempt computes; linear in the sizes.
 
-    The noise of $s$ is that of its norms alone, as a share of them.
+    **Arguments:** the method; the step's `length`, `share` and `lipschitz` (see
+    `Constants`); the sizes; and how many numbers a state has.
+
+    **Returns:** the noise; that of $s$ as a share of it, from its norms alone.
     """
     a, b, e = (x.tolist() for x in embedded_pair(method))
-    dtype = sizes.before.dtype
-    share, sums = evaluation(dtype), gamma(len(b) + 4, dtype)
+    (h, share, lipschitz), dtype = step, sizes.before.dtype
+    sums = gamma(len(b) + 4, dtype)
     biases = h * jnp.maximum(lipschitz, 1) * sizes.biases
     errors = []  # of each h k_i
     for i in range(len(b)):
@@ -134,10 +153,10 @@ def attempt_noise(
     return Noise(up(after), norms * jnp.ones_like(zero), up(error))
 
 
-def _weighted(weights, values, start):
+def _weighted(weights, values, start) -> Array:
     """The sum of values times the sizes of their weights."""
     pairs = [(abs(w), v) for w, v in zip(weights, values, strict=True) if w != 0]
-    return sum((w * v for w, v in pairs), start)
+    return sum((w * v for w, v in pairs), start=jnp.asarray(start))
 
 
 def _stage_constants(method, h, shortest, bounds, grown):
@@ -183,7 +202,7 @@ def _stage_constants(method, h, shortest, bounds, grown):
 
 def _is_step(a, b, i) -> bool:
     """Whether a stage starts from the next state (first-same-as-last)."""
-    return i == len(b) - 1 and b[-1] == 0 and np.array_equal(a[i], b)
+    return i == len(b) - 1 and float(b[-1]) == 0 and np.array_equal(a[i], b)
 
 
 def _part(a, i, ahead) -> diffrax.ButcherTableau | diffrax.Euler:

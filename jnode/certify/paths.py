@@ -36,7 +36,7 @@ from jnode.solvers.tableaus import embedded_pair
 
 WIDTH = 6
 """How many nodes of one time and next step are kept before two are merged."""
-SLOTS = 48
+SLOTS = 32
 """How many nodes wait at a time."""
 ATTEMPTS = 400
 """How many attempts are made for an image in a segment of time."""
@@ -52,7 +52,7 @@ class Nodes(eqx.Module):
     - `rung`: the controller's state; `taken`: how many attempts led here, at most.
     """
 
-    state: Float[Array, "*nodes"]
+    state: Float[Array, "..."]
     slack: Float[Array, "*nodes"]
     growth: Float[Array, "*nodes"]
     entry: Float[Array, "*nodes"]
@@ -286,7 +286,8 @@ def _attempt(solve: Solve, here: Constants, node: Nodes):
         [up(here.length * norms(k)) for k in ks],
         inner_size(solve.field, y.size).astype(y.dtype),
     )
-    noise = attempt_noise(solve.method, here.length, here.lipschitz, sizes, y.size)
+    step = here.length, here.share, here.lipschitz
+    noise = attempt_noise(solve.method, step, sizes, y.size)
     rtol = jnp.asarray(ladder.rtol, y.dtype)
     scores, etas = [], []
     for theta in (1.0, ladder.theta(solve.method.order(None))):
