@@ -50,7 +50,7 @@ def adaptive_radii(
         limit, best, attempts, y = carry
         ends, lost, more = _reached(model, bounds, images, limit)
         own = jax.vmap(lambda state: jnp.argmax(model.head(state.ravel())))
-        y = jnp.where(index == 0, own(ends.state[:, 0]), y)
+        y = jnp.where(index == 0, own(ends.state[:, 0]).astype(y.dtype), y)
         least = jnp.minimum(_least(model, ends, y), lost)
         found = jnp.minimum(least, limit)
         best = jnp.maximum(best, found)
@@ -61,7 +61,8 @@ def adaptive_radii(
         return (limit, best, attempts + more, y), None
 
     zero = jnp.zeros(len(images), jnp.int32)
-    carry, _ = jax.lax.scan(search, (tiny, none, zero, zero), jnp.arange(2 + ROUNDS))
+    rounds = jnp.arange(2 + ROUNDS, dtype=jnp.int32)
+    carry, _ = jax.lax.scan(search, (tiny, none, zero, zero), rounds)
     return Certified(carry[1] * (1 - 1e-5), carry[2])
 
 
@@ -87,7 +88,7 @@ def _least(model, ends: Nodes, y) -> Float[Array, " images"]:
         logits = model.head(features)
         gaps = jax.vmap(safe_norm)(rows[y][None] - rows)
         slack = logits[y] - logits - head_allowance(model.head, safe_norm(features), y)
-        others = jnp.arange(len(gaps)) != y
+        others = jnp.arange(len(gaps), dtype=y.dtype) != y
         share = jnp.min(jnp.where(others, slack / up(gaps * more), jnp.inf))
         share = down(down(share) - node.slack) / node.growth
         # Of what is not a number, nothing is known.

@@ -142,13 +142,13 @@ def explore(solve: Solve, starts: Nodes, limit: Float[Array, " images"]) -> Expl
             found.attempts.at[ended].set(spent, mode="drop"),
         )
         # Lanes that are done take on the next images.
-        turn = upcoming + jnp.cumsum(done) - 1
+        turn = upcoming + jnp.cumsum(done, dtype=jnp.int32) - 1
         image = jnp.where(done, jnp.minimum(turn, images), image)
         pool = _loaded(pool, starts, image, done & (image < images))
-        upcoming = upcoming + jnp.sum(done)
+        upcoming = upcoming + jnp.sum(done, dtype=jnp.int32)
         return pool, image, jnp.where(done, 0, spent), upcoming, found
 
-    first = jnp.arange(lanes)
+    first = jnp.arange(lanes, dtype=jnp.int32)
     pool = jax.tree.map(
         lambda x: jnp.zeros((lanes, SLOTS, *x.shape[2:]), x.dtype), starts
     )
@@ -157,7 +157,8 @@ def explore(solve: Solve, starts: Nodes, limit: Float[Array, " images"]) -> Expl
     none = jnp.full(images, jnp.inf, limit.dtype)
     ends = eqx.tree_at(lambda n: n.entry, starts, jnp.full_like(starts.entry, jnp.inf))
     found = Explored(ends, none, jnp.zeros(images, jnp.int32))
-    carry = (pool, first, jnp.zeros(lanes, jnp.int32), jnp.asarray(lanes), found)
+    upcoming = jnp.asarray(lanes, jnp.int32)
+    carry = (pool, first, jnp.zeros(lanes, jnp.int32), upcoming, found)
     return jax.lax.while_loop(going, body, carry)[-1]
 
 
