@@ -5,9 +5,10 @@ images take different steps. Each image's certified radius is attacked at 0.999 
 by the margin; by the decisions (towards other steps, which changes the grid inside the
 certified ball); and by the decisions first and the margin then. It counts changed
 predictions, of which there must be none, and changed grids, of which there must be
-some, or nothing would have been tried. Then the power of the search: on a field of one
-dimension made so that the constants are attained, bounds that are lowered by 2 % must
-be refuted. Writes benchmarks/results/adaptive_hunt.json and .md.
+some, or nothing would have been tried. That such a search can refute a certificate is
+shown in tests/test_paths.py, on `fold_model`: a field of one dimension that attains the
+constants, where radii 2 % larger are false. Writes benchmarks/results/adaptive_hunt.json
+and .md.
 """
 
 import dataclasses
@@ -224,7 +225,7 @@ class Args:
 def row_of(kind, name, dtype, args: Args) -> dict[str, Any]:
     """Certifies and attacks the instances of a field and a method."""
     found = {"field": kind, "method": name, "dtype": np.dtype(dtype).name}
-    count = dict.fromkeys(("images", "solves", "changed", "grids", "attempts"), 0)
+    count = dict.fromkeys(("images", "solves", "changed", "attempts"), 0)
     radii, moved_images = [], 0
     for seed in range(args.seeds):
         solver = Solver(name, rtol=1e-3, atol=1e-3, controller="ladder", max_steps=64)

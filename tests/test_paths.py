@@ -74,8 +74,8 @@ def test_constants_hold(getkey, x64, name, kind):
             scale, size = ladder.measure(*(jnp.asarray(x) for x in (y, y1, e)))
             return float(theta * scale - size)
 
-        apart = np.linalg.norm(move)
-        found = {"growth": np.linalg.norm(z1 - y1)}
+        apart = float(np.linalg.norm(move))
+        found = {"growth": float(np.linalg.norm(z1 - y1))}
         for key, theta in (
             ("accept", 1.0),
             ("double", ladder.theta(method.order(None))),
