@@ -7,8 +7,8 @@ certified ball); and by the decisions first and the margin then. It counts chang
 predictions, of which there must be none, and changed grids, of which there must be
 some, or nothing would have been tried. That such a search can refute a certificate is
 shown in tests/test_paths.py, on `fold_model`: a field of one dimension that attains the
-constants, where radii 2 % larger are false. Writes benchmarks/results/adaptive_hunt.json
-and .md.
+constants, where radii 2 % larger are false. Writes adaptive_hunt.json and .md into
+benchmarks/results.
 """
 
 import dataclasses
