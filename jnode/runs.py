@@ -18,6 +18,7 @@ from jnode.attacks import PGD, Budget, Trial
 from jnode.attacks.trial import Pair, as_trial
 from jnode.certify import Smoothing, accuracy
 from jnode.certify.search import stretch
+from jnode.certify.survey import survey
 from jnode.data import Dataset
 from jnode.evaluation import (
     PROTOCOLS,
@@ -217,8 +218,10 @@ def _proven(run: Opened, batch_size, mesh) -> dict[str, Any]:
             run.model, run.images, run.test.labels, batch_size=batch_size, mesh=mesh
         )
         rows = certify.certified_accuracy(radii, RADII)
-        constant = float(run.model.lipschitz())
-        note = f"up to L = {constant:.4f} from pixels to features"
+        note = "over every path of steps that an image near by can take"
+        if not run.model.solver.adaptive:
+            constant = float(run.model.lipschitz())
+            note = f"up to L = {constant:.4f} from pixels to features"
     return {
         "solver": str(run.model.solver),
         "certified_accuracy": rows,
@@ -286,6 +289,7 @@ def certify_run(
             "flags": seen.summary["flags"],
         },
         "tightness": stretch(model, some, seed=seed),
+        "adaptive": survey(model, run.images, run.test.labels, radii, num_attacked),
         "curve": accuracy.curve(
             proven[: len(some)], local, up_to=max(radii, default=1)
         ),

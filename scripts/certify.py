@@ -76,12 +76,7 @@ def main() -> None:
         mesh=all_devices(),
         **common,
     )
-    tightness = found["tightness"]
-    print(
-        f"{found['solver']}: stretch from pixels to features at most "
-        f"{tightness['certified_upper_bound']:.4f}, at least "
-        f"{tightness['empirical_lower_bound']:.4f} (ratio {tightness['ratio']:.2f})"
-    )
+    print(_adaptive(found) if found["adaptive"] else _stretch(found))
     print(_rows(found))
     print(f"rounding of the features: {found['rounding']['rounding']}")
     for claim in found["assumed"]:
@@ -97,6 +92,32 @@ def main() -> None:
     for flag in attacked["flags"]:
         print(f"flag: {flag}")
     _draw(Path(args.run_dir) / "certificate.png", found)
+
+
+def _stretch(found) -> str:
+    tightness = found["tightness"]
+    return (
+        f"{found['solver']}: stretch from pixels to features at most "
+        f"{tightness['certified_upper_bound']:.4f}, at least "
+        f"{tightness['empirical_lower_bound']:.4f} (ratio {tightness['ratio']:.2f})"
+    )
+
+
+def _adaptive(found) -> str:
+    """Of an adaptive model: how adaptive it is, and what its certificate costs."""
+    of = found["adaptive"]
+    lines = [
+        f"{found['solver']}: {of['paths']} paths of steps, the commonest taken by "
+        f"{100 * of['commonest_share']:.1f} % of the images; all that a ball can reach "
+        f"are certified, in {of['attempts']:.1f} attempts and "
+        f"{of['milliseconds']:.1f} ms an image (at most {of['attempts_largest']})"
+    ]
+    lines += [
+        f"the commonest steps, fixed: certified at L2 {row['radius']:.4g}: "
+        f"{100 * row['certified_accuracy']:.1f} %"
+        for row in of["frozen"]
+    ]
+    return "\n".join([*lines, *([f"flag: {of['flag']}"] if of["flag"] else [])])
 
 
 def _rows(found) -> str:

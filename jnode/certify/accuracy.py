@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from jnode._batches import check_images, check_labels, padded_batches
+from jnode.certify.adaptive import is_certifiable
 from jnode.certify.local import local_radius
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.certify.radius import radii
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 REFUSAL = (
     "{solver} chooses its steps from its input, so its map may jump where a step "
-    "is accepted or rejected; certify the model with a fixed-step solver, or on the "
-    "steps that it takes for one image (--freeze), or smoothed (--smoothing 0.25)"
+    "is accepted or rejected; certify the model with a fixed-step solver, or with "
+    'controller="ladder", or on the steps that it takes for one image (--freeze), or '
+    "smoothed (--smoothing 0.25)"
 )
 CURVE = 201  # radii in the curves for plots
 UNBOUNDED = "no Lipschitz constant is known of an unconstrained part of the model"
@@ -38,6 +40,8 @@ UNBOUNDED = "no Lipschitz constant is known of an unconstrained part of the mode
 
 def refusal(model: "ODEClassifier") -> str | None:
     """The reason why nothing of a model can be certified; `None` if something can."""
+    if model.solver.ladder:
+        return None if is_certifiable(model) else UNBOUNDED
     if model.solver.adaptive:
         return REFUSAL.format(solver=model.solver)
     if not np.isfinite(float(model.lipschitz())):

@@ -38,7 +38,11 @@ def stage_bounds(
 
 
 def step_amplification(
-    method: Any, h: float, bounds: Bounds, *, shortest: float | None = None
+    method: Any,
+    h: float | Float[Array, ""],
+    bounds: Bounds,
+    *,
+    shortest: float | Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     r"""A certified bound on the Lipschitz constant of one explicit Runge-Kutta step.
 

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from jnode.certify.amplification import stage_bounds, step_amplification
 from jnode.certify.precision import certifying, check_certifiable
-from jnode.certify.radius import ROUNDING, inner_size, margins, radii
+from jnode.certify.radius import ROUNDING, margins, radii
+from jnode.certify.rounding import inner_size
 from jnode.constraints import measured
 from jnode.fields import AbstractVectorField
 from jnode.fields.base import safe_norm, vjp_change

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
+from jnode.certify.adaptive import adaptive_radii
 from jnode.certify.precision import certifying, check_certifiable
+from jnode.certify.rounding import head_allowance, inner_size
 from jnode.constraints import resolve
 from jnode.fields.base import safe_norm
-from jnode.linear import AbstractLinear
 
 if TYPE_CHECKING:
     from jnode.models import ModelBounds, ODEClassifier
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 # proven: the tests and the soundness benchmark measure the real error against float64,
 # which stays far below.
 ROUNDING = 1e-5
-# The head's own sums err besides, relative to the logits' terms rather than to their
-# difference: rows may be all but equal.
-HEAD_ROUNDING = 2e-6
 ALLOWANCE = {"rounding": "allowed for, stated and not proven", "relative": ROUNDING}
 """What is said of rounding wherever a certificate is written."""
 
@@ -46,7 +44,9 @@ def radius(
     **Arguments:** a model, and images with pixels in [0, 1].
 
     **Returns:** radii in pixel units, 0 where nothing is certified: everywhere, if the
-    solver is adaptive or a part of the model is unconstrained.
+    solver is adaptive (but for one that takes its steps from a ladder, of which
+    every path that the ball can reach is looked at: see `jnode.certify.paths`) or a
+    part of the model is unconstrained.
 
     **Raises:** `TypeError` for a model or images in another type than float32 or
     float64; `ValueError` for a model of fewer than two classes.
@@ -72,6 +72,8 @@ def radii(
             "model must tell at least 2 classes apart to have a certified radius, not "
             f"{len(model.head.bias)}."
         )
+    if model.solver.ladder:
+        return adaptive_radii(model, bounds, images).radii
     # Nothing is multiplied by an unknown constant, so that no NaN arises.
     known = jnp.isfinite(bounds.lipschitz)
     bounds = jax.tree.map(lambda x: jnp.where(known, x, 1), bounds)
@@ -111,9 +113,8 @@ def margins(
         inner = inner + inner_size(layer, state.size)
         if not layer.affine:
             largest = jnp.maximum(largest, safe_norm(state))
-    terms = jax.vmap(safe_norm)(rows) * size + jnp.abs(model.head.bias)
     allowance = 2 * ROUNDING * (1 + largest + inner) * growth(bounds) * gaps
-    allowance = allowance + HEAD_ROUNDING * (terms[y] + terms)
+    allowance = allowance + head_allowance(model.head, size, y)
     return y, logits[y] - logits - allowance, gaps
 
 
@@ -128,19 +129,3 @@ def growth(bounds: "ModelBounds") -> Float[Array, ""]:
         total = total * constant.astype(dtype)
         largest = jnp.maximum(largest, total)
     return largest
-
-
-def inner_size(tree: PyTree, size: int) -> Float[Array, ""]:
-    """A size of what a field or layer adds up inside, beside the state.
-
-    Its biases, in L2 over a state of so many numbers. Sums in which they cancel later
-    err relative to them.
-    """
-    is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
-    leaves = [x for x in jax.tree.leaves(tree, is_leaf=is_map) if not is_map(x)]
-    total = jnp.zeros(())
-    for leaf in leaves:
-        if eqx.is_inexact_array(leaf):
-            repeats = max(1.0, size / leaf.shape[-1]) if leaf.ndim else float(size)
-            total = total + (safe_norm(leaf) * repeats**0.5).astype(total.dtype)
-    return total

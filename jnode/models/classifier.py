@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import check_positive
+from jnode.bounds import Bounds
 from jnode.certify.precision import certifying
 from jnode.constraints import measured, plain
 from jnode.fields.piecewise import jumps
@@ -52,10 +53,13 @@ class ModelBounds(eqx.Module):
     - `lipschitz`: an upper bound on the L2 Lipschitz constant from image to features,
       of the numerical map; `inf` for adaptive solvers and unconstrained parts.
     - `layers`: the constant of each layer, whose product that is.
+    - `fields`: of each ODE block whose steps are chosen from a ladder, the bounds of
+        its field between one jump and the next.
     """
 
     lipschitz: Float[Array, ""]
     layers: tuple[Float[Array, ""], ...]
+    fields: tuple[tuple[Bounds, ...], ...] = ()
 
 
 class ODEClassifier(eqx.Module):
@@ -181,8 +185,11 @@ class ODEClassifier(eqx.Module):
     @certifying
     def bounds(self) -> ModelBounds:
         """What is certified of the model, from the arrays that it holds now."""
-        constants = tuple(layer.lipschitz() for layer in measured(self.layers))
-        return ModelBounds(_product(constants), constants)
+        layers = measured(self.layers)
+        constants = tuple(layer.lipschitz() for layer in layers)
+        ladders = [x for x in layers if isinstance(x, ODEBlock) and x.solver.ladder]
+        fields = tuple(block.bounds_of_segments() for block in ladders)
+        return ModelBounds(_product(constants), constants, fields)
 
     def with_solver(self, solver: Solver) -> "ODEClassifier":
         """The same weights, solved by another solver: each block takes its part.

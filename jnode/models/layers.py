@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import check_positive
-from jnode.certify.amplification import amplification
+from jnode.bounds import Bounds
+from jnode.certify.amplification import amplification, bounded
 from jnode.fields import AbstractVectorField
 from jnode.fields.two_layer import channels_first
 from jnode.linear import AbstractLinear, SpaceToDepth
@@ -83,6 +84,12 @@ class ODEBlock(AbstractLayer):
     def lipschitz(self) -> Float[Array, ""]:
         """That of the numerical map; `inf` for adaptive solvers and free fields."""
         return amplification(self.field, self.solver, t0=self.t0, t1=self.t1)
+
+    def bounds_of_segments(self) -> tuple[Bounds, ...]:
+        """Those of the field in each segment of time between its jumps."""
+        schedule = self.solver.plan(self.field, self.t0, self.t1)
+        segments = [schedule.at(self.field, k) for k in range(schedule.count)]
+        return tuple(bounded(segment).bounds() for segment in segments)
 
     def freeze(self, x: Float[Array, "*state"]) -> Solver:
         """The steps that the adaptive solver takes from `x`, as a fixed-step solver.

@@ -1,5 +1,6 @@
 """What solver, what steps, what adjoint; and the solve."""
 
+from jnode.solvers.ladder import LadderController as LadderController
 from jnode.solvers.schedule import Schedule as Schedule
 from jnode.solvers.schedule import plan as plan
 from jnode.solvers.solution import Solution as Solution

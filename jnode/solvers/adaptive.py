@@ -1,11 +1,11 @@
 """Adaptive steps for a batch of states, each sample's chosen by itself.
 
-Diffrax chooses the steps (its controller, sample by sample, on its method's tableau);
-only the loop is for the whole batch, so that a step is a few large matrix products, and
-the gradient with respect to the field's weights is summed as it goes, where `jax.vmap`
-of a solve carries one gradient a sample. The gradient is that of Diffrax's direct
-adjoint: of the steps that were accepted, their lengths held. Of the times, the last
-step's length is what they move.
+A controller of Diffrax's or of `jnode.solvers.ladder` chooses the steps, sample by
+sample, on Diffrax's tableau; only the loop is for the whole batch, so that a step is a
+few large matrix products, and the gradient with respect to the field's weights is
+summed as it goes, where `jax.vmap` of a solve carries one gradient a sample. The
+gradient is that of Diffrax's direct adjoint: of the steps that were accepted, their
+lengths held. Of the times, the last step's length is what they move.
 """
 
 from typing import Any
@@ -40,31 +40,33 @@ def solve_adaptive(
     field: RightHandSide,
     y0: Float[Array, "*positions batch channels"],
     method: diffrax.AbstractSolver,
-    tolerances: Float[Array, "2"],
+    control: diffrax.AbstractStepSizeController,
     max_steps: int,
     times: tuple[Float[Array, ""], Float[Array, ""]],
     sign: Sign,
 ) -> tuple[Float[Array, "*positions batch channels"], tuple[Int[Array, " batch"], ...]]:
     """Integrates a time-invariant field for a batch of states.
 
-    **Arguments:** the field, the states, the method, its relative and absolute
-    tolerance, the most steps, the times $t_0$ and $t_1$, and which way they run.
+    **Arguments:** the field, the states, the method, what chooses its steps, the most
+    steps, the times $t_0$ and $t_1$, and which way they run.
 
     **Returns:** the states at $t_1$, and of each sample: how many steps it took, how
     many of them were accepted and rejected, the evaluations, and whether `max_steps`
     ended it before its time, 0 or 1.
     """
     differentiable = (field, y0, times)
-    tolerances = jax.lax.stop_gradient(tolerances)
-    y1, counts = _solve(differentiable, tolerances, method, max_steps, sign)
+    held = lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x  # noqa: E731
+    control = jax.tree.map(held, control)
+    y1, counts = _solve(differentiable, control, method, max_steps, sign)
     taken, accepted, failed = counts
-    # Two evaluations more choose the first step.
-    nfe = evaluations(method, taken) + 2
+    nfe = evaluations(method, taken)
+    if isinstance(control, diffrax.PIDController):
+        nfe = nfe + 2  # they choose the first step
     return y1, (taken, accepted, taken - accepted, nfe, failed)
 
 
 def controller(tolerances: Float[Array, "2"]) -> diffrax.PIDController:
-    """What chooses an adaptive solver's steps."""
+    """What chooses an adaptive solver's steps, unless a ladder does."""
     return diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])
 
 
@@ -84,7 +86,7 @@ def first_step(
     y0: PyTree[Array],
     args: PyTree,
     method: diffrax.AbstractSolver,
-    tolerances: Float[Array, "2"],
+    control: diffrax.PIDController,
     t0: Float[Array, ""],
     sign: Sign,
 ) -> Float[Array, ""]:
@@ -101,29 +103,28 @@ def first_step(
     # The state is cut off before, as the step is held when gradients are taken.
     arrays, static = eqx.partition((term, y0, args, t0), eqx.is_array)
     term, y0, args, t0 = eqx.combine(jax.lax.stop_gradient(arrays), static)
-    control = controller(tolerances)
     end, _ = control.init(term, t0, t0, y0, None, args, method.func, order)
     return jnp.asarray(end - t0)
 
 
 @eqx.filter_custom_vjp
-def _solve(differentiable, tolerances, method, max_steps, sign):
-    y1, counts, _ = _forward(differentiable, tolerances, method, max_steps, sign)
+def _solve(differentiable, control, method, max_steps, sign):
+    y1, counts, _ = _forward(differentiable, control, method, max_steps, sign)
     return y1, counts
 
 
 @_solve.def_fwd
-def _solve_fwd(perturbed, differentiable, tolerances, method, max_steps, sign):
+def _solve_fwd(perturbed, differentiable, control, method, max_steps, sign):
     del perturbed
-    y1, counts, lengths = _forward(differentiable, tolerances, method, max_steps, sign)
+    y1, counts, lengths = _forward(differentiable, control, method, max_steps, sign)
     return (y1, counts), (counts, lengths)
 
 
 @_solve.def_bwd
 def _solve_bwd(
-    residuals, cotangent, perturbed, differentiable, tolerances, method, max_steps, sign
+    residuals, cotangent, perturbed, differentiable, control, method, max_steps, sign
 ):
-    del tolerances
+    del control
     (_, accepted, failed), lengths = residuals
     clocks = any(jax.tree.leaves(perturbed[2]))
 
@@ -177,20 +178,27 @@ def _along(samples, y):
     return samples.reshape((1,) * (y.ndim - 2) + (len(samples), 1))
 
 
-def _forward(differentiable, tolerances, method, max_steps, sign):
+def _before(t1):
+    """The last time but a few before the end."""
+    for _ in range(CLOSE):
+        t1 = eqxi.prevbefore(t1)
+    return t1
+
+
+def _forward(differentiable, control, method, max_steps, sign):
     field, y0, (begin, stop) = differentiable
     batch, dtype = y0.shape[-2], y0.dtype
     term = diffrax.ODETerm(field)
-    control, order = controller(tolerances), method.error_order(term)
+    order = method.error_order(term)
     t0, t1 = turned(sign, begin), turned(sign, stop)
-    floor = t1
-    for _ in range(CLOSE):
-        floor = eqxi.prevbefore(floor)
+    floor = _before(t1)
     axis = y0.ndim - 2
 
     def start(y):
-        # A length that is given, the controller does not choose.
-        length = first_step(field, y, None, method, tolerances, begin, sign)
+        length = None
+        if isinstance(control, diffrax.PIDController):
+            # A length that is given, it does not choose.
+            length = first_step(field, y, None, method, control, begin, sign)
         return control.init(term, t0, t1, y, length, None, method.func, order)
 
     end, memory = jax.vmap(start, in_axes=axis)(y0)

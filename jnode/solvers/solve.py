@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PyTree
 from jnode.constraints import plain
 from jnode.fields import AbstractVectorField
 from jnode.fields.base import takes_batches, time_invariant
-from jnode.solvers.adaptive import solve_adaptive
+from jnode.solvers.adaptive import controller, solve_adaptive
 from jnode.solvers.fixed import RightHandSide, solve_fixed, walk_fixed
+from jnode.solvers.ladder import LadderController
 from jnode.solvers.schedule import Schedule, checked_times, is_known, plan
 from jnode.solvers.solution import (
     Solution,
@@ -191,6 +192,12 @@ def _ours(tree, y0, solver, t0, t1, asked):
         if found is not None:
             return found
     if asked.given("saveat", "event"):
+        if schedule.inside and solver.ladder:
+            raise ValueError(
+                f"saveat and event must be left out for a field that jumps (at t = "
+                f"{schedule.inside[0]:g}) beside {solver}, whose ladder starts anew "
+                "after each jump: solve its segments one by one."
+            )
         return _saved(tree, y0, schedule, engine, asked)
     inputs = (schedule.astype(dtype), engine, _label(solver), asked.throw)
     y, stats, begin, stop, ends = solve_chain(tree, y0, *inputs)
@@ -231,6 +238,11 @@ def _engine(solver, adjoint, dtype):
         return Engine(method, adjoint)
     # Data, so that other ones compile nothing anew; they may be traced (`Solver.at`).
     tolerances = jnp.stack([jnp.asarray(x) for x in solver.tolerances]).astype(dtype)
+    if solver.ladder:
+        control = LadderController(
+            tolerances[0], tolerances[1], solver.first_step, solver.doubles
+        )
+        return Engine(method, adjoint, control, max_steps=solver.max_steps)
     return Engine(method, adjoint, tolerances=tolerances, max_steps=solver.max_steps)
 
 
@@ -302,9 +314,12 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
     sign, most = schedule.sign, engine.max_steps
 
     def adaptive(tree, y, part):
-        tolerances = engine.tolerances
-        assert tolerances is not None and most is not None, "a Solver has both"
-        inputs = (engine.method, tolerances, most, (part.t0, part.t1), sign)
+        control, tolerances = engine.control, engine.tolerances
+        if control is None:
+            assert tolerances is not None, "they choose the steps then"
+            control = controller(tolerances)
+        assert most is not None, "a Solver has a limit"
+        inputs = (engine.method, control, most, (part.t0, part.t1), sign)
         y1, found = solve_adaptive(RightHandSide(*tree), y, *inputs)
         return y1, jax.tree.map(lambda x: x[None], statistics(*found))
 

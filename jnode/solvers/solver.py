@@ -10,11 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jnode._checks import check_positive
+from jnode._checks import check_choice, check_positive
+from jnode.solvers.ladder import first_steps
 from jnode.solvers.schedule import Schedule, ends_at, plan
 from jnode.solvers.tableaus import ADAPTIVE, SOLVERS, tableau
 
 ADJOINTS = ("direct", "checkpointed", "backsolve")
+CONTROLLERS = ("pid", "ladder", "halving")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,12 @@ class Solver:
     - `rtol`, `atol`: an adaptive solver's relative and absolute tolerance, positive.
         By default 1e-3 and 1e-4.
     - `max_steps`: an adaptive solver's limit, past which a solve raises.
+    - `controller`: what chooses an adaptive solver's steps. "pid" is Diffrax's
+        controller. "ladder" takes dyadic parts of the interval, each half or twice as
+        long as the last or as long, which can be certified; so can "halving", whose
+        steps never grow again (`jnode.solvers.LadderController`).
+    - `first_step`: the first and longest step of the last two, a share 1/m of the
+        interval, or of the time between two jumps of the field.
     - `adjoint`: how gradients are computed: "direct" differentiates the numerical solve
         and stores its steps, "checkpointed" computes parts anew, which saves memory
         where steps are many, "backsolve" solves the continuous adjoint equations
@@ -45,6 +53,8 @@ class Solver:
     atol: float | None = None
     max_steps: int = 256
     adjoint: str = "direct"
+    controller: str = "pid"
+    first_step: float = 1.0
 
     def __post_init__(self):
         if self.name not in SOLVERS:
@@ -55,6 +65,7 @@ class Solver:
             raise ValueError(f"adjoint must be one of {known}, not {self.adjoint!r}.")
         if self.grid is not None:
             self._check_grid()
+        self._check_controller()
         if self.steps is not None:
             check_positive(steps=self.steps)
             if self.rtol is not None or self.atol is not None:
@@ -75,6 +86,20 @@ class Solver:
         if not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise ValueError(
                 f"max_steps must be an integer of at least 1, not {self.max_steps!r}."
+            )
+
+    def _check_controller(self):
+        check_choice("controller", self.controller, CONTROLLERS)
+        first_steps(self.first_step)  # refuses what is no 1/m
+        if self.ladder and self.steps is not None:
+            raise ValueError(
+                f"controller must be left out beside fixed steps, not "
+                f"{self.controller!r}: nothing chooses them."
+            )
+        if not self.ladder and self.first_step != 1:
+            raise ValueError(
+                "first_step must be left out unless controller is 'ladder' or "
+                f"'halving'; it is {self.first_step!r}."
             )
 
     def _check_grid(self):
@@ -198,6 +223,16 @@ class Solver:
         return self.steps is None
 
     @property
+    def ladder(self) -> bool:
+        """Whether its steps are chosen from a ladder, so that they can be certified."""
+        return self.controller != "pid"
+
+    @property
+    def doubles(self) -> bool:
+        """Whether steps on a ladder grow again."""
+        return self.controller == "ladder"
+
+    @property
     def tolerances(self) -> tuple[Any, Any]:
         """The relative and absolute tolerance of an adaptive solver."""
         return (
@@ -226,7 +261,8 @@ class Solver:
             rtol, atol = self.tolerances
             if isinstance(rtol, jax.Array):
                 return self.name
-            return f"{self.name}(rtol={rtol:g}, atol={atol:g})"
+            steps = f", {self.controller} from {self.first_step:g}"
+            return f"{self.name}(rtol={rtol:g}, atol={atol:g}{steps * self.ladder})"
         if self.grid is not None:
             return f"{self.name} on a grid of {self.steps} steps"
         return f"{self.name}x{self.steps}"
@@ -303,4 +339,6 @@ def _without_steps(solver: Solver) -> tuple:
         solver.tolerances,
         solver.max_steps,
         solver.adjoint,
+        solver.controller,
+        solver.first_step,
     )

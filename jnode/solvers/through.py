@@ -104,11 +104,10 @@ def _run(
     control, dt0, steps = engine.control, engine.dt0, engine.max_steps
     needed = None
     if engine.tolerances is not None:
-        tolerances, sign = engine.tolerances, schedule.sign
-        inputs = (engine.method, tolerances, schedule.t0, sign)
+        control, sign = controller(engine.tolerances), schedule.sign
+        inputs = (engine.method, control, schedule.t0, sign)
         begun, given = schedule.at(tree, 0)
         dt0 = turned(sign, first_step(begun, y0, given, *inputs))
-        control = controller(tolerances)
     elif control is None and engine.backsolves:
         # The way back runs over the same steps in the other direction, which times
         # given one by one cannot; rounding may add a step of almost no length.

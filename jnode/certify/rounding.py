@@ -1,0 +1,42 @@
+"""What is allowed for rounding where a prediction is certified."""
+
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jnode.fields.base import safe_norm
+from jnode.linear import AbstractLinear
+
+if TYPE_CHECKING:
+    from jnode.models.classifier import Head
+
+# The head's own sums err relative to the logits' terms rather than to their
+# difference: rows may be all but equal.
+HEAD_ROUNDING = 2e-6
+
+
+def head_allowance(
+    head: "Head", size: Float[Array, ""], y: Array
+) -> Float[Array, " classes"]:
+    """What each margin of class `y` may err by in the head, for features of a size."""
+    terms = jax.vmap(safe_norm)(head.rows()) * size + jnp.abs(head.bias)
+    return HEAD_ROUNDING * (terms[y] + terms)
+
+
+def inner_size(tree: PyTree, size: int) -> Float[Array, ""]:
+    """A size of what a field or layer adds up inside, beside the state.
+
+    Its biases, in L2 over a state of so many numbers. Sums in which they cancel later
+    err relative to them.
+    """
+    is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
+    leaves = [x for x in jax.tree.leaves(tree, is_leaf=is_map) if not is_map(x)]
+    total = jnp.zeros(())
+    for leaf in leaves:
+        if eqx.is_inexact_array(leaf):
+            repeats = max(1.0, size / leaf.shape[-1]) if leaf.ndim else float(size)
+            total = total + (safe_norm(leaf) * repeats**0.5).astype(total.dtype)
+    return total
