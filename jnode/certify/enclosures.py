@@ -37,7 +37,7 @@ ULPS = {
     "erf": 16,
     "exp": 8,
     "log": 8,
-    "log1p": 16,
+    "log1p": 512,
     "logistic": 16,
     "rsqrt": 8,
     "sin": 8,

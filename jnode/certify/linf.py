@@ -22,7 +22,8 @@ from jnode._batches import check_images, check_labels, padded_batches
 from jnode.certify.enclosures import Arithmetic, Enclosure
 from jnode.certify.interpreter import enclose
 from jnode.certify.precision import certifying, check_certifiable
-from jnode.constraints import plain
+from jnode.certify.radius import stated_rounding
+from jnode.constraints import plain, resolve
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -213,3 +214,44 @@ def linf_certified_accuracy(
         row = {"norm": "linf", "radius": float(epsilon), "certified_accuracy": share}
         rows.append({**row, "method": "intervals"})
     return rows
+
+
+@certifying
+@eqx.filter_jit
+def proven_rounding(
+    model: "ODEClassifier", images: Images
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """How far rounding may move the features of each image, in L2: proven, and stated.
+
+    The first is the enclosure of a ball of radius 0, which holds both the features that
+    are computed and those of exact arithmetic. It is proven of these images themselves,
+    not of others nearby. The second is what `jnode.certify.radius` allows for; `inf`
+    where a part of the model has no Lipschitz constant.
+
+    **Arguments:** a model with fixed steps, and images with pixels in [0, 1].
+
+    **Raises:** as `embedding`.
+    """
+    model, bounds = resolve(model)
+    arithmetic = Arithmetic()
+    found = embedding(model, images, 0.0, arithmetic)
+    widths = 2 * arithmetic.reach(found)
+    proven = jnp.sqrt(jnp.sum(widths**2, axis=1))
+    slack = arithmetic.slack(widths.shape[1], widths)
+    stated = jax.vmap(lambda x: stated_rounding(model, model.states(x), bounds))(images)
+    return proven * (1 + slack), stated
+
+
+@certifying
+@eqx.filter_jit
+def widths(
+    model: "ODEClassifier", images: Images, epsilon: ArrayLike
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """The widest interval of each image's features, and the largest of these features.
+
+    Arguments and errors as of `embedding`.
+    """
+    arithmetic = Arithmetic()
+    found = embedding(plain(model), images, epsilon, arithmetic)
+    largest = lambda x: jnp.max(jnp.abs(x), axis=1)  # noqa: E731
+    return largest(2 * arithmetic.reach(found)), largest(found.centre)
