@@ -10,6 +10,7 @@ import numpy as np
 from jnode import certify
 from jnode._batches import padded_batches
 from jnode._files import write_json
+from jnode.certify import linf
 from jnode.runs import Opened, read
 
 BATCH = 500
@@ -42,7 +43,7 @@ def enclose_run(
         run.model, run.images, run.test.labels, (0.0, *epsilons), batch_size=BATCH
     )
     some = jnp.asarray(run.images[:50])
-    widths, sizes = certify.linf.widths(run.model, some, max(epsilons, default=0.0))
+    widths, sizes = linf.widths(run.model, some, max(epsilons, default=0.0))
     summary = {
         **_told(run),
         "rounding": "proven, given the measured accuracy of elementary functions",

@@ -279,8 +279,8 @@ def _scan(arithmetic, params, args):
 def _at(x: Value, index: Any) -> Value:
     """One trip's part of what a scan reads."""
     if isinstance(x, Enclosure):
-        part = lambda a: None if a is None else a[:, index]  # noqa: E731
-        return Enclosure(part(x.centre), part(x.error), (), x.moves)
+        error = None if x.error is None else x.error[:, index]
+        return Enclosure(x.centre[:, index], error, (), x.moves)
     return jnp.asarray(x)[index]
 
 
@@ -301,10 +301,10 @@ def _stacked(arithmetic, before, k, last, batch):
     if isinstance(kept, tuple):
         if not before:
             return Enclosure(kept[0][:, None], kept[1][:, None])
-        parts = zip(before[k], kept, strict=True)
-        return Enclosure(
-            *(jnp.concatenate([jnp.moveaxis(a, 0, 1), b[:, None]], 1) for a, b in parts)
+        join = lambda a, b: jnp.concatenate(  # noqa: E731
+            [jnp.moveaxis(a, 0, 1), b[:, None]], axis=1
         )
+        return Enclosure(join(before[k][0], kept[0]), join(before[k][1], kept[1]))
     return jnp.concatenate([before[k], kept[None]]) if before else kept[None]
 
 

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -82,7 +83,7 @@ def worst_gains(
     gain = pick(logits.centre, labels)
     error = jnp.zeros_like(gain)
     if logits.error is not None:
-        error = logits.error + jax.vmap(lambda row, y: row[y])(logits.error, labels)
+        error = jax.vmap(lambda row, y: row + row[y])(logits.error, labels)
     for _, radius, matrix in logits.terms:
         assert matrix is not None, "the head is a matrix"
         gaps = jnp.abs(matrix[:, :, None] - matrix[:, None])
@@ -91,7 +92,7 @@ def worst_gains(
         error = error + share * jax.vmap(lambda w, y: w[:, y])(widths, labels)
     slack = whole.slack(8, gain)
     worst = gain + error * (1 + slack) + slack * jnp.abs(gain)
-    return jnp.where(jnp.arange(worst.shape[1]) == labels[:, None], 0, worst)
+    return jnp.where(jnp.arange(worst.shape[1])[None] == labels[:, None], 0, worst)
 
 
 def gains(
@@ -128,9 +129,7 @@ def linf_robust(
     with an operation that has no rule, naming it.
     """
     check_certifiable(model, images)
-    if not isinstance(epsilon, jax.core.Tracer) and not np.all(
-        np.asarray(epsilon) >= 0
-    ):
+    if not isinstance(epsilon, Tracer) and not np.all(np.asarray(epsilon) >= 0):
         raise ValueError(f"epsilon must be at least 0, not {epsilon}.")
     return _robust(model, images, labels, jnp.asarray(epsilon, images.dtype))
 
@@ -143,7 +142,7 @@ def _robust(model, images, labels, epsilon):
 
 def _proven(model, images, labels, epsilon):
     worst = gains(model, images, labels, epsilon)
-    others = jnp.arange(worst.shape[1]) != labels[:, None]
+    others = jnp.arange(worst.shape[1])[None] != labels[:, None]
     return jnp.all((worst < 0) | ~others, axis=1)
 
 
