@@ -43,7 +43,7 @@ def ball(images: Images, epsilon: ArrayLike, arithmetic: Arithmetic) -> Enclosur
     error = jnp.maximum(high - centre, centre - low)
     # At 0 it is the image itself, which no rounding touches.
     slack = arithmetic.slack(1, images)
-    error = error * (1 + slack) + slack * (epsilon + (epsilon > 0))
+    error = error * (1 + slack) + slack * jnp.where(epsilon > 0, 1 + epsilon, 0)
     return arithmetic.opened(Enclosure(centre, error))
 
 
