@@ -66,8 +66,8 @@ def rounding_run(
 
     Writes `certificate-rounding.json`. Arguments and errors as of `enclose_run`.
 
-    **Returns:** what the file holds: the largest bound that is proven, and the smallest
-    and the median share of it that the L2 certificate allows for.
+    **Returns:** what the file holds: the largest bound that is proven, and what the L2
+    certificate allows for, beside it; `None` where no Lipschitz constant is known.
     """
     run = read(run_dir, num_examples, data_dir)
     size = min(BATCH, len(run.images))
@@ -76,15 +76,15 @@ def rounding_run(
         for _, (x,), mask in padded_batches((run.images,), size)
     ]
     proven, stated = np.concatenate(pairs, axis=1)
-    ratio = stated / np.maximum(proven, np.finfo(proven.dtype).tiny)
-    summary = {
-        **_told(run),
-        "largest_proven": float(np.max(proven)),
-        "smallest_allowed": float(np.min(stated)),
-        "least_ratio": float(np.min(ratio)),
-        "median_ratio": float(np.median(ratio)),
-        "covered": float(np.mean(proven <= stated)),
-    }
+    summary = {**_told(run), "largest_proven": float(np.max(proven)), "allowed": None}
+    if np.all(np.isfinite(stated)):
+        ratio = stated / np.maximum(proven, np.finfo(proven.dtype).tiny)
+        summary["allowed"] = {
+            "smallest": float(np.min(stated)),
+            "least_ratio": float(np.min(ratio)),
+            "median_ratio": float(np.median(ratio)),
+            "covered": float(np.mean(proven <= stated)),
+        }
     write_json(run.path / "certificate-rounding.json", summary)
     return summary
 

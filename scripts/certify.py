@@ -129,12 +129,19 @@ def _tell_linf(found) -> None:
 def _tell_rounding(found) -> None:
     print(
         f"rounding of the features, proven on {found['num_examples']} images: at most "
-        f"{found['largest_proven']:.3g}; the L2 certificate allows for at least "
-        f"{found['smallest_allowed']:.3g}, {found['median_ratio']:.3g} times what is "
-        f"proven (median; {found['least_ratio']:.3g} at least)"
+        f"{found['largest_proven']:.3g}"
     )
-    if found["covered"] < 1:
-        share = 100 * (1 - found["covered"])
+    allowed = found["allowed"]
+    if allowed is None:
+        print("There is no L2 certificate whose allowance could be compared.")
+        return
+    print(
+        f"the L2 certificate allows for at least {allowed['smallest']:.3g}: "
+        f"{allowed['median_ratio']:.3g} times what is proven of an image (median; at "
+        f"least {allowed['least_ratio']:.3g} times)"
+    )
+    if allowed["covered"] < 1:
+        share = 100 * (1 - allowed["covered"])
         print(
             f"The proof does not reach the allowance on {share:.1f} % of the images: "
             "there the allowance stays stated and not proven."

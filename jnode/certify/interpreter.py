@@ -21,6 +21,19 @@ from jax.extend.core import Literal
 from jaxtyping import Array
 
 from jnode.certify.enclosures import ULPS, Arithmetic, Enclosure
+from jnode.certify.interval_rules import (
+    JOINING,
+    MOVING,
+    RULES,
+    Unknown,
+    Value,
+    bind,
+    is_float,
+    is_plain,
+    lifted,
+    refusal,
+    widens,
+)
 
 # Calls that do what the jaxpr of this parameter does.
 _CALLS = {
@@ -32,33 +45,12 @@ _CALLS = {
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
 }
-# The entries of what these give are entries of their first argument.
-_ORDERED = ("reshape", "squeeze", "expand_dims", "copy", "copy_p")
-_MOVING = (
-    *_ORDERED,
-    "broadcast_in_dim",
-    "dynamic_slice",
-    "gather",
-    "rev",
-    "slice",
-    "split",
-    "transpose",
-)
-_JOINING = ("concatenate", "stack")
-_ELEMENTARY = tuple(name for name in ULPS if name not in ("sin", "cos", "softplus"))
 _EXACTLY = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
 }
-
-
-class Unknown:
-    """Truth values or integers that follow from numbers that move."""
-
-
-Value = Any  # an array, an Enclosure or Unknown
 
 
 def enclose(
@@ -71,7 +63,7 @@ def enclose(
     """
     closed = jax.make_jaxpr(function)(x.centre[0])
     (out,) = _run(arithmetic, closed.jaxpr, closed.consts, [x])
-    return _lifted(out)
+    return lifted(out)
 
 
 def _run(
@@ -110,45 +102,17 @@ def _apply(arithmetic: Arithmetic, eqn: Any, args: list[Value]) -> list[Value]:
         return _choose(arithmetic, params, args)
     if name == "platform_index":
         return [_platform(params["platforms"])]
-    if all(_is_plain(x) for x in args):
+    if all(is_plain(x) for x in args):
         found = _of_plain(eqn, args)
         if found is not None:
             return found
-    if not any(_is_float(v.aval.dtype) for v in eqn.outvars):
+    if not any(is_float(v.aval.dtype) for v in eqn.outvars):
         return [Unknown()] * len(eqn.outvars)
-    rule = _RULES.get(name)
+    rule = RULES.get(name)
     unknown = any(isinstance(x, Unknown) for x in args)
     if rule is None or (unknown and name != "select_n"):
-        raise _refusal(name)
+        raise refusal(name)
     return rule(arithmetic, eqn, args)
-
-
-def _refusal(name: str) -> ValueError:
-    return ValueError(
-        f"The model cannot be enclosed: there is no rule for the operation {name!r} on "
-        "numbers that depend on the image (see jnode/certify/interpreter.py)."
-    )
-
-
-def _is_plain(x: Value) -> bool:
-    return not isinstance(x, (Enclosure, Unknown))
-
-
-def _lifted(x: Value) -> Enclosure:
-    return (
-        x
-        if isinstance(x, Enclosure)
-        else Enclosure(jnp.asarray(x)[None], None, (), False)
-    )
-
-
-def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
-
-
-def _bind(eqn: Any, *args: Any) -> list[Array]:
-    outs = eqn.primitive.bind(*args, **eqn.params)
-    return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
 def _of_plain(eqn: Any, args: list[Any]) -> list[Any] | None:
@@ -157,19 +121,19 @@ def _of_plain(eqn: Any, args: list[Any]) -> list[Any] | None:
     known = not any(isinstance(x, Tracer) for x in args)
     if name in _EXACTLY and known and all(_is_number(x) for x in args):
         return _exactly(eqn, args)
-    widens = name == "convert_element_type" and not _narrows(eqn, args[0], known)
-    integers = not any(_is_float(v.aval.dtype) for v in eqn.outvars)
-    exact = (*_MOVING, *_JOINING, "neg", "select_n", "pad", "iota", "abs", "max", "min")
-    if not (integers or widens or name in exact):
+    longer = name == "convert_element_type" and not _narrows(eqn, args[0], known)
+    integers = not any(is_float(v.aval.dtype) for v in eqn.outvars)
+    exact = (*MOVING, *JOINING, "neg", "select_n", "pad", "iota", "abs", "max", "min")
+    if not (integers or longer or name in exact):
         return None
     if known:
         with jax.ensure_compile_time_eval():
-            return _bind(eqn, *args)
-    return _bind(eqn, *args)
+            return bind(eqn, *args)
+    return bind(eqn, *args)
 
 
 def _is_number(x: Any) -> bool:
-    return np.size(x) == 1 and _is_float(x) and bool(np.all(np.isfinite(x)))
+    return np.size(x) == 1 and is_float(x) and bool(np.all(np.isfinite(x)))
 
 
 def _exactly(eqn: Any, args: list[Any]) -> list[Any] | None:
@@ -186,19 +150,13 @@ def _exactly(eqn: Any, args: list[Any]) -> list[Any] | None:
 def _narrows(eqn: Any, x: Any, known: bool) -> bool:
     """Whether a conversion of plain numbers may round."""
     old, new = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
-    if _is_float(old) or not _is_float(new):
-        return not _widens(old, new)
+    if is_float(old) or not is_float(new):
+        return not widens(old, new)
     return not known or bool(np.max(np.abs(x), initial=0) > 2 ** jnp.finfo(new).nmant)
 
 
-def _widens(old: Any, new: Any) -> bool:
-    """Whether all numbers of one floating type are of the other."""
-    floats = _is_float(old) and _is_float(new)
-    return floats and jnp.finfo(new).nmant >= jnp.finfo(old).nmant
-
-
 def _call(arithmetic, name, inner, params, args):
-    if params.get("name") == "softplus" and len(args) == 1 and not _is_plain(args[0]):
+    if params.get("name") == "softplus" and len(args) == 1 and not is_plain(args[0]):
         known = jax.make_jaxpr(jax.nn.softplus)(args[0].centre[0])
         if str(known.eqns[0].params["jaxpr"]) == str(inner):
             softplus = lambda x: jax.nn.softplus(x)  # noqa: E731
@@ -222,7 +180,7 @@ def _platform(platforms: Sequence[Any]) -> int:
 def _choose(arithmetic, params, args):
     """What one branch does; one that only raises an error gives no prediction."""
     index, *rest = args
-    if _is_plain(index) and not isinstance(index, Tracer):
+    if is_plain(index) and not isinstance(index, Tracer):
         branches = [params["branches"][int(index)]]
     else:
         branches = [x for x in params["branches"] if not _raises(x.jaxpr)]
@@ -243,7 +201,7 @@ def _raises(jaxpr: Any) -> bool:
 def _scan(arithmetic, params, args):
     closed, length = params["jaxpr"], params["length"]
     if params["reverse"] or length == 0:
-        raise _refusal("scan, backwards or of no trips")
+        raise refusal("scan, backwards or of no trips")
     n, m = params["num_consts"], params["num_carry"]
     held, carry, moving = args[:n], args[n : n + m], args[n + m :]
 
@@ -252,10 +210,10 @@ def _scan(arithmetic, params, args):
         return outs[:m], outs[m:]
 
     batch = max((len(x.centre) for x in args if isinstance(x, Enclosure)), default=1)
-    floats = [_is_float(v.aval.dtype) for v in closed.jaxpr.invars[n : n + m]]
+    floats = [is_float(v.aval.dtype) for v in closed.jaxpr.invars[n : n + m]]
 
     def packed(carry):
-        whole = [_lifted(x) if f else x for x, f in zip(carry, floats, strict=True)]
+        whole = [lifted(x) if f else x for x, f in zip(carry, floats, strict=True)]
         return [_kept(arithmetic, x, batch) for x in whole]
 
     def unpacked(carry):
@@ -286,10 +244,10 @@ def _at(x: Value, index: Any) -> Value:
 
 def _kept(arithmetic: Arithmetic, x: Value, batch: int) -> Any:
     """What arrays alone tell of a value."""
-    if _is_plain(x):
+    if is_plain(x):
         return jnp.asarray(x)
     if isinstance(x, Unknown):
-        raise _refusal("scan over comparisons")
+        raise refusal("scan over comparisons")
     centre, error = x.centre, arithmetic.reach(x)
     spread = lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:]))  # noqa: E731
     return spread(centre), spread(error)
@@ -306,138 +264,3 @@ def _stacked(arithmetic, before, k, last, batch):
         )
         return Enclosure(join(before[k][0], kept[0]), join(before[k][1], kept[1]))
     return jnp.concatenate([before[k], kept[None]]) if before else kept[None]
-
-
-def _moving(arithmetic, eqn, args):
-    x, *rest = args
-    if not isinstance(x, Enclosure) or not all(_is_plain(i) for i in rest):
-        raise _refusal(f"{eqn.primitive.name} at places that depend on the image")
-    ordered = eqn.primitive.name in _ORDERED
-    return [
-        arithmetic.moved(lambda a, k=k: _bind(eqn, a, *rest)[k], x, ordered=ordered)
-        for k in range(len(eqn.outvars))
-    ]
-
-
-def _joining(arithmetic, eqn, args):
-    return [
-        arithmetic.joined(lambda *xs: _bind(eqn, *xs)[0], [_lifted(x) for x in args])
-    ]
-
-
-def _pad(arithmetic, eqn, args):
-    x, value = _lifted(args[0]), args[1]
-    if not _is_plain(value):
-        raise _refusal("pad with what depends on the image")
-    out = arithmetic.moved(lambda a: _bind(eqn, a, jnp.zeros_like(value))[0], x)
-    centre = jax.vmap(lambda a: _bind(eqn, a, value)[0])(x.centre)
-    return [out._replace(centre=centre)]
-
-
-def _select(arithmetic, eqn, args):
-    which, *cases = args
-    cases = [_lifted(x) for x in cases]
-    if isinstance(which, Unknown):
-        hull = cases[0]
-        for case in cases[1:]:
-            hull = arithmetic.hull(hull, case)
-        return [hull]
-    return [arithmetic.joined(lambda *xs: _bind(eqn, which, *xs)[0], cases)]
-
-
-def _convert(arithmetic, eqn, args):
-    x, new = args[0], eqn.params["new_dtype"]
-    if not isinstance(x, Enclosure) or not _widens(x.centre.dtype, new):
-        raise _refusal(f"conversion to {jnp.dtype(new).name}")
-    return [arithmetic.moved(lambda a: _bind(eqn, a)[0], x)]
-
-
-def _add(arithmetic, eqn, args):
-    x, y = (_lifted(a) for a in args)
-    if eqn.primitive.name == "sub":
-        y = arithmetic.negative(y)
-    return [arithmetic.add(jnp.add, x, y)]
-
-
-def _product(arithmetic, eqn, args):
-    x, y = (_lifted(a) for a in args)
-    name, params, length = eqn.primitive.name, eqn.params, 1
-    shapes = [v.aval.shape for v in eqn.invars]
-    if name == "dot_general":
-        for axis in params["dimension_numbers"][0][0]:
-            length *= shapes[0][axis]
-    if name == "conv_general_dilated":
-        kernel = params["dimension_numbers"].rhs_spec
-        length = int(np.prod(shapes[1])) // shapes[1][kernel[0]]
-        if params["batch_group_count"] != 1:
-            raise _refusal("convolution with batch groups")
-    bind = lambda a, b: _full(eqn, a, b)  # noqa: E731
-    return [arithmetic.bilinear(bind, x, y, length)]
-
-
-def _full(eqn: Any, a: Array, b: Array) -> Array:
-    """A product in full precision, whatever the model asks for."""
-    params = dict(eqn.params)
-    if "precision" in params:
-        params["precision"] = (jax.lax.Precision.HIGHEST,) * 2
-    return eqn.primitive.bind(a, b, **params)
-
-
-def _divide(arithmetic, eqn, args):
-    x, y = (_lifted(a) for a in args)
-    return [arithmetic.bilinear(jnp.multiply, x, arithmetic.reciprocal(y), 4)]
-
-
-def _sum(arithmetic, eqn, args):
-    x = _lifted(args[0])
-    before, after = eqn.invars[0].aval.size, eqn.outvars[0].aval.size
-    return [arithmetic.total(lambda a: _bind(eqn, a)[0], x, before // max(after, 1))]
-
-
-def _monotone(arithmetic, eqn, args):
-    if len(args) != 1:
-        raise _refusal(f"{eqn.primitive.name} of several arrays")
-    x, ulps = _lifted(args[0]), ULPS.get(eqn.primitive.name, 0)
-    return [arithmetic.monotone(lambda a: _bind(eqn, a)[0], x, ulps)]
-
-
-def _power(arithmetic, eqn, args):
-    x, power = _lifted(args[0]), eqn.params.get("y", 2)
-    if power < 0:
-        raise _refusal(f"power of {power}")
-    x = arithmetic.absolute(x) if power % 2 == 0 else x
-    # Rounded at most twice for each factor.
-    return [arithmetic.monotone(lambda a: _bind(eqn, a)[0], x, 2 * power)]
-
-
-_RULES: dict[str, Callable[[Arithmetic, Any, list[Value]], list[Value]]] = {
-    **dict.fromkeys(_MOVING, _moving),
-    **dict.fromkeys(_JOINING, _joining),
-    **dict.fromkeys((*_ELEMENTARY, "sort", "reduce_max", "reduce_min"), _monotone),
-    **dict.fromkeys(("add", "sub", "add_any"), _add),
-    **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), _product),
-    **dict.fromkeys(("integer_pow", "square"), _power),
-    **dict.fromkeys(
-        ("max", "min"),
-        lambda arithmetic, eqn, args: [
-            arithmetic.both(
-                lambda a, b: _bind(eqn, a, b)[0], *(_lifted(x) for x in args)
-            )
-        ],
-    ),
-    **dict.fromkeys(
-        ("sin", "cos"),
-        lambda arithmetic, eqn, args: [
-            arithmetic.wave(
-                lambda a: _bind(eqn, a)[0], _lifted(args[0]), ULPS[eqn.primitive.name]
-            )
-        ],
-    ),
-    "abs": lambda arithmetic, eqn, args: [arithmetic.absolute(args[0])],
-    "neg": lambda arithmetic, eqn, args: [arithmetic.negative(args[0])],
-    "convert_element_type": _convert,
-    "div": _divide,
-    "pad": _pad,
-    "reduce_sum": _sum,
-    "select_n": _select,
-}
