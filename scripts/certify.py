@@ -2,13 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from jnode._process import run
 from jnode.attacks import number
 from jnode.certify import Smoothing
+from jnode.enclosed_runs import enclose_run, rounding_run
 from jnode.runs import certify_run, smooth_run
 from jnode.sharding import all_devices
 
@@ -25,6 +26,15 @@ class Args:
 
     linf: tuple[str, ...] = ()
     """Linf radii, each certified by the L2 ball that holds the Linf ball."""
+
+    norm: Literal["l2", "linf"] = "l2"
+    """With linf, certify by intervals instead, at the radii of --epsilon."""
+
+    epsilon: tuple[str, ...] = ("0.1",)
+    """Linf radii in pixel units; fractions such as 8/255 too."""
+
+    rounding: Literal["stated", "proven"] = "stated"
+    """With proven, prove instead how far rounding moves each image's features."""
 
     num_examples: int | None = None
     """How many test images, by default all. With smoothing, 100 take minutes."""
@@ -56,6 +66,13 @@ def main() -> None:
     radii, linf = (
         [number(text) for text in texts] for texts in (args.radii, args.linf)
     )
+    where = {"num_examples": args.num_examples, "data_dir": args.data_dir}
+    if args.norm == "linf":
+        _tell_linf(enclose_run(args.run_dir, [*map(number, args.epsilon)], **where))
+        return
+    if args.rounding == "proven":
+        _tell_rounding(rounding_run(args.run_dir, **where))
+        return
     common = {
         "num_examples": args.num_examples,
         "seed": args.seed,
@@ -118,6 +135,38 @@ def _adaptive(found) -> str:
         for row in of["frozen"]
     ]
     return "\n".join([*lines, *([f"flag: {of['flag']}"] if of["flag"] else [])])
+
+
+def _tell_linf(found) -> None:
+    print(f"{found['solver']}, intervals, rounding {found['rounding']}:", _rows(found))
+    widest, size = found["widest"], found["features"]
+    print(
+        f"intervals of the features: up to {widest:.3g} wide; features up to {size:.3g}"
+    )
+    if widest > 100 * size:
+        print("The intervals are far wider than the features: they tell nothing here.")
+
+
+def _tell_rounding(found) -> None:
+    print(
+        f"rounding of the features, proven on {found['num_examples']} images: at most "
+        f"{found['largest_proven']:.3g}"
+    )
+    allowed = found["allowed"]
+    if allowed is None:
+        print("There is no L2 certificate whose allowance could be compared.")
+        return
+    print(
+        f"the L2 certificate allows for at least {allowed['smallest']:.3g}: "
+        f"{allowed['median_ratio']:.3g} times what is proven of an image (median; at "
+        f"least {allowed['least_ratio']:.3g} times)"
+    )
+    if allowed["covered"] < 1:
+        share = 100 * (1 - allowed["covered"])
+        print(
+            f"The proof does not reach the allowance on {share:.1f} % of the images: "
+            "there the allowance stays stated and not proven."
+        )
 
 
 def _rows(found) -> str:

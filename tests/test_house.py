@@ -26,7 +26,16 @@ MATHEMATICS = (
     "models",
     "solvers",
 )
-HARNESS = ("attacks", "data", "evaluation", "report", "runs", "study", "train")
+HARNESS = (
+    "attacks",
+    "data",
+    "enclosed_runs",
+    "evaluation",
+    "report",
+    "runs",
+    "study",
+    "train",
+)
 TOOLS = ("optax", "orbax", "tqdm", "tyro")
 # Long loops that draw a progress bar if they are asked to: imported when they run.
 EXCEPTIONS = {

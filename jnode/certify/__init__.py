@@ -10,6 +10,10 @@ from jnode.certify.amplification import (
 from jnode.certify.amplification import gronwall as gronwall
 from jnode.certify.amplification import log_norm_envelope as log_norm_envelope
 from jnode.certify.amplification import step_amplification as step_amplification
+from jnode.certify.linf import linf_certified_accuracy as linf_certified_accuracy
+from jnode.certify.linf import linf_radius as linf_radius
+from jnode.certify.linf import linf_robust as linf_robust
+from jnode.certify.linf import proven_rounding as proven_rounding
 from jnode.certify.local import local_radius as local_radius
 from jnode.certify.precision import arithmetic as arithmetic
 from jnode.certify.precision import assumptions as assumptions

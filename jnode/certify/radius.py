@@ -104,18 +104,29 @@ def margins(
     logits = model.head(features)
     y = jnp.argmax(logits)
     gaps = jax.vmap(safe_norm)(rows[y][None] - rows)
+    allowance = 2 * stated_rounding(model, states, bounds) * gaps
+    allowance = allowance + head_allowance(model.head, safe_norm(features), y)
+    return y, logits[y] - logits - allowance, gaps
+
+
+def stated_rounding(
+    model: "ODEClassifier",
+    states: tuple[Float[Array, "..."], ...],
+    bounds: "ModelBounds",
+) -> Float[Array, ""]:
+    """What is allowed for the rounding of the features, in L2.
+
+    **Arguments:** a resolved model, its states behind each layer, and its bounds.
+    """
     # The size that rounding is relative to is that of the states on the way too, seen
     # where each block ends: a Lipschitz bound on where zero goes would be larger than
     # |features| needs.
-    size = largest = safe_norm(features)
-    inner = jnp.zeros(())
+    largest, inner = safe_norm(states[-1].ravel()), jnp.zeros(())
     for layer, state in zip(model.layers, states, strict=True):
         inner = inner + inner_size(layer, state.size)
         if not layer.affine:
             largest = jnp.maximum(largest, safe_norm(state))
-    allowance = 2 * ROUNDING * (1 + largest + inner) * growth(bounds) * gaps
-    allowance = allowance + head_allowance(model.head, size, y)
-    return y, logits[y] - logits - allowance, gaps
+    return ROUNDING * (1 + largest + inner) * growth(bounds)
 
 
 def growth(bounds: "ModelBounds") -> Float[Array, ""]:

@@ -51,6 +51,21 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         ),
         Solver("euler", steps=8),
     ),
+    # Free fields to be certified in Linf by intervals. The image enters as it is, block
+    # of pixels by block, so that all that is not linear is the trajectory's: two steps
+    # by convolutions, and one of a dense field on the whole state.
+    "linf_mnist": (
+        ModelConfig(
+            field="free",
+            features=32,
+            hidden=64,
+            pieces=(2,),
+            dense=1,
+            dense_hidden=256,
+            unit_norm=False,
+        ),
+        Solver("euler", steps=3),
+    ),
     # The Ortho-ODE's architecture with the constraint off.
     "twin": (ModelConfig(field="free", padding="circular"), Solver("rk4", steps=2)),
     # As in the neural ODE literature (Chen et al., NeurIPS 2018), adaptive.

@@ -126,6 +126,11 @@ class TrainConfig:
                     f"{name} must be at least 1, not {getattr(self, name)}."
                 )
         check_choice("precision", self.precision, PRECISIONS)
+        if self.loss.name == "ibp" and self.solver.adaptive:
+            raise ValueError(
+                f"the ibp loss needs steps that are known, and {self.solver} chooses "
+                "them: give solver.steps, or loss.name natural."
+            )
         unbounded = self.model.field == "free" or self.model.encoder == "conv"
         if self.loss.name == "margin" and (self.solver.adaptive or unbounded):
             raise ValueError(
@@ -200,6 +205,16 @@ PRESETS: dict[str, TrainConfig] = {
         loss=LossConfig("margin", rho=0.25, logit_scale=7.0),
         epochs=40,
         learning_rate=1e-2,
+        weight_decay=0.0,
+    ),
+    # By intervals in Linf, at the larger of the two radii that MNIST is judged by.
+    "linf_mnist": _of(
+        "linf_mnist",
+        data=DataConfig("mnist"),
+        loss=LossConfig("ibp", epsilon=0.3, kappa=0.3, ramp=0.6),
+        epochs=30,
+        batch_size=100,
+        learning_rate=1e-3,
         weight_decay=0.0,
     ),
     # Trained as usual, for comparison.

@@ -17,8 +17,9 @@ from jnode.models import ODEBlock, ODEClassifier
 from jnode.models.batched import batched
 from jnode.models.batched import logits as logits_of
 from jnode.solvers import trajectory
+from jnode.train import ibp
 
-LOSSES = ("natural", "margin", "steady_state", "lyapunov")
+LOSSES = ("natural", "margin", "ibp", "steady_state", "lyapunov")
 INPUTS = ("clean", "noise", "adversarial")
 # Rows of the Jacobian that the Lyapunov loss looks at, of each image.
 ROWS = 8
@@ -28,9 +29,10 @@ ROWS = 8
 class LossConfig:
     """What training minimises.
 
-    - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training),
-        "steady_state" (TisODE) or "lyapunov" (SODEF): natural plus a term that makes
-        the end of the trajectory a point of rest.
+    - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training), "ibp"
+        (certified in Linf by intervals, `jnode.train.ibp`), "steady_state" (TisODE) or
+        "lyapunov" (SODEF): natural plus a term that makes the end of the trajectory a
+        point of rest.
     - `inputs`: the images it is taken on: "clean", "noise" (some with Gaussian noise)
         or "adversarial" (attacked by PGD).
     - `logit_scale`: factor of the logits in the cross-entropy, positive; above 1 for
@@ -39,7 +41,10 @@ class LossConfig:
         image: larger radii are certified for it, and fewer images classified rightly.
     - `sigma`, `share`: noise: its standard deviation, in pixel units, and the share of
         the images that get some.
-    - `norm`, `epsilon`, `steps`: adversarial: the PGD attack, in pixel units.
+    - `norm`, `epsilon`, `steps`: adversarial: the PGD attack, in pixel units; ibp: the
+        Linf radius `epsilon` that is reached at the end of the ramp.
+    - `kappa`, `ramp`: ibp: the weight of the natural entropy at the end of the ramp,
+        which starts at 1; and the share of training after which the ramp ends.
     - `weight`: steady_state, lyapunov: of the added term.
     """
 
@@ -53,6 +58,8 @@ class LossConfig:
     epsilon: float = 0.1
     steps: int = 10
     weight: float = 0.1
+    kappa: float = 0.5
+    ramp: float = 0.6
 
     def __post_init__(self):
         if self.name not in LOSSES:
@@ -63,8 +70,11 @@ class LossConfig:
             raise ValueError(
                 f"loss inputs must be one of {', '.join(INPUTS)}, not {self.inputs!r}."
             )
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share must be in [0, 1], not {self.share!r}.")
+        for name in ("share", "kappa", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} must be in [0, 1], not {getattr(self, name)!r}."
+                )
         if not self.logit_scale > 0:
             raise ValueError(f"logit_scale must be positive, not {self.logit_scale!r}.")
         for name in ("rho", "sigma", "epsilon", "weight"):
@@ -74,24 +84,24 @@ class LossConfig:
                 )
 
 
-Loss = Callable[
-    [ODEClassifier, Float[Array, "b h w c"], Int[Array, " b"], Key[Array, " b"]],
-    tuple[Float[Array, ""], dict],
-]
+Loss = Callable[..., tuple[Float[Array, ""], dict]]
 
 
 def make_loss(config: LossConfig) -> Loss:
-    """The loss of a batch: `loss(model, images, labels, keys) -> value, aux`.
+    """The loss of a batch: `loss(model, images, labels, keys, progress) -> value, aux`.
 
     Each image has a key of its own, so that its random numbers do not depend on the
-    images beside it. All results are means over the images.
+    images beside it. `progress` is the share of training that is done, one number for
+    each image, by default 1; "ibp" alone looks at it. All results are means over the
+    images.
 
     `aux` holds the batch's accuracy (on the images that the loss sees), mean `nfe`, and
     `failed`, the share of solves that ended at `max_steps`, whose images count with the
-    state that was reached; with a term for rest, its value `unrest`.
+    state that was reached; with a term for rest, its value `unrest`; for "ibp"
+    `certified`, the share that is proven right at the radius of this step.
     """
 
-    def loss(model, images, labels, keys):
+    def loss(model, images, labels, keys, progress=None):
         # One pass: the bounds that the margin asks for come with the weights.
         model, bounds = resolve(model)
         if config.inputs == "noise":
@@ -110,6 +120,14 @@ def make_loss(config: LossConfig) -> Loss:
         nfe = jnp.mean(solutions.stats["nfe"].astype(jnp.float32))
         failed = jnp.mean((solutions.stats["num_failed"] > 0).astype(jnp.float32))
         aux = {"accuracy": accuracy, "nfe": nfe, "failed": failed}
+        if config.name == "ibp":
+            ramp = jnp.ones(len(labels)) if progress is None else progress
+            ramp = ibp.ramp(ramp, config.ramp)
+            inputs = (images, labels, config.epsilon * ramp, config.logit_scale)
+            worst, proven = ibp.worst_entropy(model, *inputs)
+            aux["certified"] = jnp.mean(proven.astype(jnp.float32))
+            kappa = 1 - (1 - config.kappa) * ramp
+            return jnp.mean(kappa * entropy + (1 - kappa) * worst), aux
         if config.name not in _RESTS:
             return jnp.mean(entropy), aux
         unrest = jnp.mean(_RESTS[config.name](model, solutions.y, keys))

@@ -17,6 +17,7 @@ from jnode.linear.products import training_precision
 from jnode.models import Head, ODEClassifier, build
 from jnode.sharding import averaged
 from jnode.train.config import TrainConfig
+from jnode.train.ibp import narrowed
 from jnode.train.losses import Loss, LossConfig, make_loss
 from jnode.train.run_dir import NonFiniteLossError, SolverFailedError
 
@@ -119,6 +120,8 @@ def init_state(
         classes=classes,
         key=jax.random.key(config.seed),
     )
+    if config.loss.name == "ibp":
+        model = narrowed(model)
     optimizer = make_optimizer(config, total_steps)
     params = eqx.filter(model, eqx.is_inexact_array)
     return TrainState(model, optimizer.init(params), jnp.asarray(0, jnp.int32))
@@ -153,8 +156,10 @@ def make_step(
                 images, augment_key, flip=config.data.flip, pad=config.data.pad
             )
         keys = jax.random.split(loss_key, len(images))
+        progress = jnp.full(len(images), state.step / max(total_steps, 1))
+        batch = (images, labels, keys, progress.astype(images.dtype))
         with training_precision(config.precision):
-            (value, aux), grads = gradients(state.model, images, labels, keys)
+            (value, aux), grads = gradients(state.model, *batch)
         params = eqx.filter(state.model, eqx.is_inexact_array)
         updates, opt = optimizer.update(grads, state.optimizer_state, params)
         model = eqx.apply_updates(state.model, updates)
@@ -247,6 +252,7 @@ class Tally(eqx.Module):
 def empty_tally(loss: LossConfig) -> Tally:
     """The tally at an epoch's start, of what this loss and `make_loss` tell."""
     rest = ("unrest",) if loss.name in ("steady_state", "lyapunov") else ()
+    rest = ("certified",) if loss.name == "ibp" else rest
     names = ("loss", "accuracy", "nfe", "failed", *rest)
     number, count = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
     return Tally(dict.fromkeys(names, number), count, count, count, number)

@@ -1,0 +1,338 @@
+r"""Sets that computed arrays cannot leave, and the arithmetic that preserves this.
+
+An enclosure of an array $v$ says
+
+$v = c + \sum_k M_k s_k + \delta$, with $|s_k| \le \rho_k$ and $|\delta| \le e$
+elementwise,
+
+for every input of the ball and however the computation rounds. The symbols $s_k$ are
+what the ball and the activations leave open; they are shared by all arrays computed
+from them. So linear maps compose before anything is widened: two maps $F^\top$ and
+$BF$, one after the other, widen a symbol by $|F^\top B F|\rho$ and not by
+$|F^\top|\,|BF|\rho$, and $y - y$ is 0. The matrices $M_k$ do not depend on the image. A
+nonlinear operation takes the interval $c \pm (\sum_k |M_k|\rho_k + e)$ of each entry,
+and what comes out is a new symbol.
+
+Rounding is that of Higham, *Accuracy and Stability of Numerical Algorithms* (2002):
+a sum of $n$ products errs by at most $\gamma_n |x|^\top|y|$ in any order, with fused
+multiplications or without; numbers below the smallest normal one may become 0. Each
+rule allows for the error of the computation that is enclosed and for that of its own
+$c$, $M_k$ and $e$. It holds where products are sums of products (no Winograd or FFT
+convolutions, as some GPU libraries choose) and elementary functions are as accurate
+as `ULPS` says.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jnode.bounds import gamma, unit_roundoff
+
+ULPS = {
+    "erf": 16,
+    "exp": 8,
+    "log": 8,
+    "log1p": 512,
+    "logistic": 16,
+    "rsqrt": 8,
+    "sin": 8,
+    "cos": 8,
+    "softplus": 16,
+    "sqrt": 4,
+    "tanh": 16,
+}
+"""The largest error of XLA's elementary functions, relative, in units of 2u.
+
+With a margin above what `benchmarks/elementary.py` measures on CPU: over all float32
+numbers; of float64, over a sample.
+"""
+
+
+class Term(NamedTuple):
+    """$M s$ with $|s| \\le \\rho$; without a matrix $s$ itself, in the same order."""
+
+    symbol: object
+    radius: Float[Array, " batch symbols"]
+    matrix: Float[Array, " symbols *shape"] | None
+
+
+class Enclosure(NamedTuple):
+    """See above. Where `moves` is false it is no image's, and its `batch` is 1."""
+
+    centre: Float[Array, " batch *shape"]
+    error: Float[Array, " batch *shape"] | None = None
+    terms: tuple[Term, ...] = ()
+    moves: bool = True
+
+
+Map = Callable[..., Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """How enclosures are computed with.
+
+    - `outward`: whether rounding is allowed for. Without, bounds are those of exact
+        arithmetic, up to rounding: enough to train by.
+    - `limit`: the most numbers that one matrix of a symbol may have. What would need
+        more is widened to intervals first; at 0 these are all there is.
+    """
+
+    outward: bool = True
+    limit: int = 2**24
+
+    def slack(self, n: int, like: Array) -> float:
+        """Three times the error of a sum of `n` products, relative to their sizes."""
+        return 3 * gamma(n + 8, like.dtype) if self.outward else 0.0
+
+    def _up(self, x: Array) -> Array:
+        """An error that some roundings have made too small."""
+        if not self.outward:
+            return x
+        return x * (1 + self.slack(1, x)) + jnp.finfo(x.dtype).tiny
+
+    def reach(self, x: Enclosure) -> Float[Array, " batch *shape"]:
+        """How far the array may be from its centre."""
+        total = jnp.zeros_like(x.centre) if x.error is None else x.error
+        for _, radius, matrix in x.terms:
+            if matrix is None:
+                part = radius.reshape(-1, *x.centre.shape[1:])
+            else:
+                part = jnp.tensordot(radius, jnp.abs(matrix), 1, precision="highest")
+                part = part * (1 + self.slack(len(matrix), part))
+            total = total + part
+        return self._up(total) if x.terms else total
+
+    def size(self, x: Enclosure) -> Float[Array, " batch *shape"]:
+        """How large the array may be."""
+        size = jnp.abs(x.centre)
+        if x.error is None and not x.terms:
+            return size
+        return self._up(size + self.reach(x))
+
+    def ends(self, x: Enclosure) -> tuple[Array, Array]:
+        """The interval of each entry."""
+        c, r = x.centre, self.reach(x)
+        if x.error is None and not x.terms:
+            return c, c
+        r = r + self.slack(1, c) * (jnp.abs(c) + r)
+        return c - r, c + r
+
+    def box(
+        self, low: Array, high: Array, ulps: int = 0, moves: bool = True
+    ) -> Enclosure:
+        """What lies between these, both of which err by so many ulps."""
+        if self.outward and ulps:
+            share = 2 * ulps * unit_roundoff(low.dtype)
+            tiny = jnp.finfo(low.dtype).tiny
+            low = low - share * jnp.abs(low) - tiny
+            high = high + share * jnp.abs(high) + tiny
+        centre = low / 2 + high / 2
+        error = jnp.maximum(high - centre, centre - low)
+        if self.outward:
+            error = error * (1 + self.slack(1, error))
+        return self.opened(Enclosure(centre, error, (), moves))
+
+    def opened(self, x: Enclosure) -> Enclosure:
+        """With the error as a new symbol, so that what follows is composed."""
+        if not x.moves or x.error is None or x.centre[0].size > self.limit:
+            return x
+        new = Term(object(), x.error.reshape(len(x.error), -1), None)
+        return x._replace(error=None, terms=(*x.terms, new))
+
+    def collapsed(self, x: Enclosure) -> Enclosure:
+        """Without symbols."""
+        return x._replace(error=self.reach(x), terms=()) if x.terms else x
+
+    def fitting(self, x: Enclosure, size: int) -> Enclosure:
+        """Without symbols, if those of so large an array were beyond the limit."""
+        symbols = sum(term.radius.shape[1] for term in x.terms)
+        return self.collapsed(x) if symbols * size > self.limit else x
+
+    def moved(self, f: Map, x: Enclosure, *, ordered: bool = False) -> Enclosure:
+        """`f` that moves, repeats or drops entries; `ordered` if none moves."""
+        out = jax.eval_shape(f, x.centre[0])
+        x, each = self.fitting(x, out.size), jax.vmap(f)
+        terms = tuple(
+            t if ordered and t.matrix is None else t._replace(matrix=each(_dense(t, x)))
+            for t in x.terms
+        )
+        error = None if x.error is None else each(x.error)
+        return x._replace(centre=each(x.centre), error=error, terms=terms)
+
+    def negative(self, x: Enclosure) -> Enclosure:
+        terms = tuple(t._replace(matrix=-_dense(t, x)) for t in x.terms)
+        return x._replace(centre=-x.centre, terms=terms)
+
+    def joined(self, f: Map, xs: Sequence[Enclosure]) -> Enclosure:
+        """`f` that puts together entries of several arrays."""
+        size = jax.eval_shape(f, *(x.centre[0] for x in xs)).size
+        xs = [self.fitting(x, size) for x in xs]
+        batch = max(len(x.centre) for x in xs)
+        xs = [x._replace(centre=_spread(x.centre, batch)) for x in xs]
+        each = jax.vmap(f)
+        error = None
+        if any(x.error is not None for x in xs):
+            error = each(*(self._error(x, batch) for x in xs))
+        terms = []
+        for term in _unique(xs):
+            n = term.radius.shape[1]
+            parts = [
+                jnp.zeros((n, *x.centre.shape[1:]), x.centre.dtype)
+                if _matrix(x, term) is None
+                else _matrix(x, term)
+                for x in xs
+            ]
+            terms.append(term._replace(matrix=each(*parts)))
+        moves = any(x.moves for x in xs)
+        return Enclosure(each(*(x.centre for x in xs)), error, tuple(terms), moves)
+
+    def add(self, f: Map, x: Enclosure, y: Enclosure) -> Enclosure:
+        """`f` that adds two arrays of shapes that fit."""
+        shape = jax.eval_shape(f, x.centre[0], y.centre[0]).shape
+        size = 1
+        for n in shape:
+            size *= n
+        x, y = self.fitting(x, size), self.fitting(y, size)
+        centre = _each(f, x.centre, y.centre)
+        error = None
+        if self.outward:
+            sizes = _each(jnp.add, self.size(x), self.size(y))
+            error = self.slack(1, sizes) * sizes + jnp.finfo(sizes.dtype).tiny
+        for e in (x.error, y.error):
+            if e is not None:
+                e = _grown(e, shape)
+                error = e if error is None else error + e
+        error = error if error is None else self._up(error)
+        terms = []
+        for term in _unique([x, y]):
+            same = all(
+                z.centre.shape[1:] == shape and t.matrix is None
+                for z in (x, y)
+                for t in z.terms
+                if t.symbol is term.symbol
+            )
+            found = [m for m in (_matrix(x, term), _matrix(y, term)) if m is not None]
+            if same and len(found) == 1:
+                terms.append(term._replace(matrix=None))
+                continue
+            found = [_grown(m, shape) for m in found]
+            terms.append(term._replace(matrix=reduce(jnp.add, found)))
+        return Enclosure(centre, error, tuple(terms), x.moves or y.moves)
+
+    def bilinear(self, f: Map, x: Enclosure, y: Enclosure, length: int) -> Enclosure:
+        """`f` whose entries are sums of `length` products of one of `x`, one of `y`."""
+        if y.terms and not x.terms:
+            return self.bilinear(lambda a, b: f(b, a), y, x, length)
+        y = self.collapsed(y)
+        size = jax.eval_shape(f, x.centre[0], y.centre[0]).size
+        x = self.collapsed(x) if y.moves else self.fitting(x, size)
+        each = jax.vmap(f, (0, None))
+        terms = tuple(
+            t._replace(matrix=each(_dense(t, x), y.centre[0])) for t in x.terms
+        )
+        g, error, inner = self.slack(length, x.centre), None, x.error
+        if self.outward:
+            inner = 0.0 if inner is None else inner
+            inner = g * self.size(x) + (1 + g) * inner + jnp.finfo(x.centre.dtype).tiny
+        if inner is not None:
+            error = _each(f, inner, jnp.abs(y.centre))
+        if y.error is not None:
+            more = (1 + g) * _each(f, self.size(x), y.error)
+            error = more if error is None else error + more
+        error = error if error is None else self._up(error)
+        centre = _each(f, x.centre, y.centre)
+        return Enclosure(centre, error, terms, x.moves or y.moves)
+
+    def total(self, f: Map, x: Enclosure, length: int) -> Enclosure:
+        """`f` whose entries are sums of `length` entries."""
+        one = jnp.ones((1, *x.centre.shape[1:]), x.centre.dtype)
+        ones = Enclosure(one, moves=False)
+        return self.bilinear(lambda a, b: f(a * b), x, ones, length)
+
+    def monotone(self, f: Map, x: Enclosure, ulps: int = 0) -> Enclosure:
+        """An increasing or decreasing function of each entry (or of each in turn)."""
+        a, b = (jax.vmap(f)(end) for end in self.ends(x))
+        return self.box(jnp.minimum(a, b), jnp.maximum(a, b), ulps, x.moves)
+
+    def both(self, f: Map, x: Enclosure, y: Enclosure) -> Enclosure:
+        """The larger or the smaller of two, entry by entry."""
+        low, high = (
+            _each(f, *pair) for pair in zip(self.ends(x), self.ends(y), strict=True)
+        )
+        return self.box(low, high, 0, x.moves or y.moves)
+
+    def hull(self, x: Enclosure, y: Enclosure) -> Enclosure:
+        """Either of two, nobody knows which."""
+        (a, b), (c, d) = self.ends(x), self.ends(y)
+        low, high = _each(jnp.minimum, a, c), _each(jnp.maximum, b, d)
+        return self.box(low, high, 0, x.moves or y.moves)
+
+    def absolute(self, x: Enclosure) -> Enclosure:
+        low, high = self.ends(x)
+        least = jnp.maximum(jnp.maximum(low, -high), 0)
+        return self.box(least, jnp.maximum(-low, high), 0, x.moves)
+
+    def wave(self, f: Map, x: Enclosure, ulps: int) -> Enclosure:
+        """A function of slope at most 1 and values of at most 1: sine and cosine."""
+        centre, reach = f(x.centre), self.reach(x)
+        errs = self.outward * 4 * ulps * unit_roundoff(centre.dtype)
+        error = self._up(jnp.minimum(reach, 2) + errs)
+        return self.opened(Enclosure(centre, error, (), x.moves))
+
+    def reciprocal(self, x: Enclosure) -> Enclosure:
+        """1/x; unbounded where x may be 0."""
+        low, high = self.ends(x)
+        a, b = 1 / high, 1 / low
+        zero = ~(low * high > 0)
+        bound = jnp.where(zero, jnp.inf, 0)
+        return self.box(a - bound, b + bound, 1, x.moves)
+
+    def _error(self, x: Enclosure, batch: int) -> Array:
+        error = jnp.zeros_like(x.centre) if x.error is None else x.error
+        return _spread(error, batch)
+
+
+def _dense(term: Term, x: Enclosure) -> Array:
+    """The matrix of a term of `x`."""
+    if term.matrix is not None:
+        return term.matrix
+    n = term.radius.shape[1]
+    return jnp.eye(n, dtype=x.centre.dtype).reshape(n, *x.centre.shape[1:])
+
+
+def _matrix(x: Enclosure, like: Term) -> Array | None:
+    """By which matrix `x` depends on a symbol, if it does."""
+    for term in x.terms:
+        if term.symbol is like.symbol:
+            return _dense(term, x)
+    return None
+
+
+def _unique(xs: Sequence[Enclosure]) -> list[Term]:
+    return list({id(t.symbol): t for x in xs for t in x.terms}.values())
+
+
+def _each(f: Map, x: Array, y: Array) -> Array:
+    """`f` of each image's two arrays, where an axis of 1 is every image's."""
+    if len(x) == len(y):
+        return jax.vmap(f)(x, y)
+    if len(x) == 1:
+        return jax.vmap(lambda b: f(x[0], b))(y)
+    return jax.vmap(lambda a: f(a, y[0]))(x)
+
+
+def _spread(x: Array, batch: int) -> Array:
+    return x if len(x) == batch else jnp.broadcast_to(x, (batch, *x.shape[1:]))
+
+
+def _grown(x: Array, shape: tuple[int, ...]) -> Array:
+    """With the shape of a sum that it is a part of."""
+    if x.ndim == 1:
+        x = x.reshape(-1, *(1,) * len(shape))
+    return jnp.broadcast_to(x, (len(x), *shape))

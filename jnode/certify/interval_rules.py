@@ -1,0 +1,206 @@
+"""What each operation of a jaxpr does to enclosures.
+
+`RULES` has a rule for each name: of the arithmetic, the equation and its arguments,
+what its results are. `MOVING` and `JOINING` only move numbers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jnode.certify.enclosures import ULPS, Arithmetic, Enclosure
+
+# The entries of what these give are entries of their first argument.
+_ORDERED = ("reshape", "squeeze", "expand_dims", "copy", "copy_p")
+MOVING = (
+    *_ORDERED,
+    "broadcast_in_dim",
+    "dynamic_slice",
+    "gather",
+    "rev",
+    "slice",
+    "split",
+    "transpose",
+)
+JOINING = ("concatenate", "stack")
+_ELEMENTARY = tuple(name for name in ULPS if name not in ("sin", "cos", "softplus"))
+
+
+class Unknown:
+    """Truth values or integers that follow from numbers that move."""
+
+
+Value = Any  # an array, an Enclosure or Unknown
+
+
+def refusal(name: str) -> ValueError:
+    """The error for an operation without a rule."""
+    return ValueError(
+        f"The model cannot be enclosed: there is no rule for the operation {name!r} on "
+        "numbers that depend on the image (see jnode/certify/interval_rules.py)."
+    )
+
+
+def is_plain(x: Value) -> bool:
+    """Whether no rounding and no image made a difference to an array."""
+    return not isinstance(x, (Enclosure, Unknown))
+
+
+def lifted(x: Value) -> Enclosure:
+    """A plain array as an enclosure."""
+    return (
+        x
+        if isinstance(x, Enclosure)
+        else Enclosure(jnp.asarray(x)[None], None, (), False)
+    )
+
+
+def is_float(x: Any) -> bool:
+    """Whether an array or a type is of floating-point numbers."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def bind(eqn: Any, *args: Any) -> list[Array]:
+    """What the operation itself gives."""
+    outs = eqn.primitive.bind(*args, **eqn.params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def widens(old: Any, new: Any) -> bool:
+    """Whether all numbers of one floating type are of the other."""
+    floats = is_float(old) and is_float(new)
+    return floats and jnp.finfo(new).nmant >= jnp.finfo(old).nmant
+
+
+def _moving(arithmetic, eqn, args):
+    x, *rest = args
+    if not isinstance(x, Enclosure) or not all(is_plain(i) for i in rest):
+        raise refusal(f"{eqn.primitive.name} at places that depend on the image")
+    ordered = eqn.primitive.name in _ORDERED
+    return [
+        arithmetic.moved(lambda a, k=k: bind(eqn, a, *rest)[k], x, ordered=ordered)
+        for k in range(len(eqn.outvars))
+    ]
+
+
+def _joining(arithmetic, eqn, args):
+    return [arithmetic.joined(lambda *xs: bind(eqn, *xs)[0], [lifted(x) for x in args])]
+
+
+def _pad(arithmetic, eqn, args):
+    x, value = lifted(args[0]), args[1]
+    if not is_plain(value):
+        raise refusal("pad with what depends on the image")
+    out = arithmetic.moved(lambda a: bind(eqn, a, jnp.zeros_like(value))[0], x)
+    centre = jax.vmap(lambda a: bind(eqn, a, value)[0])(x.centre)
+    return [out._replace(centre=centre)]
+
+
+def _select(arithmetic, eqn, args):
+    which, *cases = args
+    cases = [lifted(x) for x in cases]
+    if isinstance(which, Unknown):
+        hull = cases[0]
+        for case in cases[1:]:
+            hull = arithmetic.hull(hull, case)
+        return [hull]
+    return [arithmetic.joined(lambda *xs: bind(eqn, which, *xs)[0], cases)]
+
+
+def _convert(arithmetic, eqn, args):
+    x, new = args[0], eqn.params["new_dtype"]
+    if not isinstance(x, Enclosure) or not widens(x.centre.dtype, new):
+        raise refusal(f"conversion to {jnp.dtype(new).name}")
+    return [arithmetic.moved(lambda a: bind(eqn, a)[0], x)]
+
+
+def _add(arithmetic, eqn, args):
+    x, y = (lifted(a) for a in args)
+    if eqn.primitive.name == "sub":
+        y = arithmetic.negative(y)
+    return [arithmetic.add(jnp.add, x, y)]
+
+
+def _product(arithmetic, eqn, args):
+    x, y = (lifted(a) for a in args)
+    name, params, length = eqn.primitive.name, eqn.params, 1
+    shapes = [v.aval.shape for v in eqn.invars]
+    if name == "dot_general":
+        for axis in params["dimension_numbers"][0][0]:
+            length *= shapes[0][axis]
+    if name == "conv_general_dilated":
+        kernel = params["dimension_numbers"].rhs_spec
+        length = int(np.prod(shapes[1])) // shapes[1][kernel[0]]
+        if params["batch_group_count"] != 1:
+            raise refusal("convolution with batch groups")
+    return [arithmetic.bilinear(lambda a, b: _full(eqn, a, b), x, y, length)]
+
+
+def _full(eqn: Any, a: Array, b: Array) -> Array:
+    """A product in full precision, whatever the model asks for."""
+    params = dict(eqn.params)
+    if "precision" in params:
+        params["precision"] = (jax.lax.Precision.HIGHEST,) * 2
+    return eqn.primitive.bind(a, b, **params)
+
+
+def _divide(arithmetic, eqn, args):
+    x, y = (lifted(a) for a in args)
+    return [arithmetic.bilinear(jnp.multiply, x, arithmetic.reciprocal(y), 4)]
+
+
+def _sum(arithmetic, eqn, args):
+    x = lifted(args[0])
+    before, after = eqn.invars[0].aval.size, eqn.outvars[0].aval.size
+    return [arithmetic.total(lambda a: bind(eqn, a)[0], x, before // max(after, 1))]
+
+
+def _monotone(arithmetic, eqn, args):
+    if len(args) != 1:
+        raise refusal(f"{eqn.primitive.name} of several arrays")
+    x, ulps = lifted(args[0]), ULPS.get(eqn.primitive.name, 0)
+    return [arithmetic.monotone(lambda a: bind(eqn, a)[0], x, ulps)]
+
+
+def _power(arithmetic, eqn, args):
+    x, power = lifted(args[0]), eqn.params.get("y", 2)
+    if power < 0:
+        raise refusal(f"power of {power}")
+    x = arithmetic.absolute(x) if power % 2 == 0 else x
+    # Rounded at most twice for each factor.
+    return [arithmetic.monotone(lambda a: bind(eqn, a)[0], x, 2 * power)]
+
+
+RULES: dict[str, Callable[[Arithmetic, Any, list[Value]], list[Value]]] = {
+    **dict.fromkeys(MOVING, _moving),
+    **dict.fromkeys(JOINING, _joining),
+    **dict.fromkeys((*_ELEMENTARY, "sort", "reduce_max", "reduce_min"), _monotone),
+    **dict.fromkeys(("add", "sub", "add_any"), _add),
+    **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), _product),
+    **dict.fromkeys(("integer_pow", "square"), _power),
+    **dict.fromkeys(
+        ("max", "min"),
+        lambda arithmetic, eqn, args: [
+            arithmetic.both(lambda a, b: bind(eqn, a, b)[0], *(lifted(x) for x in args))
+        ],
+    ),
+    **dict.fromkeys(
+        ("sin", "cos"),
+        lambda arithmetic, eqn, args: [
+            arithmetic.wave(
+                lambda a: bind(eqn, a)[0], lifted(args[0]), ULPS[eqn.primitive.name]
+            )
+        ],
+    ),
+    "abs": lambda arithmetic, eqn, args: [arithmetic.absolute(args[0])],
+    "neg": lambda arithmetic, eqn, args: [arithmetic.negative(args[0])],
+    "convert_element_type": _convert,
+    "div": _divide,
+    "pad": _pad,
+    "reduce_sum": _sum,
+    "select_n": _select,
+}

@@ -1,0 +1,100 @@
+"""What intervals prove of a run: robustness in Linf, and the rounding of features."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jnode import certify
+from jnode._batches import padded_batches
+from jnode._files import write_json
+from jnode.certify import linf
+from jnode.runs import Opened, read
+
+BATCH = 500
+
+
+def enclose_run(
+    run_dir: str | os.PathLike,
+    epsilons: Sequence[float],
+    *,
+    num_examples: int | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """Certifies a run's model in Linf by intervals; writes `certificate-linf.json`.
+
+    **Arguments:** the folder; the Linf radii, in pixel units; how many test images, by
+    default all; where the data lie, if elsewhere than in training.
+
+    **Returns:** what the file holds. Its `widest` is the largest width that an interval
+    of the features has at the last radius: where that is many times the features
+    themselves (`features`), intervals tell nothing of this model.
+
+    **Raises:** `ValueError` for a negative radius, an adaptive solver, or an operation
+    without a rule; what `jnode.load` and `jnode.data.load` raise.
+    """
+    for epsilon in epsilons:
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon must be at least 0, not {epsilon!r}.")
+    run = read(run_dir, num_examples, data_dir)
+    rows = certify.linf_certified_accuracy(
+        run.model, run.images, run.test.labels, (0.0, *epsilons), batch_size=BATCH
+    )
+    some = jnp.asarray(run.images[:50])
+    widths, sizes = linf.widths(run.model, some, max(epsilons, default=0.0))
+    summary = {
+        **_told(run),
+        "rounding": "proven, given the measured accuracy of elementary functions",
+        "clean_accuracy": rows[0]["certified_accuracy"],
+        "certified_accuracy": rows[1:],
+        "widest": float(np.max(widths)),
+        "features": float(np.max(sizes)),
+    }
+    write_json(run.path / "certificate-linf.json", summary)
+    return summary
+
+
+def rounding_run(
+    run_dir: str | os.PathLike,
+    *,
+    num_examples: int | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """How far rounding moves the features of a run's test images: proven, and allowed.
+
+    Writes `certificate-rounding.json`. Arguments and errors as of `enclose_run`.
+
+    **Returns:** what the file holds: the largest bound that is proven, and what the L2
+    certificate allows for, beside it; `None` where no Lipschitz constant is known.
+    """
+    run = read(run_dir, num_examples, data_dir)
+    size = min(BATCH, len(run.images))
+    pairs = [
+        np.asarray(certify.proven_rounding(run.model, jnp.asarray(x)))[:, mask]
+        for _, (x,), mask in padded_batches((run.images,), size)
+    ]
+    proven, stated = np.concatenate(pairs, axis=1)
+    summary = {**_told(run), "largest_proven": float(np.max(proven)), "allowed": None}
+    if np.all(np.isfinite(stated)):
+        ratio = stated / np.maximum(proven, np.finfo(proven.dtype).tiny)
+        summary["allowed"] = {
+            "smallest": float(np.min(stated)),
+            "least_ratio": float(np.min(ratio)),
+            "median_ratio": float(np.median(ratio)),
+            "covered": float(np.mean(proven <= stated)),
+        }
+    write_json(run.path / "certificate-rounding.json", summary)
+    return summary
+
+
+def _told(run: Opened) -> dict[str, Any]:
+    return {
+        "dataset": run.test.name,
+        "split": run.test.split,
+        "num_examples": len(run.test),
+        "num_train": run.num_train,
+        "solver": str(run.model.solver),
+        "arithmetic": certify.arithmetic(),
+    }

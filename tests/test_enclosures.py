@@ -1,0 +1,196 @@
+"""Nothing that a model computes in a ball leaves its enclosure, and it is no wider."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import jnode
+from jnode.certify.enclosures import Arithmetic, Enclosure
+from jnode.certify.interpreter import enclose
+from jnode.fields import Decay
+from jnode.solvers import SOLVERS
+from tests.helpers import dense_matrix
+
+PROOF = Arithmetic()
+
+
+def ball(centre, radius, arithmetic=PROOF):
+    return arithmetic.opened(Enclosure(centre, jnp.full_like(centre, radius)))
+
+
+def interval(function, centre, radius, arithmetic=PROOF):
+    """The centre and the half-widths of what `function` gives around each centre."""
+
+    @jax.jit
+    def run(centre):
+        found = enclose(arithmetic, function, ball(centre, radius, arithmetic))
+        return found.centre, arithmetic.reach(found)
+
+    return (np.asarray(x, np.float64) for x in run(centre))
+
+
+def excess(function, centre, radius, key, corners=40):
+    """The largest distance from the centre over what is allowed, among points."""
+    middle, reach = interval(function, centre, radius)
+    call, worst = jax.jit(jax.vmap(function)), 0.0
+    for k in jr.split(key, corners):
+        moves = jr.uniform(k, centre.shape, centre.dtype, -1, 1)
+        for move in (jnp.sign(moves), moves):
+            out = np.asarray(call(centre + radius * move), np.float64)
+            worst = max(worst, float(np.max(np.abs(out - middle) / reach)))
+    return worst
+
+
+def states(key, shape, number=3):
+    return jr.normal(key, (number, *shape))
+
+
+def shaken(tree, key, size=0.3):
+    """With biases, clocks and the like that are not 0."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jr.split(key, len(leaves))
+    move = lambda x, k: (
+        x + size * jr.normal(k, x.shape, x.dtype) if eqx.is_inexact_array(x) else x
+    )
+    return jax.tree.unflatten(structure, map(move, leaves, keys))
+
+
+DENSE, GRID = (6,), (3, 3, 4)
+FIELDS = {
+    "ortho": lambda k: jnode.OrthoField(DENSE, lipschitz=2.0, time=True, key=k),
+    "learnable": lambda k: jnode.OrthoField(DENSE, learnable=True, hidden=3, key=k),
+    "circular": lambda k: jnode.OrthoField(GRID, key=k),
+    "zero": lambda k: jnode.OrthoField(
+        GRID, constraint="rescaled", padding="zero", key=k
+    ),
+    "flow": lambda k: jnode.GradientFlowField(DENSE, potentials=2, decay=0.5, key=k),
+    "skew": lambda k: jnode.SkewField(DENSE, damping=0.3, key=k),
+    "hamiltonian": lambda k: jnode.HamiltonianField(DENSE, key=k),
+    "free": lambda k: jnode.FreeField(DENSE, time=True, key=k),
+    "free conv": lambda k: jnode.FreeField(GRID, key=k),
+    "group norm": lambda k: jnode.FreeField(GRID, group_norm=True, time=True, key=k),
+    "sum": lambda k: 0.5 * jnode.OrthoField(DENSE, key=k) - Decay(0.5),
+    "pieces": lambda k: jnode.PiecewiseField(
+        [jnode.FreeField(DENSE, key=x) for x in jr.split(k, 2)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_point_leaves_a_solve(name, getkey):
+    field = jnode.resolve(shaken(FIELDS[name](getkey()), getkey()))[0]
+    shape = GRID if name in ("circular", "zero", "free conv", "group norm") else DENSE
+    solver = jnode.Solver("euler", steps=2 if name == "pieces" else 1)
+    end = lambda y: jnode.solve(field, y, solver).y
+    # Group norm divides by a spread that may be all but 0 in a larger ball.
+    radius = 1e-3 if name == "group norm" else 0.02
+    worst = excess(end, states(getkey(), shape), radius, getkey())
+    assert 0.01 < worst <= 1
+
+
+@pytest.mark.parametrize("name", [x for x in SOLVERS if x != "dopri8"])
+def test_every_tableau(name, getkey):
+    field = jnode.FreeField((3,), time=True, key=getkey())
+    field = jnode.resolve(shaken(field, getkey()))[0]
+    end = lambda y: jnode.solve(field, y, jnode.Solver(name, steps=1)).y
+    worst = excess(end, states(getkey(), (3,)), 0.01, getkey())
+    assert 0.05 < worst <= 1
+
+
+@pytest.mark.parametrize("activation", jnode.activations.ACTIVATIONS)
+def test_every_activation(activation, getkey):
+    sigma = jnode.activations.make_activation(activation, 8)
+    sigma = shaken(sigma, getkey())
+    centre = states(getkey(), (8,), 20)
+    assert 0.7 < excess(sigma, centre, 0.4, getkey()) <= 1
+
+
+def test_double_precision(getkey, x64):
+    field = jnode.FreeField(DENSE, activation="tanh", time=True, key=getkey())
+    field = jnode.resolve(shaken(field, getkey()))[0]
+    solver = jnode.Solver("rk4", steps=1)
+    end = lambda y: jnode.solve(field, y, solver).y
+    y = states(getkey(), DENSE)
+    assert y.dtype == jnp.float64
+    assert 0.1 < excess(end, y, 0.01, getkey()) <= 1
+    _, reach = interval(end, y, 0.0)
+    assert np.max(reach) < 1e-12
+
+
+def test_elementary_functions_and_products(getkey):
+    functions = {
+        "silu": jax.nn.silu,
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "elu": jax.nn.elu,
+        "norm": lambda x: x / jnp.sqrt(jnp.sum(x**2) + 1),
+        "wave": lambda x: jnp.sin(x) * jnp.exp(-jnp.abs(x)),
+        "largest": lambda x: x - jnp.max(x),
+    }
+    for name, function in functions.items():
+        worst = excess(function, states(getkey(), (5,)), 0.1, getkey())
+        assert 0.05 < worst <= 1, name
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 2), (5,)])
+def test_linear_maps_are_composed_before_they_widen(shape, getkey):
+    """A spectral convolution is three products, whose absolute values explode."""
+    field = jnode.OrthoField(shape, hidden=shape[-1], key=getkey())
+    map_ = jnode.resolve(field)[0].first
+    matrix = dense_matrix(map_, shape)
+    centre = states(getkey(), shape, 1)
+    _, reach = interval(map_, centre, 0.1)
+    exact = 0.1 * np.sum(np.abs(matrix), axis=1).reshape(1, *shape)
+    np.testing.assert_array_less(exact * (1 - 1e-6), reach)
+    np.testing.assert_array_less(reach, exact * (1 + 1e-4))
+    # So a width 2 % smaller is refuted by a corner.
+    middle, _ = interval(map_, centre, 0.1)
+    row = np.sign(matrix[0]).reshape(1, *shape)
+    out = np.asarray(jax.vmap(map_)(centre + 0.1 * jnp.asarray(row, centre.dtype)))
+    assert np.abs(out - middle).ravel()[0] > 0.98 * reach.ravel()[0]
+
+
+def test_what_cancels_is_not_counted(getkey):
+    def nothing(x):
+        return (x + 1) - x
+
+    _, reach = interval(nothing, states(getkey(), (4,)), 1.0)
+    assert np.max(reach) < 1e-5
+
+
+def test_radius_0_encloses_the_exact_result(getkey):
+    """Rounding alone: float32 and float64 both lie inside, and it is not wide."""
+    field = jnode.FreeField(DENSE, activation="softplus", key=getkey())
+    field = jnode.resolve(shaken(field, getkey()))[0]
+    solver = jnode.Solver("euler", steps=2)
+    y = states(getkey(), DENSE)
+    end = lambda y: jnode.solve(field, y, solver).y
+    middle, reach = interval(end, y, 0.0)
+    short = np.asarray(jax.vmap(end)(y), np.float64)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64) if eqx.is_inexact_array(x) else x,
+            field,
+        )
+        long = jax.vmap(lambda y: jnode.solve(exact, y, solver).y)
+        truth = np.asarray(long(jnp.asarray(np.asarray(y, np.float64))))
+    assert np.all(np.abs(short - middle) <= reach)
+    assert np.all(np.abs(truth - middle) <= reach)
+    assert 0 < np.max(np.abs(truth - short)) < np.max(reach) < 1e-3
+
+
+def test_what_has_no_rule_is_refused_by_name(getkey):
+    with pytest.raises(ValueError, match="'cumsum'"):
+        enclose(PROOF, jnp.cumsum, ball(jnp.zeros((1, 3)), 0.1))
+    field = jnode.OrthoField(DENSE, key=getkey())
+    low = jnode.LowPrecisionField(jnode.resolve(field)[0])
+    with pytest.raises(ValueError, match="bfloat16"):
+        enclose(PROOF, lambda y: low(0.0, y), ball(jnp.zeros((1, *DENSE)), 0.1))
+
+    def turns(x):
+        return jax.lax.cond(x[0] > 0, lambda x: x, lambda x: -x, x)
+
+    with pytest.raises(ValueError, match="branch"):
+        enclose(PROOF, turns, ball(jnp.zeros((1, 3)), 0.1))
