@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from jnode.models import ODEClassifier as ODEClassifier
     from jnode.models import build as build
     from jnode.models import load as load
+    from jnode.models import pretrained as pretrained
     from jnode.models.batched import batched as batched
     from jnode.solvers import Solution as Solution
     from jnode.solvers import Solver as Solver
@@ -89,6 +90,7 @@ _HOMES = {
     "build": "models",
     "evaluate": "evaluation",
     "load": "models",
+    "pretrained": "models",
     "resolve": "constraints",
     "solve": "solvers",
 }

@@ -76,8 +76,7 @@ def read(
     config, facts = run.read_config()
     model = load(run_dir)
     test = evaluation_images(config.data, data_dir)
-    if num_examples is not None:
-        test = test.take(num_examples)
+    test = test if num_examples is None else test.take(num_examples)
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
     return Opened(run.path, model, config.solver, facts["num_train"], test, images)
 

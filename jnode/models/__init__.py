@@ -16,3 +16,5 @@ from jnode.models.layers import Linear as Linear
 from jnode.models.layers import ODEBlock as ODEBlock
 from jnode.models.layers import PositionBias as PositionBias
 from jnode.models.presets import MODELS as MODELS
+from jnode.models.shipped import card as card
+from jnode.models.shipped import pretrained as pretrained

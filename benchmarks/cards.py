@@ -1,0 +1,150 @@
+"""Makes a trained run a model of the package: python benchmarks/cards.py RUN_DIR NAME.
+
+Rounds the run's weights to bfloat16, so that they take half the space in a wheel;
+certifies and attacks the rounded model on the test images; and writes it into
+jnode/models/weights/NAME, with its card. With --retrain, trains a model of the package
+anew by its card's command for one epoch, and compares the metrics with the card's.
+"""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import tyro
+
+import jnode
+from jnode._files import write_json
+from jnode._process import run
+from jnode.models import card, save
+from jnode.models.shipped import WEIGHTS
+from jnode.runs import certify_run, evaluate_run
+from jnode.train import RunDir
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Makes a trained run a model of the package, or trains one anew."""
+
+    run_dir: Annotated[str, tyro.conf.Positional]
+    """A folder that scripts/train.py wrote; with --retrain, an empty one."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """The model's name in the package."""
+
+    radii: tuple[float, ...] = (36 / 255, 72 / 255, 108 / 255)
+    """L2 radii to certify at."""
+
+    seeds: tuple[str, ...] = ()
+    """Runs that differ in the seed alone, certified by scripts/certify.py."""
+
+    attacked: int = 1000
+    """Test images for AutoAttack; 0 for none."""
+
+    retrain: bool = False
+    """Train the first epoch of a model of the package, and compare."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    if args.retrain:
+        retrain(Path(args.run_dir), args.name)
+        return
+    print(json.dumps(make(args), indent=1))
+
+
+def make(args: Args) -> dict:
+    """The card of a run, written beside its rounded weights."""
+    run_dir = Path(args.run_dir)
+    config, facts = RunDir(run_dir).read_config()
+    rows = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    with tempfile.TemporaryDirectory() as temporary:
+        rounded = Path(temporary)
+        shutil.copy(run_dir / "config.json", rounded)
+        model = _rounded(jnode.load(run_dir))
+        sizes = {k: facts[k] for k in ("image_shape", "classes")}
+        save(rounded, model, config.model, config.solver, **sizes)
+        found = certify_run(rounded, args.radii)
+        attacked = _attacked(rounded, args) if args.attacked else None
+        for name in ("config.json", "model.json", "model.eqx"):
+            (WEIGHTS / args.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(rounded / name, WEIGHTS / args.name)
+    arrays = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    tightness = found["tightness"]
+    content = {
+        "command": facts["command"],
+        "commit": facts["git"]["commit"] if facts["git"] else None,
+        "dataset": found["dataset"],
+        "num_train": found["num_train"],
+        "epochs": config.epochs,
+        "minutes": round(rows[-1]["seconds"] / 60, 1),
+        "device": facts["versions"]["device"],
+        "versions": facts["versions"],
+        "parameters": sum(x.size for x in arrays),
+        "first_epoch": {k: rows[0][k] for k in ("loss", "accuracy")},
+        "num_examples": found["num_examples"],
+        "clean_accuracy": found["clean_accuracy"],
+        "certified_accuracy": found["certified_accuracy"],
+        "lipschitz": {
+            k: tightness[k] for k in ("certified_upper_bound", "empirical_lower_bound")
+        },
+        "attacked": attacked,
+        "seeds": [_accuracies(Path(folder)) for folder in args.seeds],
+    }
+    write_json(WEIGHTS / args.name / "card.json", content)
+    return content
+
+
+def _rounded(model):
+    def one(x):
+        return x.astype(jnp.bfloat16).astype(x.dtype) if eqx.is_inexact_array(x) else x
+
+    return jax.tree.map(one, model)
+
+
+def _attacked(folder: Path, args: Args) -> dict:
+    """Robust accuracy under the standard protocol, at the certified radii."""
+    found = evaluate_run(
+        folder,
+        protocol="standard",
+        norm="l2",
+        epsilons=args.radii,
+        num_examples=args.attacked,
+        pictures=False,
+    )
+    kept = ("protocol", "num_examples", "clean_accuracy", "robust_accuracy", "flags")
+    return {k: found[k] for k in kept if k in found}
+
+
+def _accuracies(folder: Path) -> dict:
+    config, _ = RunDir(folder).read_config()
+    found = json.loads((folder / "certificate.json").read_text())
+    kept = ("clean_accuracy", "certified_accuracy")
+    return {"seed": config.seed, **{k: found[k] for k in kept}}
+
+
+def retrain(run_dir: Path, name: str) -> None:
+    """Trains the first epoch of a model of the package, and prints both metrics."""
+    command = [sys.executable, "scripts/train.py", "--from-run", str(WEIGHTS / name)]
+    training = subprocess.Popen([*command, str(run_dir)])
+    metrics = run_dir / "metrics.jsonl"
+    while training.poll() is None and not (metrics.is_file() and metrics.read_text()):
+        time.sleep(1)
+    training.send_signal(signal.SIGTERM)
+    training.wait()
+    row, then = json.loads(metrics.read_text().splitlines()[0]), card(name)
+    for key, value in then["first_epoch"].items():
+        print(f"{key}: {row[key]:.6f} now, {value:.6f} on the card")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,34 @@
+"""A model that comes with the package, compared with its card."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from jnode import certify
+from jnode.models import shipped
+from jnode.runs import read
+
+
+def check_card(
+    name: str, *, data_dir: str | os.PathLike | None = None
+) -> list[dict[str, Any]]:
+    """Certifies a model that comes with the package on its card's test images.
+
+    **Arguments:** its name; where the data lie, by default `TFDS_DATA_DIR`.
+
+    **Returns:** for each accuracy of the card the L2 `radius` in pixel units (0 for
+    clean accuracy), what is on the `card`, and what was `found`. They differ by no more
+    than images so near the radius that another machine's rounding decides.
+
+    **Raises:** `ValueError` for an unknown name; what `jnode.data.load` raises.
+    """
+    card = shipped.card(name)
+    run = read(shipped.folder(name), card["num_examples"], data_dir)
+    proven = certify.certified_radii(run.model, run.images, run.test.labels)
+    told = [(0.0, card["clean_accuracy"])]
+    told += [(r["radius"], r["certified_accuracy"]) for r in card["certified_accuracy"]]
+    return [
+        {"radius": radius, "card": share, "found": float(np.mean(proven >= radius))}
+        for radius, share in told
+    ]

@@ -1,0 +1,59 @@
+"""Trained models that come with the package, each with a card.
+
+A model's folder holds what a run folder does, but for checkpoints and evaluations:
+`config.json`, `model.json`, `model.eqx`; and `card.json`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jnode._checks import check_choice
+from jnode.models.classifier import ODEClassifier
+from jnode.models.file import load
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def names() -> tuple[str, ...]:
+    """The names of the models that come with the package."""
+    return tuple(sorted(path.parent.name for path in WEIGHTS.glob("*/card.json")))
+
+
+def folder(name: str) -> Path:
+    """The folder of a model that comes with the package.
+
+    **Raises:** `ValueError` for an unknown name.
+    """
+    check_choice("name", name, names())
+    return WEIGHTS / name
+
+
+def pretrained(name: str) -> ODEClassifier:
+    """A trained model that comes with the package: constrained, as `jnode.load` gives.
+
+    Its weights are in the package: nothing is downloaded, and loading runs no code.
+
+    **Arguments:** one of `jnode.models.shipped.names()`.
+
+    **Returns:** a model that maps one image, `Float[Array, "height width channels"]`
+    with pixels in [0, 1], to logits.
+
+    **Raises:** `ValueError` for an unknown name.
+    """
+    return load(folder(name))
+
+
+def card(name: str) -> dict[str, Any]:
+    """What a model that comes with the package is, and what was measured of it.
+
+    Its keys are: `command` and `commit`, by which it was trained; `dataset`,
+    `num_train`, `epochs`, `minutes`, `device`, `parameters`; `first_epoch`, metrics of
+    its training; `num_examples`, test images; `clean_accuracy` and
+    `certified_accuracy` on them; `lipschitz`, a certified upper bound and an empirical
+    lower bound; `attacked`, robust accuracy under attack; `seeds`, the same accuracies
+    of trainings that differ in nothing but the seed.
+
+    **Raises:** `ValueError` for an unknown name.
+    """
+    return json.loads((folder(name) / "card.json").read_text())
