@@ -88,7 +88,7 @@ class Arithmetic:
 
     def slack(self, n: int, like: Array) -> float:
         """Three times the error of a sum of `n` products, relative to their sizes."""
-        return 3 * gamma(n + 8, like.dtype) if self.outward else 0.0
+        return 3 * gamma(n + 1, like.dtype) if self.outward else 0.0
 
     def _up(self, x: Array) -> Array:
         """An error that some roundings have made too small."""
