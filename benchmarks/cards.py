@@ -21,14 +21,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import tyro
+from certified import label
 
 import jnode
 from jnode._files import write_json
 from jnode._process import run
-from jnode.models import card, save
+from jnode.models import save, shipped
 from jnode.models.shipped import WEIGHTS
 from jnode.runs import certify_run, evaluate_run
 from jnode.train import RunDir
+
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Args:
     seeds: tuple[str, ...] = ()
     """Runs that differ in the seed alone, certified by scripts/certify.py."""
 
-    attacked: int = 1000
-    """Test images for AutoAttack; 0 for none."""
+    autoattack: int = 1000
+    """Test images for AutoAttack and what else the standard protocol does; or 0."""
 
     retrain: bool = False
     """Train the first epoch of a model of the package, and compare."""
@@ -59,7 +62,29 @@ def main() -> None:
     if args.retrain:
         retrain(Path(args.run_dir), args.name)
         return
-    print(json.dumps(make(args), indent=1))
+    make(args)
+    text = table()
+    (RESULTS / "cards.md").write_text(text)
+    print(text)
+
+
+def table() -> str:
+    """Markdown, one row for each model of the package."""
+    lines = [
+        "| model | training images | minutes | weights | clean % | certified % at L2 |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name in shipped.names():
+        told = shipped.card(name)
+        proven = ", ".join(
+            f"{100 * row['certified_accuracy']:.1f} at {label(row['radius'])}"
+            for row in told["certified_accuracy"]
+        )
+        lines.append(
+            f"| `{name}` | {told['num_train']:,} | {told['minutes']:.0f} | "
+            f"{told['parameters']:,} | {100 * told['clean_accuracy']:.1f} | {proven} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def make(args: Args) -> dict:
@@ -69,19 +94,22 @@ def make(args: Args) -> dict:
     rows = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
     with tempfile.TemporaryDirectory() as temporary:
         rounded = Path(temporary)
-        shutil.copy(run_dir / "config.json", rounded)
+        told = json.loads((run_dir / "config.json").read_text())
+        # Without the folder, which belongs to the machine.
+        told["command"] = told["command"].replace(args.run_dir, "RUN")
+        write_json(rounded / "config.json", told)
         model = _rounded(jnode.load(run_dir))
         sizes = {k: facts[k] for k in ("image_shape", "classes")}
         save(rounded, model, config.model, config.solver, **sizes)
         found = certify_run(rounded, args.radii)
-        attacked = _attacked(rounded, args) if args.attacked else None
+        protocol = _autoattack(rounded, args) if args.autoattack else None
         for name in ("config.json", "model.json", "model.eqx"):
             (WEIGHTS / args.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(rounded / name, WEIGHTS / args.name)
     arrays = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     tightness = found["tightness"]
     content = {
-        "command": facts["command"],
+        "command": f"python {told['command']}",
         "commit": facts["git"]["commit"] if facts["git"] else None,
         "dataset": found["dataset"],
         "num_train": found["num_train"],
@@ -97,7 +125,8 @@ def make(args: Args) -> dict:
         "lipschitz": {
             k: tightness[k] for k in ("certified_upper_bound", "empirical_lower_bound")
         },
-        "attacked": attacked,
+        "attacked": found["attacked"],
+        "autoattack": protocol,
         "seeds": [_accuracies(Path(folder)) for folder in args.seeds],
     }
     write_json(WEIGHTS / args.name / "card.json", content)
@@ -111,18 +140,18 @@ def _rounded(model):
     return jax.tree.map(one, model)
 
 
-def _attacked(folder: Path, args: Args) -> dict:
+def _autoattack(folder: Path, args: Args) -> dict:
     """Robust accuracy under the standard protocol, at the certified radii."""
     found = evaluate_run(
         folder,
         protocol="standard",
         norm="l2",
         epsilons=args.radii,
-        num_examples=args.attacked,
+        num_examples=args.autoattack,
         pictures=False,
     )
-    kept = ("protocol", "num_examples", "clean_accuracy", "robust_accuracy", "flags")
-    return {k: found[k] for k in kept if k in found}
+    kept = ("protocol", "num_examples", "clean_accuracy", "worst_case", "flags")
+    return {k: found[k] for k in kept}
 
 
 def _accuracies(folder: Path) -> dict:
@@ -141,7 +170,7 @@ def retrain(run_dir: Path, name: str) -> None:
         time.sleep(1)
     training.send_signal(signal.SIGTERM)
     training.wait()
-    row, then = json.loads(metrics.read_text().splitlines()[0]), card(name)
+    row, then = json.loads(metrics.read_text().splitlines()[0]), shipped.card(name)
     for key, value in then["first_epoch"].items():
         print(f"{key}: {row[key]:.6f} now, {value:.6f} on the card")
 

@@ -67,7 +67,7 @@ def overview(rows: list[dict]) -> str:
     ]
     for row in rows:
         proven = ", ".join(
-            f"{100 * r['certified_accuracy']:.1f} at {_label(r['radius'])}"
+            f"{100 * r['certified_accuracy']:.1f} at {label(r['radius'])}"
             for r in row["certified_accuracy"]
             if r["norm"] == "l2"
         )
@@ -79,7 +79,7 @@ def overview(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _label(radius: float) -> str:
+def label(radius: float) -> str:
     """A radius as people know it: 36/255 rather than 0.1412."""
     levels = 255 * radius
     whole = abs(levels - round(levels)) < 1e-6 and round(levels) != 255
@@ -115,7 +115,7 @@ def table(rows: list[dict]) -> str:
                 seen["certified_locally"],
                 seen["robust_accuracy"],
             )
-            cells = [_label(proven["radius"]), *(f"{100 * s:.1f}" for s in shares)]
+            cells = [label(proven["radius"]), *(f"{100 * s:.1f}" for s in shares)]
             parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts)

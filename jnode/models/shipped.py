@@ -51,8 +51,9 @@ def card(name: str) -> dict[str, Any]:
     `num_train`, `epochs`, `minutes`, `device`, `parameters`; `first_epoch`, metrics of
     its training; `num_examples`, test images; `clean_accuracy` and
     `certified_accuracy` on them; `lipschitz`, a certified upper bound and an empirical
-    lower bound; `attacked`, robust accuracy under attack; `seeds`, the same accuracies
-    of trainings that differ in nothing but the seed.
+    lower bound; `attacked`, robust accuracy under PGD, and `autoattack`, that under the
+    standard protocol, where it was run; `seeds`, the same accuracies of trainings that
+    differ in nothing but the seed.
 
     **Raises:** `ValueError` for an unknown name.
     """
