@@ -40,8 +40,8 @@ def poisoned(monkeypatch):
     def poisonous(config):
         loss = make_loss(config)
 
-        def call(model, images, labels, keys):
-            value, aux = loss(model, images, labels, keys)
+        def call(model, images, labels, keys, progress):
+            value, aux = loss(model, images, labels, keys, progress)
             return jnp.where((labels == 0).all(), jnp.nan, value), aux
 
         return call

@@ -490,7 +490,7 @@ def test_explosion_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LossConfig("hinge"), "natural, margin, steady_state"),
+        (lambda: LossConfig("hinge"), "natural, margin, ibp, steady_state"),
         (lambda: LossConfig(rho=-1.0), "rho must be at least 0"),
         (lambda: LossConfig(epsilon=-0.1), "epsilon must be at least 0"),
         (lambda: LossConfig(logit_scale=0.0), "logit_scale must be positive"),
