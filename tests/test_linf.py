@@ -98,7 +98,11 @@ def test_adaptive_solvers_and_bad_radii_are_refused(getkey):
 def test_orthogonal_fields_blow_intervals_up(getkey):
     """By the sums of their rows' absolute values, where the L2 norm is 1."""
     model = small_model(getkey(), "ortho", jnode.Solver("euler", steps=1))
-    widths, _ = linf.widths(model, images(getkey(), 2), 0.01)
+    some = images(getkey(), 2)
+    widths, sizes = linf.widths(model, some, 0.01)
+    # Of the features themselves, however wide the intervals.
+    seen = jax.vmap(model.embed)(some).reshape(2, -1)
+    np.testing.assert_allclose(sizes, jnp.max(jnp.abs(seen), axis=1), rtol=1e-5)
     free, _ = linf.widths(linear_model(getkey()), images(getkey(), 2), 0.01)
     assert jnp.min(widths) > 3 * jnp.max(free)
 

@@ -250,7 +250,9 @@ def widths(
 
     Arguments and errors as of `embedding`.
     """
-    arithmetic = Arithmetic()
-    found = embedding(plain(model), images, epsilon, arithmetic)
+    model, arithmetic = plain(model), Arithmetic()
+    found = embedding(model, images, epsilon, arithmetic)
     largest = lambda x: jnp.max(jnp.abs(x), axis=1)  # noqa: E731
-    return largest(2 * arithmetic.reach(found)), largest(found.centre)
+    # Not the centres, which are far from the features where intervals are wide.
+    features = jax.vmap(model.embed)(images).reshape(len(images), -1)
+    return largest(2 * arithmetic.reach(found)), largest(features)
