@@ -49,7 +49,7 @@ ULPS = {
 """The largest error of XLA's elementary functions, relative, in units of 2u.
 
 With a margin above what `benchmarks/elementary.py` measures on CPU: over all float32
-numbers; of float64, over a sample.
+numbers, or as many as benchmarks/results/elementary.md says; of float64, over a sample.
 """
 
 
