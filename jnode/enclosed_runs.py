@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +11,7 @@ from jnode import certify
 from jnode._batches import padded_batches
 from jnode._files import write_json
 from jnode.certify import linf
+from jnode.evaluation import evaluate
 from jnode.models.batched import batched
 from jnode.runs import Opened, read
 
@@ -46,10 +46,12 @@ def enclose_run(
     )
     some = jnp.asarray(run.images[:50])
     widths, sizes = linf.widths(run.model, some, max(epsilons, default=0.0))
+    whole = batched(run.model.bake())
+    seen = evaluate(whole, run.images, run.test.labels, (), progress=False)
     summary = {
         **_told(run),
         "rounding": "proven, given the measured accuracy of elementary functions",
-        "clean_accuracy": _clean_accuracy(run),
+        "clean_accuracy": seen.summary["clean_accuracy"],
         "certified_accuracy": rows,
         "widest": float(np.max(widths)),
         "features": float(np.max(sizes)),
@@ -89,15 +91,6 @@ def rounding_run(
         }
     write_json(run.path / "certificate-rounding.json", summary)
     return summary
-
-
-def _clean_accuracy(run: Opened) -> float:
-    predict, size = eqx.filter_jit(batched(run.model.bake())), min(BATCH, len(run.test))
-    right = [
-        (np.argmax(np.asarray(predict(jnp.asarray(x))), axis=1) == y)[mask]
-        for _, (x, y), mask in padded_batches((run.images, run.test.labels), size)
-    ]
-    return float(np.mean(np.concatenate(right)))
 
 
 def _told(run: Opened) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Certify a trained run: python scripts/certify.py RUN_DIR.
 
 With the name of a model that comes with the package in place of a folder, certify that
-and compare it with its card: python scripts/certify.py certified_cifar10.
+and compare it with its card: python scripts/certify.py certified_mnist.
 """
 
 import dataclasses

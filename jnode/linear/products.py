@@ -136,13 +136,10 @@ def to_frequencies(
     x: Float[Array, "positions batch channels"],
 ) -> Float[Array, "frequencies batch two_channels"]:
     r"""$Fx$, real parts before imaginary ones along the last axis."""
-    _, frequencies, positions = transform.shape
-    _, batch, channels = x.shape
-    f = transform.swapaxes(0, 1).reshape(2 * frequencies, positions)
-    z = state_matmul(f, x.reshape(positions, -1)).reshape(
-        frequencies, 2, batch, channels
-    )
-    return z.swapaxes(1, 2).reshape(frequencies, batch, 2 * channels)
+    positions, batch, channels = x.shape
+    z = state_matmul(_interleaved(transform), x.reshape(positions, -1))
+    z = z.reshape(-1, 2, batch, channels)
+    return z.swapaxes(1, 2).reshape(-1, batch, 2 * channels)
 
 
 def from_frequencies(
@@ -150,12 +147,15 @@ def from_frequencies(
     z: Float[Array, "frequencies batch two_channels"],
 ) -> Float[Array, "positions batch channels"]:
     r"""$F^\top z$, the inverse of `to_frequencies`."""
-    _, frequencies, positions = transform.shape
-    batch = z.shape[1]
-    f = transform.swapaxes(0, 1).reshape(2 * frequencies, positions)
+    frequencies, batch, _ = z.shape
     parts = z.reshape(frequencies, batch, 2, -1).swapaxes(1, 2)
-    x = state_matmul(f.T, parts.reshape(2 * frequencies, -1))
-    return x.reshape(positions, batch, -1)
+    x = state_matmul(_interleaved(transform).T, parts.reshape(2 * frequencies, -1))
+    return x.reshape(-1, batch, parts.shape[-1])
+
+
+def _interleaved(transform):
+    """The transform as one matrix: each frequency's real part, then its imaginary."""
+    return transform.swapaxes(0, 1).reshape(-1, transform.shape[-1])
 
 
 def zero_padded_product(

@@ -158,6 +158,15 @@ def _of(name: str, **options: Any) -> TrainConfig:
     return TrainConfig(model=model, solver=solver, **options)
 
 
+_CERTIFIED_MNIST = _of(
+    "certified_mnist",
+    data=DataConfig("mnist", pad=1),
+    loss=LossConfig("margin", rho=0.6, logit_scale=5.0),
+    epochs=30,
+    learning_rate=1e-2,
+    weight_decay=0.0,
+)
+
 PRESETS: dict[str, TrainConfig] = {
     "ortho": _of(
         "ortho",
@@ -182,22 +191,10 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         learning_rate=1e-2,
     ),
-    "certified_mnist": _of(
-        "certified_mnist",
-        data=DataConfig("mnist", pad=1),
-        loss=LossConfig("margin", rho=0.6, logit_scale=5.0),
-        epochs=30,
-        learning_rate=1e-2,
-        weight_decay=0.0,
-    ),
+    "certified_mnist": _CERTIFIED_MNIST,
     # The same model, trained for larger radii.
-    "certified_mnist_wide": _of(
-        "certified_mnist",
-        data=DataConfig("mnist", pad=1),
-        loss=LossConfig("margin", rho=1.4, logit_scale=3.0),
-        epochs=30,
-        learning_rate=1e-2,
-        weight_decay=0.0,
+    "certified_mnist_wide": dataclasses.replace(
+        _CERTIFIED_MNIST, loss=LossConfig("margin", rho=1.4, logit_scale=3.0)
     ),
     "certified_cifar10": _of(
         "certified_cifar10",
