@@ -18,10 +18,11 @@ def check_card(
     **Arguments:** its name; where the data lie, by default `TFDS_DATA_DIR`.
 
     **Returns:** for each accuracy of the card the L2 `radius` in pixel units (0 for
-    clean accuracy), what is on the `card`, and what was `found`. They differ by no more
-    than images so near the radius that another machine's rounding decides.
+    clean accuracy), what is on the `card`, and what was `found`. The two may differ by
+    the images whose radius is so close to the given one that the rounding of another
+    machine decides.
 
-    **Raises:** `ValueError` for an unknown name; what `jnode.data.load` raises.
+    **Raises:** `ValueError` for an unknown name; and the errors of `jnode.data.load`.
     """
     card = shipped.card(name)
     run = read(shipped.folder(name), card["num_examples"], data_dir)

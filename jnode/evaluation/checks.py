@@ -76,9 +76,9 @@ def batch_independence(
         rows[name] = {"changed": changed, "logits": float(f"{apart:.3g}")}
         if changed > 0 or apart > ROUNDING:
             flags.append(
-                f"batch dependence: {name}, {changed:.1%} of the predictions change and "
-                f"logits move by up to {apart:.1e} of the largest, so a batch is not "
-                "many images but one: solve each sample by itself."
+                f"batch dependence: {name}, {changed:.1%} of the predictions change "
+                f"and logits move by up to {apart:.1e} of the largest, so one image's "
+                "result depends on the others: solve each sample by itself."
             )
     changed = max(row["changed"] for row in rows.values())
     apart = max(row["logits"] for row in rows.values())
@@ -124,7 +124,7 @@ def tolerance(
             other = model.with_solver(solver)
             there = [np.asarray(classes(other, x)) for x in (clean, attacked)]
         except ValueError as error:
-            # One step has no coarser, and segments of a field ask for steps of their own.
+            # One step has no coarser, and each segment of a field needs a step.
             rows[name] = {"solver": None, "reason": str(error)}
             continue
         shares = [float(np.mean(a != b)) for a, b in zip(here, there, strict=True)]
@@ -279,10 +279,12 @@ def nfe_under_attack(
 ) -> dict[str, Any]:
     """Steps and NFE on clean images, on attacked ones, and under an attack on cost.
 
+    The slowdown attack, for adaptive solvers only, is `ascend` on
+    `StepCountSurrogate`.
+
     **Arguments:** the model; clean images and attacked ones, [n, height, width,
-    channels]; the budget in which these were made, which the attack on cost is given
-    too (`ascend` on `StepCountSurrogate`, for adaptive solvers only); the key of its random
-    start.
+    channels]; the budget of the attacked ones, in which the slowdown attack searches
+    too; the key of its random start.
 
     **Returns:** mean and largest number of steps and NFE of each; words and flags.
     """

@@ -63,9 +63,10 @@ def outputs(
         "non_finite": not_finite,
         "classes": classes,
         "num_examples": n,
-        "summary": f"Of {n} clean images, {random:.1%} were given other logits when asked "
-        f"again, {vanishing:.1%} have no gradient, {not_finite:.1%} have logits that "
-        f"are not finite; the outputs {'are' if softmax else 'are not'} probabilities; "
+        "summary": f"Of {n} clean images, {random:.1%} were given other logits when "
+        f"asked again, {vanishing:.1%} have no gradient, {not_finite:.1%} have logits "
+        "that are not finite; the outputs "
+        f"{'are' if softmax else 'are not'} probabilities; "
         f"{classes} classes.",
         "flags": _flags(random, vanishing, softmax, not_finite, classes),
     }

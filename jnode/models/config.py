@@ -56,8 +56,8 @@ class ModelConfig:
     - `segments`: for each ODE block, how many fields with weights of their own it has,
         one after another in time. From block to block the grid's sides are halved, and
         the channels become four times as many.
-    - `dense`: segments of one more block at the end, whose fields act on the whole state
-        as a vector; by default there is none.
+    - `dense`: segments of one more block at the end, whose fields act on the whole
+        state as a vector; by default there is none.
     - `dense_hidden`: inner units of that block's fields; by default `hidden`.
     - `position`: whether a bias for each position and channel is learned in front of
         the first block, and of each block whose grid is new.
@@ -98,8 +98,8 @@ class ModelConfig:
         check_choice("encoder", self.encoder, ENCODERS)
         if not isinstance(self.segments, tuple) or not self.segments:
             raise ValueError(
-                "segments must name the segments of each block, as (8,) does for one, not "
-                f"{self.segments!r}."
+                "segments must be a tuple of the number of segments of each block, as "
+                f"(8,) is for one block, not {self.segments!r}."
             )
         for count in self.segments:
             check_positive(segments=count)
@@ -196,8 +196,9 @@ def _halved(shape: tuple[int, ...], segments: tuple[int, ...]) -> tuple[int, int
     height, width, channels = shape
     if height % 2 or width % 2:
         raise ValueError(
-            f"segments must name no more blocks than the grid can be halved for: {segments}"
-            f" are {len(segments)}, and a grid of {height} by {width} cannot be."
+            "segments must name no more blocks than the grid can be halved for: "
+            f"{segments} names {len(segments)}, and a grid of {height} by {width} "
+            "cannot be halved."
         )
     return height // 2, width // 2, 4 * channels
 

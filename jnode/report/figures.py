@@ -203,7 +203,7 @@ RIGHT, WRONG = COLOURS[2], COLOURS[1]
 
 
 def images(pictures: Pictures, *, count: int = 8) -> "Figure":
-    """Images, their adversarial examples, and the magnified difference, with predictions.
+    """Images, adversarial examples, and their magnified difference, with predictions.
 
     A tick or a cross beside a prediction says whether it is right, so colour is not
     needed to see it.

@@ -87,7 +87,7 @@ def solve_fixed(
         first.hidden_is_cheaper(part.steps * len(method[1]), y0.shape[-1])
         for part in schedule.parts
     )
-    spectral = not inside and spectral_field(first, y0) is not None
+    spectral = not in_hidden and spectral_field(first, y0) is not None
 
     def segment(tree, y, part):
         field, args = tree

@@ -66,11 +66,11 @@ CAPTIONS = {
     "can stretch, certified, and was seen to. Right: evaluations of the field that the "
     "adaptive solver asks for on the same weights.",
     "solvers": "The same weights under every solver. Hollow and dashed: clean. Filled: "
-    "standing under all attacks, those carried over from the finest solver included. "
+    "robust under all attacks, those carried over from the finest solver included. "
     "Small and dotted: certified. "
     "Right: black steps mark what no other solver beats in both time and accuracy.",
     "steps": "Trained with few Euler steps, solved with others. Hollow and dashed: "
-    "clean. Filled: standing under all attacks.",
+    "clean. Filled: robust under all attacks.",
 }
 
 

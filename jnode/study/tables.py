@@ -197,7 +197,7 @@ def _solvers(rows: list[Row]) -> Table:
     head = ["model", "solver", "NFE", "ms / image", "clean"]
     for norm, epsilon in limits:
         budget = f"{NORMS[norm]} {amount(epsilon)}"
-        head += [f"own attacks {budget}", f"transferred {budget}", f"standing {budget}"]
+        head += [f"own attacks {budget}", f"transferred {budget}", f"robust {budget}"]
     head += [f"certified L2 {amount(r)}" for r in balls]
     lines = []
     for row in sorted(rows, key=lambda r: (r["model"], r["solver_name"], r["nfe"])):

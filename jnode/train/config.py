@@ -142,8 +142,8 @@ class TrainConfig:
         last = self.model.dense or self.model.segments[-1]
         if self.loss.name == "steady_state" and (self.model.time or last > 1):
             raise ValueError(
-                "model.time must be left out, and the last block must have one segment, "
-                "for the steady_state loss, whose field must not change with time."
+                "model.time must be left out, and the last block must have one "
+                "segment, for the steady_state loss, whose field may not use time."
             )
         for name in ("learning_rate", "max_loss"):
             if not getattr(self, name) > 0:
