@@ -86,17 +86,24 @@ def constrained(
     - `key`: of the initial weights, normal (He 2015, by the larger side).
 
     **Raises:** `ValueError` for any of these out of its range.
-    """ *grid, inputs = check_shape(shape) check_positive(out=out,
-    kernel_size=kernel_size) if not isinstance(constraint, AbstractConstraint):
-    check_choice("constraint", constraint, CONSTRAINTS) constraint =
-    _BY_NAME[constraint](out) larger = max(inputs, out) if not grid: weight =
-    jr.normal(key, (out, inputs)) / larger**0.5 return Constrained(weight, constraint)
-    if kernel_size % 2 == 0: raise ValueError(f"kernel_size must be odd, not
-    {kernel_size}.") check_choice("padding", padding, PADDINGS) weight = jr.normal(key,
-    (kernel_size, kernel_size, out, inputs)) weight = weight / (kernel_size *
-    larger**0.5) map_ = Constrained(weight, constraint, (grid[0], grid[1]), padding)
-    eqx.filter_eval_shape(map_.resolve)  # raises the constraint's errors now return
-    map_
+    """
+    *grid, inputs = check_shape(shape)
+    check_positive(out=out, kernel_size=kernel_size)
+    if not isinstance(constraint, AbstractConstraint):
+        check_choice("constraint", constraint, CONSTRAINTS)
+        constraint = _BY_NAME[constraint](out)
+    larger = max(inputs, out)
+    if not grid:
+        weight = jr.normal(key, (out, inputs)) / larger**0.5
+        return Constrained(weight, constraint)
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, not {kernel_size}.")
+    check_choice("padding", padding, PADDINGS)
+    weight = jr.normal(key, (kernel_size, kernel_size, out, inputs))
+    weight = weight / (kernel_size * larger**0.5)
+    map_ = Constrained(weight, constraint, (grid[0], grid[1]), padding)
+    eqx.filter_eval_shape(map_.resolve)  # raises the constraint's errors now
+    return map_
 
 
 class Measured(AbstractLinear):
@@ -197,8 +204,8 @@ _AXES = {Dense: ("matrix", 2), Conv: ("kernel", 4), SpectralConv: ("real", 3)}
 
 
 def _stacked(function, map_):
-    """`function` of each map in a stack of them, such as the segments of a field in
-    time or the members of an ensemble."""
+    """`function` of each of the maps that are stacked, leaf by leaf, in one: segments in
+    time, members of an ensemble."""
     if isinstance(map_, Constrained):
         name, axes = "weight", 2 if map_.grid is None else 4
     else:

@@ -69,11 +69,13 @@ class SpectralConv(AbstractPlain):
         period = (self.grid[0] + self.margin, self.grid[1] + self.margin)
         return norm_bound(self.column) * transform_slack(period, self.real.dtype)
 
-    def times(self, inner: AbstractLinear) -> "SpectralConv | None": if not
-    isinstance(inner, SpectralConv) or self.grid != inner.grid: return None if
-    self.margin or inner.margin:  # the product of two restrictions is not a restriction
-    return None column = matmul(embed(self.column), inner.column) return
-    SpectralConv.from_column(column, self.grid)
+    def times(self, inner: AbstractLinear) -> "SpectralConv | None":
+        if not isinstance(inner, SpectralConv) or self.grid != inner.grid:
+            return None
+        if self.margin or inner.margin:  # restrictions do not compose
+            return None
+        column = matmul(embed(self.column), inner.column)
+        return SpectralConv.from_column(column, self.grid)
 
 
 def embedded(map_: SpectralConv) -> Float[Array, "frequencies two_in two_out"]:
