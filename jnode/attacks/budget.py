@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jnode.attacks.norms import NORMS, Images, shortened, size, steepest, wide
 
 TOLERANCE = 1e-6
-"""The tolerance for rounding when a budget is checked."""
+"""By how much rounding may take an image past its budget."""
 
 
 def _as_norm(norm):

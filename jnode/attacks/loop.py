@@ -35,7 +35,7 @@ ROBUST, MISCLASSIFIED = -1, -2
 SHOWN = 16
 """How many attacked images are kept of each trial, adversarial or not."""
 SMALL = 32
-"""The number of samples below which a smaller batch is hardly faster."""
+"""Samples, below which a smaller batch is hardly quicker."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Outcome:
 
     @property
     def robust(self) -> Bool[np.ndarray, "trials n"]:
-        """The samples on which each trial was run without success."""
+        """Which samples each trial was run on without success."""
         robust = np.zeros((len(self.attacked), len(self.labels)), bool)
         for mask, found in zip(robust, self.attacked, strict=True):
             mask[found.samples] = True
@@ -198,7 +198,7 @@ def over_devices(model: Callable, mesh: Mesh | None) -> Callable:
 
 
 class _Problem(NamedTuple):
-    """The data that all trials share."""
+    """What all trials have in common."""
 
     model: Callable
     images: np.ndarray
@@ -211,7 +211,7 @@ class _Problem(NamedTuple):
 
 
 def _in_order(trials, problem, key, successive, keep, progress) -> list[Attacked]:
-    """The result of each trial on the samples that it has to attack."""
+    """What each trial found on the samples that it is not spared."""
     right = classes_of(problem.logits) == problem.labels
     attacked: list[Attacked] = []
     with tqdm(total=len(trials), disable=not progress, bar_format=BAR) as bar:
@@ -268,7 +268,7 @@ def _within(earlier: Trial, trial: Trial, n: int) -> Bool[np.ndarray, " n"]:
 
 
 def _nothing(model, images, labels, trials) -> Outcome:
-    """The outcome for an empty batch."""
+    """Of no images."""
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     shape = eqx.filter_eval_shape(logits_of, model, one).shape
     found = Attacked(labels, labels, labels, images, images, 0.0)
@@ -307,18 +307,26 @@ def _batches(
     """For each batch: the samples, their attacked images, the predictions for these,
     and whether the goal is reached.
 
-    **Raises:** `RuntimeError` for an attack that exceeds its budget. """ model, images,
-    _, goal, classes, logits, length, mesh = problem multiple = 1 if mesh is None else
-    mesh.size size = fitted(length, len(samples), multiple) epsilon =
-    np.broadcast_to(part.epsilon, (len(images),)).astype(images.dtype) whole = images,
-    classes, logits, epsilon batches = padded_batches(whole, size, samples=samples) for
-    i, (chosen, arrays, mask) in enumerate(batches): x, y, clean, e =
-    shard_batch(arrays, mesh) own = jax.random.fold_in(key, i) if
-    isinstance(part.attack, GaussianNoise): found = part.attack(x, key=own) else: budget
-    = Budget(part.norm, e) found = perturb(part.attack, model, x, goal(y), clean,
-    budget, own) budget.check(part.attack.name, x, found) given =
-    classes_of(logits_of(model, found)) success = goal.met(given, arrays[1]) yield
-    chosen, np.asarray(found)[mask], given[mask], success[mask]
+    **Raises:** `RuntimeError` for an attack that exceeds its budget.
+    """
+    model, images, _, goal, classes, logits, length, mesh = problem
+    multiple = 1 if mesh is None else mesh.size
+    size = fitted(length, len(samples), multiple)
+    epsilon = np.broadcast_to(part.epsilon, (len(images),)).astype(images.dtype)
+    whole = images, classes, logits, epsilon
+    batches = padded_batches(whole, size, samples=samples)
+    for i, (chosen, arrays, mask) in enumerate(batches):
+        x, y, clean, e = shard_batch(arrays, mesh)
+        own = jax.random.fold_in(key, i)
+        if isinstance(part.attack, GaussianNoise):
+            found = part.attack(x, key=own)
+        else:
+            budget = Budget(part.norm, e)
+            found = perturb(part.attack, model, x, goal(y), clean, budget, own)
+            budget.check(part.attack.name, x, found)
+        given = classes_of(logits_of(model, found))
+        success = goal.met(given, arrays[1])
+        yield chosen, np.asarray(found)[mask], given[mask], success[mask]
 
 
 def fitted(length: int, count: int, multiple: int = 1) -> int:
