@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jnode.attacks.norms import NORMS, Images, shortened, size, steepest, wide
 
 TOLERANCE = 1e-6
-"""By how much rounding may take an image past its budget."""
+"""The tolerance for rounding when a budget is checked."""
 
 
 def _as_norm(norm):
