@@ -155,8 +155,11 @@ def linf_radius(
     """The largest Linf radius up to `largest` that bisection certifies for each image.
 
     Each radius is proven by `linf_robust`; -1 means that not even the image itself is
-    proven to get its label. Arguments and errors are those of `linf_robust`.
-    **Returns:** radii [n]. **Raises:** as `linf_robust`.
+    proven to get its label. Arguments are those of `linf_robust`.
+
+    **Returns:** radii [n].
+
+    **Raises:** as `linf_robust`.
     """
     check_certifiable(model, images)
     if not 0 < largest <= 1:

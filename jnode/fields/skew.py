@@ -171,8 +171,9 @@ class HamiltonianField(AbstractVectorField):
         - `lipschitz`: the factor $L$.
         - `damping`, `convexity`: $\gamma \ge 0$ and $\kappa \ge 0$.
         - `activation`: a monotone one from `jnode.activations`.
-        - all others: as for `OrthoField`. **Raises:** `ValueError` for any of these out
-            of its range.
+        - all others: as for `OrthoField`.
+
+        **Raises:** `ValueError` for any of these out of its range.
         """
         shape = check_shape(shape)
         if shape[-1] % 2:

@@ -39,8 +39,8 @@ CAPTIONS = {
 def write(runs: Sequence[RunReport], path: str | os.PathLike) -> Path:
     """Writes the report of some runs as one HTML page that needs nothing else.
 
-    **Arguments:** runs from `read_run`, and the page to write; it replaces an older one
-    only when it is whole.
+    **Arguments:** runs from `read_run`, and the page to write, which replaces an older
+    one atomically.
 
     **Returns:** the path.
 
@@ -49,13 +49,13 @@ def write(runs: Sequence[RunReport], path: str | os.PathLike) -> Path:
     page = render(runs)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A hostile name may hold halves of surrogate pairs, which UTF-8 cannot.
+    # A hostile name may contain lone surrogates, which UTF-8 cannot encode.
     write_atomic(path, lambda file: file.write(page.encode(errors="replace")))
     return path
 
 
 def render(runs: Sequence[RunReport]) -> str:
-    """The page as text. Arguments and errors as in `write`."""
+    """The page as text. Arguments and errors are those of `write`."""
     runs = distinct(runs)
     names = escape(" · ".join(run.name for run in runs))
     body = [
@@ -88,7 +88,7 @@ def render(runs: Sequence[RunReport]) -> str:
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """A whole page around escaped parts: it can neither load nor run anything."""
+    """A complete page around escaped parts, which can neither load nor run anything."""
     return "\n".join(
         [
             "<!doctype html>",

@@ -1,4 +1,4 @@
-"""A study told: figures, a panel of which says one thing, and the page around them."""
+"""The report of a study: figures with one statement for each panel, and a page."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -173,7 +173,7 @@ def _lipschitz(rows: list[Row]) -> "Figure":
 
 
 def _curve(axes: "Axes", places, groups, get, colour, marker, scale=1.0):
-    """Means, those of the constants joined by a line, the range of the seeds behind."""
+    """Means, joined by a line for numeric constants, and the range over seeds."""
     found = {
         places[i]: [scale * v for v in map(get, group) if v is not None]
         for i, group in enumerate(groups.values())
@@ -239,7 +239,7 @@ def _solvers(rows: list[Row]) -> "Figure":
 
 
 def pareto(rows: Sequence[Row], norm: str, epsilon: float) -> list[Row]:
-    """Those that no other beats in both milliseconds and what stands, fastest first."""
+    """The rows that no other beats in both time and robust accuracy, fastest first."""
     found, best = [], -1.0
     for row in sorted(
         rows, key=lambda r: (r["ms_per_image"], -(worst(r, norm, epsilon) or 0))
@@ -260,7 +260,7 @@ def _front(axes: "Axes", rows, norm, epsilon) -> None:
 
 
 def _logarithmic(axes: "Axes") -> None:
-    """A logarithmic x axis with plain numbers, so few that none meets the next."""
+    """A logarithmic x axis with plain numbers, few enough not to overlap."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -306,7 +306,7 @@ _DRAWERS = {
 def write_study(rows: Sequence[Row], folder: str | os.PathLike, name: str) -> Path:
     """Writes `name`.md, `name`.html and the figures, `name`-*.png.
 
-    **Arguments:** rows as of `run_study`; where to; how to call the files.
+    **Arguments:** rows from `run_study`; the folder; the name of the files.
 
     **Returns:** the path of the page.
 
