@@ -84,14 +84,14 @@ def run(
     except Exception as error:
         codes = {**dict.fromkeys(EXPECTED, 2), **(exit_codes or {})}
         known = [code for kind, code in codes.items() if isinstance(error, kind)]
-        told = bool(known) and os.environ.get("JNODE_TRACEBACK") != "1"
+        brief = bool(known) and os.environ.get("JNODE_TRACEBACK") != "1"
         several = jax.distributed.is_initialized()
-        if not told and not several:
+        if not brief and not several:
             raise
         where = f" in process {jax.process_index()}" if several else ""
         name = f"{type(error).__name__}: " if several else ""
         print(f"error{where}: {name}{error}", file=sys.stderr)
-        if not told:
+        if not brief:
             traceback.print_exception(error)
         if several:
             _leave(known[-1] if known else 1)

@@ -244,7 +244,10 @@ def make_activation(name: str, channels: int) -> AbstractActivation:
 
 
 def make_monotone(name: str, channels: int, field: str) -> AbstractActivation:
-    """As `make_activation`, but `ValueError` for one that is not monotone."""
+    """As `make_activation`, for a monotone one.
+
+    **Raises:** `ValueError` for an activation that is not monotone.
+    """
     activation = make_activation(name, channels)
     if activation.slopes is None:
         raise ValueError(

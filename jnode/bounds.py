@@ -50,7 +50,7 @@ class Bounds(eqx.Module):
         log_norm: tuple[ArrayLike, ArrayLike] | None = None,
         cocoercivity: ArrayLike = 0.0,
     ):
-        r"""**Arguments:**
+        r"""**Arguments:** numbers, or arrays [*stack] for a stack of fields:
 
         - `lipschitz`: at least 0, or `inf`.
         - `log_norm`: $(\mu_-, \mu_+)$, each within $[-L, L]$ or infinite; by default

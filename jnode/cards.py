@@ -27,9 +27,11 @@ def check_card(
     card = shipped.card(name)
     run = read(shipped.folder(name), card["num_examples"], data_dir)
     proven = certify.certified_radii(run.model, run.images, run.test.labels)
-    told = [(0.0, card["clean_accuracy"])]
-    told += [(r["radius"], r["certified_accuracy"]) for r in card["certified_accuracy"]]
+    stated = [(0.0, card["clean_accuracy"])]
+    stated += [
+        (r["radius"], r["certified_accuracy"]) for r in card["certified_accuracy"]
+    ]
     return [
         {"radius": radius, "card": share, "found": float(np.mean(proven >= radius))}
-        for radius, share in told
+        for radius, share in stated
     ]

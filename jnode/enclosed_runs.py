@@ -49,7 +49,7 @@ def enclose_run(
     whole = batched(run.model.bake())
     seen = evaluate(whole, run.images, run.test.labels, (), progress=False)
     summary = {
-        **_told(run),
+        **_header(run),
         "rounding": "proven, given the measured accuracy of elementary functions",
         "clean_accuracy": seen.summary["clean_accuracy"],
         "certified_accuracy": rows,
@@ -80,7 +80,7 @@ def rounding_run(
         for _, (x,), mask in padded_batches((run.images,), size)
     ]
     proven, stated = np.concatenate(pairs, axis=1)
-    summary = {**_told(run), "largest_proven": float(np.max(proven)), "allowed": None}
+    summary = {**_header(run), "largest_proven": float(np.max(proven)), "allowed": None}
     if np.all(np.isfinite(stated)):
         ratio = stated / np.maximum(proven, np.finfo(proven.dtype).tiny)
         summary["allowed"] = {
@@ -93,7 +93,7 @@ def rounding_run(
     return summary
 
 
-def _told(run: Opened) -> dict[str, Any]:
+def _header(run: Opened) -> dict[str, Any]:
     return {
         "dataset": run.test.name,
         "split": run.test.split,

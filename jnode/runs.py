@@ -131,7 +131,9 @@ def evaluate_run(
     how: dict = dict(successive=successive, seed=seed, batch_size=batch_size)
     images, labels = run.images, run.test.labels
     # Locked to the end, since another evaluation would write the same files.
-    with Store(run.path / "evaluation", _told(run, attacks, protocol, how)) as store:
+    with Store(
+        run.path / "evaluation", _arguments(run, attacks, protocol, how)
+    ) as store:
         if progress and store.message:
             print(store.message, flush=True)
         how |= {"keep": store.attack, "progress": progress, "mesh": mesh}
@@ -163,7 +165,7 @@ def _planned(
     return plan(protocol, wanted, through, classes=run.test.num_classes)
 
 
-def _told(run: Opened, attacks, protocol, how: dict[str, Any]) -> dict[str, Any]:
+def _arguments(run: Opened, attacks, protocol, how: dict[str, Any]) -> dict[str, Any]:
     """All settings that determine the result of an evaluation."""
     return {
         "the model": fingerprint(run.path / "model.eqx", run.solver),

@@ -131,7 +131,7 @@ def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[A
 
 
 def spread_rows(x: Array, mesh: Mesh | None) -> Array:
-    """Inside jit: shards an array along its first axis, the batch.
+    """Inside jit: shards an array [batch, *rest] along its first axis.
 
     Whatever is computed from it row by row is sharded in the same way, so that no
     device computes the rows of another.

@@ -103,7 +103,10 @@ class Budget(eqx.Module):
         return self.project(images + epsilon * radius * direction, images)
 
     def check(self, name: str, images: ArrayLike, adversarial: ArrayLike) -> None:
-        """Checks that the images of the attack `name` are in [0, 1] and in the ball.
+        """Checks the images of the attack `name`: in [0, 1], and in the ball.
+
+        **Arguments:** the name; the original images and the attacked ones, both
+        [batch, height, width, channels].
         **Raises:** `RuntimeError` if they are not.
         """
         images, adversarial = jnp.asarray(images), jnp.asarray(adversarial)

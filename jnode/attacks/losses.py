@@ -158,7 +158,10 @@ class RandomModel(eqx.Module):
 
     def __init__(self, model: Callable, *, key: PRNGKeyArray, draws: int = 20):
         """**Arguments:** a map from a batch of images and a key to logits; the key of
-        the predictions; the number of draws, 20 in AutoAttack."""
+        the predictions; the number of draws, at least 1 and 20 in AutoAttack.
+
+        **Raises:** `ValueError` for another number of draws.
+        """
         if not isinstance(draws, int) or draws < 1:
             raise ValueError(f"draws must be an integer of at least 1, not {draws!r}.")
         self.model, self.key, self.draws = model, key, draws

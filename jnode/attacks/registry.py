@@ -79,7 +79,10 @@ def parse(spec: str) -> Trial:
 
 
 def number(text: str) -> float:
-    """A number or a fraction, such as `36/255`; `ValueError` for anything else."""
+    """The value of a number or a fraction, such as `36/255`.
+
+    **Raises:** `ValueError` for anything else.
+    """
     numerator, _, denominator = text.partition("/")
     divisor = float(denominator) if denominator else 1.0
     if divisor == 0:

@@ -79,6 +79,8 @@ class PGD(AbstractAttack):
         """As a call with one restart, but with a separate random key for each image.
 
         So the result for an image does not depend on the rest of the batch.
+
+        **Arguments:** as for a call, but with `keys` [batch].
         """
         images, goal = as_input(images, labels)
         budget = check_budget(budget).of_each(images)

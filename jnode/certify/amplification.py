@@ -269,7 +269,7 @@ def gronwall(field: AbstractVectorField, times: ArrayLike) -> Float[Array, " tim
     $L$ may depend on time: each segment of a field that jumps counts for its duration.
     The envelope bounds the exact flow; `amplification` bounds a numerical solve.
 
-    **Arguments:** the field, and a vector of times, the first of which is $t_0$:
+    **Arguments:** the field, and times [times], the first of which is $t_0$:
     increasing, or decreasing for a solve backward, whose field is $-f$.
 
     **Raises:** `ValueError` for times that are not monotone; `TypeError` for times in
@@ -284,8 +284,8 @@ def log_norm_envelope(
     r"""The sharper envelope $e^{\int \mu_2}$ from the logarithmic norm.
 
     It bounds the exact flow (Dahlquist 1958; Söderlind, BIT 2006). Where $\mu_2 < 0$
-    the flow is a contraction, and the envelope decreases. Arguments and errors are
-    those of `gronwall`.
+    the flow is a contraction, and the envelope decreases. Arguments, with
+    times [times], and errors are those of `gronwall`.
     """
     return jnp.exp(_integral(field, times, lambda bounds: bounds.log_norm[1]))
 

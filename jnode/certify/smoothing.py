@@ -163,9 +163,9 @@ def smooth_predict(
     it is the smoothed classifier's class; otherwise the result is -1. This takes far
     fewer samples than a radius.
 
-    Arguments, the assumption on float32, and errors as in `smooth_certify`.
+    Arguments, the assumption on float32, and errors are those of `smooth_certify`.
 
-    **Returns:** classes, and -1 where it abstains.
+    **Returns:** classes [batch], with -1 where it abstains.
     """
     # Late, since it takes a second.
     from scipy.stats import binomtest

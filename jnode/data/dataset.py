@@ -48,7 +48,10 @@ class Dataset:
         return tuple(self.images.shape[1:])
 
     def take(self, n: int) -> "Dataset":
-        """The first `n` examples, or all if there are fewer; `n` is at least 1."""
+        """The first `n` examples, or all if there are fewer.
+
+        **Raises:** `ValueError` for an `n` below 1.
+        """
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}.")
         return dataclasses.replace(self, images=self.images[:n], labels=self.labels[:n])

@@ -52,8 +52,9 @@ def evaluate(
     the worst case of a budget a sample is robust only if it is robust to every attack
     in that norm with at most that epsilon.
 
-    **Arguments:** as for `jnode.attacks.run`, with untargeted attacks that have one
-    epsilon for all images, except for
+    **Arguments:** as for `jnode.attacks.run`: images [n, height, width, channels],
+    labels [n], and so on, with untargeted attacks that have one epsilon for all images,
+    except for
 
     - `seed`: of the attacks' random numbers.
     - `successive`: by default each attack runs on all samples, so that attacks can be
@@ -173,8 +174,9 @@ def weak_beats_strong(rows: Sequence[dict[str, Any]]) -> list[str]:
             if gap > 0.01:
                 flags.append(
                     f"masked gradients: {weak['name']}-{weak['steps']} at "
-                    f"{weak['norm']} {weak['epsilon']:g} breaks {gap:.1%} more samples "
-                    f"than {strong['name']}-{strong['steps']} at {strong['epsilon']:g}."
+                    f"{weak['norm']} {weak['epsilon']:g} succeeds on {gap:.1%} more "
+                    f"samples than {strong['name']}-{strong['steps']} at "
+                    f"{strong['epsilon']:g}."
                 )
     return flags
 
@@ -213,8 +215,8 @@ def beaten_white_box(
             kind = f"transfer via {row['via']}" if row["via"] else row["name"]
             flags.append(
                 f"{'transfer' if row['via'] else 'square'} beats white-box: "
-                f"{kind} at {row['norm']} {row['epsilon']:g} breaks {more} of "
-                f"{num_examples} images more than the attacks that follow the model's "
+                f"{kind} at {row['norm']} {row['epsilon']:g} succeeds on {more} more "
+                f"of {num_examples} images than the attacks that follow the model's "
                 "gradient."
             )
     return flags

@@ -204,17 +204,17 @@ def convergence(
     flags = []
     if more > GAP:
         flags.append(
-            f"not converged: PGD-{steps[1]} breaks {more:.1%} more images than "
+            f"not converged: PGD-{steps[1]} succeeds on {more:.1%} more images than "
             f"PGD-{steps[0]} at {norm} {epsilon:.3g}."
         )
     if more < -GAP:
         flags.append(
-            f"masked gradients: PGD-{steps[1]} breaks {-more:.1%} fewer images than "
-            f"PGD-{steps[0]} at {norm} {epsilon:.3g}."
+            f"masked gradients: PGD-{steps[1]} succeeds on {-more:.1%} fewer images "
+            f"than PGD-{steps[0]} at {norm} {epsilon:.3g}."
         )
     summary = " and ".join(
-        f"PGD-{row['steps']} leaves {row['robust_accuracy']:.1%} at a mean loss of "
-        f"{row['loss']:.3g}"
+        f"PGD-{row['steps']} leaves a robust accuracy of "
+        f"{row['robust_accuracy']:.1%} at a mean loss of {row['loss']:.3g}"
         for row in rows
     )
     return {
@@ -299,7 +299,7 @@ def nfe_under_attack(
     kinds = {"clean": clean, "attacked": attacked}
     if model.solver.adaptive:
         costly = _costly(model, clean, budget.of_each(clean), key)
-        budget.check("the attack on cost", clean, costly)
+        budget.check("the slowdown attack", clean, costly)
         kinds["slowed"] = costly
     rows = {}
     for name, x in kinds.items():
@@ -315,7 +315,7 @@ def nfe_under_attack(
     flags = []
     if most > TWICE:
         flags.append(
-            f"cost: images within {budget.norm} {float(budget.epsilon):.3g} need "
+            f"slowdown: images within {budget.norm} {float(budget.epsilon):.3g} need "
             f"{most:.1f} times the evaluations of clean ones."
         )
     said = ", ".join(

@@ -146,7 +146,10 @@ class Sum(AbstractVectorField):
     fields: tuple[AbstractVectorField, ...]
 
     def __init__(self, fields: Sequence[AbstractVectorField]):
-        """**Arguments:** at least one field, all on states of one shape."""
+        """**Arguments:** at least one field, all on states of one shape.
+
+        **Raises:** `ValueError` for no field.
+        """
         if not fields:
             raise ValueError("fields must hold at least one field.")
         self.fields = tuple(fields)

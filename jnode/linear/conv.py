@@ -19,11 +19,13 @@ from jnode.linear.spectral_conv import (
 class Conv(AbstractPlain):
     """A zero-padded convolution of stride 1 that keeps the grid.
 
-    - `kernel`: its taps, the size odd.
-    - `grid`: height and width of the images it works on, where they are known: its norm
-        can then be bounded, and images of another grid are refused.
+    - `kernel`: its taps, of odd size.
+    - `grid`: height and width of its images, or `None`. With a grid its norm can be
+        bounded, and images of another grid raise an error.
     - `spectral`: the same map by frequencies, or `None`. Where it is given, it is used
         on CPU (see `zero_padded`), and the kernel elsewhere.
+
+    **Raises:** `ValueError` for a kernel of even size.
     """
 
     kernel: Float[Array, "size size in out"]

@@ -70,6 +70,8 @@ class ModelConfig:
     The other options belong to the field and have the same names there (see its class);
     options that it does not have must keep their defaults. `None` selects the field's
     own default. `hidden` is that of the first block: it grows with the channels.
+
+    **Raises:** `ValueError` for a value out of its range, naming the option.
     """
 
     field: str = "ortho"

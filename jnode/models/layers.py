@@ -160,7 +160,10 @@ class ConvEncoder(AbstractLayer):
     def __init__(
         self, image_shape: tuple[int, int, int], *, features: int, key: PRNGKeyArray
     ):
-        """**Arguments:** the image's shape, the state's channels (even), and a key."""
+        """**Arguments:** the image's shape, the state's channels, and a key.
+
+        **Raises:** `ValueError` for an odd number of channels.
+        """
         check_positive(features=features)
         if features % 2:
             raise ValueError(f"features must be even for group norm, not {features}.")

@@ -208,8 +208,8 @@ def _say(value: Any) -> str:
 CHECKS = {
     "outputs": (
         "Outputs",
-        "Attacks need logits that are the same each time, finite, no probabilities, "
-        "and that have a gradient.",
+        "Attacks need finite logits, not probabilities, that are the same at each call "
+        "and have a gradient.",
     ),
     "adjoint": (
         "Adjoint",
@@ -218,25 +218,26 @@ CHECKS = {
     ),
     "gradient": (
         "Gradient",
-        "Finite differences of the evaluated solve tell whether attacks are led "
-        "rightly.",
+        "Finite differences of the evaluated solve show whether the gradient that "
+        "attacks follow is right.",
     ),
     "batch_independence": (
         "Batch independence",
-        "The other images of a batch must not change what is said of one.",
+        "The prediction for one image must not depend on the rest of its batch.",
     ),
     "tolerance": (
         "Tolerance",
-        "Predictions that change with the solver's accuracy are the solver's and not "
-        "the flow's. Fixed steps are part of the model: there this is no fault.",
+        "Predictions that change with the solver's accuracy depend on its error, not "
+        "only on the flow. For fixed steps, which are part of the model, this is no "
+        "fault.",
     ),
     "nfe": (
-        "Cost under attack",
-        "An adaptive solver can be made to work harder.",
+        "NFE under attack",
+        "A slowdown attack may make an adaptive solver take many more steps.",
     ),
     "convergence": (
-        "A longer attack",
-        "PGD of many more steps must find little more, and never less.",
+        "Convergence of the attack",
+        "PGD with many more steps should succeed on few more images, and never fewer.",
     ),
 }
 """Title and purpose of each check, in the order of the page."""

@@ -135,6 +135,10 @@ class LadderController(diffrax.AbstractStepSizeController):
         return self
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        """The end of the first step, and the state (see `AbstractStepSizeController`).
+
+        **Raises:** `ValueError` for a `dt0`.
+        """
         del terms, y0, args, func, error_order
         if dt0 is not None:
             raise ValueError(
@@ -148,6 +152,10 @@ class LadderController(diffrax.AbstractStepSizeController):
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
+        """Accepts or rejects a step (see `AbstractStepSizeController`).
+
+        **Raises:** `ValueError` for a solver without an error estimate.
+        """
         del args
         if y_error is None:
             raise ValueError(

@@ -167,14 +167,14 @@ class Checkpoints:
 
         names = _arrays(like)
         with self._manager() as manager:
-            told = manager.restore(
+            metadata = manager.restore(
                 step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
             )["facts"]
-            self._compare(step, names, told, facts)
+            self._compare(step, names, metadata, facts)
             abstract = {
                 k: jax.ShapeDtypeStruct(
                     x.shape,
-                    jax.dtypes.canonicalize_dtype(told["arrays"][k]["dtype"]),
+                    jax.dtypes.canonicalize_dtype(metadata["arrays"][k]["dtype"]),
                     sharding=x.sharding,
                 )
                 for k, x in names.items()
@@ -183,7 +183,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
         for name, x in arrays.items():
-            here, there = _describe(x), told["arrays"][name]
+            here, there = _describe(x), metadata["arrays"][name]
             sums = {here["crc32"], there["crc32"]}
             # None for arrays sharded over devices, here or there. Rounded ones have no
             # sum.
@@ -195,8 +195,8 @@ class Checkpoints:
         dynamic = jax.tree.unflatten(jax.tree.structure(dynamic), leaves)
         return eqx.combine(dynamic, static)
 
-    def _compare(self, step, names, told, facts):
-        there = {k: (v["shape"], v["dtype"]) for k, v in told["arrays"].items()}
+    def _compare(self, step, names, metadata, facts):
+        there = {k: (v["shape"], v["dtype"]) for k, v in metadata["arrays"].items()}
         here = {k: (list(x.shape), str(x.dtype)) for k, x in names.items()}
         for name in sorted(there.keys() | here.keys()):
             if _kind(there.get(name)) != _kind(here.get(name)):
@@ -207,10 +207,10 @@ class Checkpoints:
                     "configuration that wrote it, or choose another folder."
                 )
         for name, value in facts.items():
-            if told.get(name) != value:
+            if metadata.get(name) != value:
                 raise CheckpointMismatch(
-                    f"{self.path(step)} has {name} {told.get(name)}, and this run has "
-                    f"{value}: it would go on differently. It is left as it is."
+                    f"{self.path(step)} has {name} {metadata.get(name)}, this run "
+                    f"has {value}, and would continue differently. It is left as it is."
                 )
 
     def _set_aside(self, step):

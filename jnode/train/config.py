@@ -26,6 +26,8 @@ class DataConfig:
     - `flip`: random horizontal flips.
     - `pad`: the number of pixels of padding, mirrored at the border, before random
         crops.
+
+    **Raises:** `ValueError` for a value out of its range, naming the option.
     """
 
     name: str = "mnist5k"
@@ -105,6 +107,9 @@ class TrainConfig:
     - `max_loss`: the loss above which training counts as diverged.
     - `max_failed`: the fraction of an epoch's solves that may stop at the solver's
         `max_steps`; the loss uses the state that they reached.
+
+    **Raises:** `ValueError` for a value out of its range, and for options that do
+    not fit together, naming them.
     """
 
     data: DataConfig = _DATA
@@ -146,7 +151,8 @@ class TrainConfig:
         if self.loss.name == "steady_state" and (self.model.time or last > 1):
             raise ValueError(
                 "model.time must be left out, and the last block must have one "
-                "segment, for the steady_state loss, whose field may not use time."
+                "segment, for the steady_state loss, whose field must not change with "
+                "time."
             )
         for name in ("learning_rate", "max_loss"):
             if not getattr(self, name) > 0:

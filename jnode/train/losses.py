@@ -47,6 +47,8 @@ class LossConfig:
         the ramp, which starts at 1; and the fraction of training after which the ramp
         ends.
     - `weight`: for "steady_state" and "lyapunov", the weight of the penalty.
+
+    **Raises:** `ValueError` for a value out of its range, naming the option.
     """
 
     name: str = "natural"
