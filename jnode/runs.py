@@ -104,13 +104,11 @@ def evaluate_run(
     same arguments after an interruption, it resumes from there.
 
     **Arguments:** the folder; `attacks` with their budgets (`jnode.attacks.Trial`),
-    each run on all samples or, if `successive`, on those that are still robust; or
-    instead a `protocol`, "quick", "standard" or "full", and its budgets, by default the
-    usual ones for the data, whose attacks run on the samples that are still robust; the
-    number of test images, by default all or the protocol's number; the batch size; the
-    seed of the attacks; the data folder, if it differs from training; whether to draw a
-    progress bar, and to keep attacked images for the report; the devices over which
-    batches are sharded.
+    each run on all samples or, if `successive`, on those still robust; or instead a
+    `protocol` ("quick", "standard" or "full", always successive) and its budgets, by
+    default the usual ones for the data; the number of test images, by default all or
+    the protocol's; the batch size; the attacks' seed; another data folder; whether to
+    draw a progress bar, and to keep images for the report; the devices for each batch.
 
     **Returns:** what `evaluation.json` holds.
 
@@ -121,8 +119,7 @@ def evaluate_run(
     if num_examples is None and protocol is not None:
         num_examples = PROTOCOLS[protocol].num_examples
     run = read(run_dir, num_examples, data_dir)
-    # The attacks call the model many times, so it is baked; the certificate is that of
-    # the trained model.
+    # Baked for the attacks; the certificate is that of the trained model.
     model, wanted = run.model.bake(), []
     attacks = [as_trial(pair) for pair in attacks]
     if protocol is not None:
@@ -259,11 +256,10 @@ def certify_run(
     report as well, each certified by the L2 ball of $\sqrt n$ times its radius, $n$ the
     number of pixels, which contains the Linf ball; the number of test images, by
     default all; how many of them to attack, to certify locally and to search for a
-    lower bound on the Lipschitz constant, all of which take longer; the steps of PGD;
-    whether to `freeze` an adaptive model on the steps for the first training image (see
-    `ODEClassifier.freeze`); the seed; the data folder, if it differs from training;
-    whether to draw progress bars; the devices over which batches of global certificates
-    and attacks are sharded.
+    lower bound on the Lipschitz constant, which take longer; the steps of PGD; whether
+    to `freeze` an adaptive model on the steps for the first training image (see
+    `ODEClassifier.freeze`); the seed; another data folder; whether to draw progress
+    bars; the devices over which batches are sharded.
 
     **Returns:** what `certificate.json` holds.
 

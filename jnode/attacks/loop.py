@@ -157,9 +157,8 @@ def run(
         succeeded in the same norm with at most the same epsilon.
     - `keep`: a function of each trial's number and of the function that runs it, which
         may store the result; `progress`: whether to draw a progress bar.
-    - `mesh`: the devices over which to shard each batch, by default JAX's first.
-        Results do not depend on it, except for random numbers in a smaller last batch,
-        whose size is a multiple of the number of devices.
+    - `mesh`: the devices for each batch, by default JAX's first. Results are the same,
+        except for random numbers in a smaller last batch, a multiple of the devices.
 
     **Returns:** an `Outcome`; its images lie in [0, 1], within the budgets.
 
