@@ -99,9 +99,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Attacks, checks and certifies the model of a run on its test images.
 
-    Writes `evaluation.json` and `pictures.npz` into the run folder, and the result of
-    each finished attack and check into its folder `evaluation/`. Called again with the
-    same arguments after an interruption, it resumes from there.
+    Writes `evaluation.json`, `pictures.npz` and, into `evaluation/`, each finished
+    attack and check, from which the same call resumes after an interruption.
 
     **Arguments:** the folder; `attacks` with their budgets (`jnode.attacks.Trial`),
     each run on all samples or, if `successive`, on those still robust; or instead a
