@@ -472,7 +472,7 @@ def table(summary) -> str:
         f"{summary['instances']} instances, half of the small ones trained to part "
         "states, many edited as users do: "
         f"{summary['violations']} violations. A ratio is the certified upper bound "
-        "over the largest ratio found in float64 (an empirical lower bound); below "
+        "over the largest amplification found in float64 (an empirical lower bound); below "
         "1 would refute the certificate. Float32 solves err by at most "
         f"{100 * summary['float32_share']:.0f} % of the allowance for rounding. "
         f"{summary['tight']} bounds are within 2 % of what was found; with these "
