@@ -121,7 +121,7 @@ def isometry_norm(
 ) -> Float[Array, ""]:
     r"""A certified upper bound on the largest norm of a batch of near-isometries.
 
-    It hardly moves with the weights, so it has no gradient, which would be noise.
+    It hardly depends on the weights, so its gradient, which would be noise, is stopped.
     """
     bound = jnp.sqrt(1 + jax.lax.stop_gradient(isometry_residual(column)))
     return bound * (1 + 4 * unit_roundoff(column.dtype))
@@ -135,7 +135,7 @@ def norm_bound(column: Float[Array, "batch twice_rows columns"]) -> Float[Array,
     there.
     """
     norms = jnp.stack([isometry_norm(column), jnp.max(gram_iteration(column, 10))])
-    # What overflowed tells nothing.
+    # An overflow gives no bound.
     return jnp.min(jnp.where(jnp.isnan(norms), jnp.inf, norms))
 
 
