@@ -27,7 +27,8 @@ class Trial(NamedTuple):
     def epsilon(self) -> np.ndarray:
         """That of the budget, a number or one for each image; of noise its sigma."""
         if self.budget is None:
-            return np.asarray(self.attack.sigma)  # type: ignore[union-attr]
+            assert isinstance(self.attack, GaussianNoise)
+            return np.asarray(self.attack.sigma)
         return np.asarray(self.budget.epsilon)
 
     def parts(self) -> tuple["Trial", ...]:
