@@ -18,7 +18,7 @@ from jnode.constraints import (
 )
 from jnode.linear import Dense, Product, SpaceToDepth, gram_iteration, spectral_norm
 from jnode.linear.gram import isometry_norm, isometry_residual, real_column
-from tests.helpers import dense_matrix, singular_values
+from tests.helpers import dense_matrix, singular_values, slow_but
 
 SHAPES = [((16,), 16), ((5,), 9), ((9,), 5), ((4, 5, 3), 4)]
 
@@ -36,7 +36,11 @@ def no_reparametrisation(function, *args):
 
 @pytest.mark.parametrize(
     ("shape", "out", "scale"),
-    [(*SHAPES[0], 1e-2), (*SHAPES[1], 30.0), (*SHAPES[2], 1.0), (*SHAPES[3], 30.0)],
+    slow_but(
+        [(*SHAPES[0], 1e-2), (*SHAPES[1], 30.0), (*SHAPES[2], 1.0), (*SHAPES[3], 30.0)],
+        (*SHAPES[3], 30.0),
+        unpack=True,
+    ),
 )
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_norm_is_certified(getkey, constraint, shape, out, scale):
@@ -56,7 +60,7 @@ def test_norm_is_certified(getkey, constraint, shape, out, scale):
     assert np.abs(back - forward.T).max() < 1e-5
 
 
-@pytest.mark.parametrize("constraint", ["rescaled", "aol", "sll"])
+@pytest.mark.parametrize("constraint", slow_but(["rescaled", "aol", "sll"], "aol"))
 def test_zero_padding_is_certified_and_is_zero_padding(getkey, constraint):
     for shape, out in [((4, 5, 3), 4), ((3, 3, 4), 2)]:
         map_ = make(constraint, shape, out, "zero", key=getkey())
@@ -68,6 +72,7 @@ def test_zero_padding_is_certified_and_is_zero_padding(getkey, constraint):
         assert jnp.abs(corner[2:, :]).max() == jnp.abs(corner[:, 2:]).max() == 0
 
 
+@pytest.mark.slow
 def test_orthogonal_maps_are_orthogonal(getkey):
     for constraint, slack in (("cayley", 1e-5), ("newton_schulz", 1e-2)):
         for shape, out in SHAPES:
@@ -78,6 +83,7 @@ def test_orthogonal_maps_are_orthogonal(getkey):
             assert values[rank:].max(initial=0) < 1e-5
 
 
+@pytest.mark.slow
 def test_newton_schulz_states_its_residual(getkey):
     for shape, out in (((8,), 5), ((4, 5, 3), 4)):
         map_ = plain(make("newton_schulz", shape, out, key=getkey()))
@@ -146,7 +152,7 @@ def test_residual_sees_imaginary_parts():
     assert float(isometry_residual(column)) >= np.linalg.norm(gram, 2)
 
 
-@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("constraint", slow_but(CONSTRAINTS, "rescaled"))
 def test_bounds_survive_training(getkey, standard_promotion, constraint):
     map_ = constrained((5, 4, 4), 6, constraint=constraint, key=getkey())
     x, target = jr.normal(getkey(), (5, 4, 4)), jr.normal(getkey(), (5, 4, 6))
@@ -167,6 +173,7 @@ def test_bounds_survive_training(getkey, standard_promotion, constraint):
     assert singular_values(plain(map_), (5, 4, 4))[0] <= float(map_.norm()) <= 1 + 2e-3
 
 
+@pytest.mark.slow
 def test_strided_orthogonal_convolution(getkey):
     map_ = constrained((2, 3, 8), 4, key=getkey()) @ SpaceToDepth(2)
     assert isinstance(map_, Product)  # whose weight is still free to be trained
