@@ -36,6 +36,9 @@ VARIANTS: dict[str, dict] = {
     "12 steps": {"segments": (12,)},
     "4 steps, then 4 at half the resolution": {"segments": (4, 4)},
     "8 steps of the same weights": {"segments": (1,), "steps": 8},
+    "4 steps of Heun": {"segments": (4,), "solver": "heun"},
+    "3 steps of Bosh3": {"segments": (3,), "solver": "bosh3"},
+    "2 steps of RK4": {"segments": (2,), "solver": "rk4"},
     "almost orthogonal (aol)": {"constraint": "aol"},
     "no position bias": {"position": False},
 }
@@ -69,8 +72,11 @@ def configured(variant: dict, args: Args) -> TrainConfig:
     options = {**BASE, **variant}
     count = sum(options["segments"])
     steps = options.pop("steps", count)
+    solver = Solver(options.pop("solver", "euler"), steps=steps)
     base = get_preset("certified_cifar10")
-    options["lipschitz"] = 2.0 * steps  # hL = 2, the edge of contractivity
+    # hL = 2r, the edge of contractivity: 2 for all of these methods but Bosh3.
+    radius = certify.circle_contractivity_radius(solver.name)
+    options["lipschitz"] = 2.0 * radius * steps
     images = dataclasses.replace(
         base.data, validation=5000, num_train=args.images // 2, dir=args.data_dir
     )
@@ -78,7 +84,7 @@ def configured(variant: dict, args: Args) -> TrainConfig:
         base,
         data=images,
         model=dataclasses.replace(base.model, **options),
-        solver=Solver("euler", steps=steps),
+        solver=solver,
         epochs=2,
     )
 

@@ -17,6 +17,7 @@ from jnode import certify
 from jnode.fields import Decay
 from jnode.fields.piecewise import jumps, segment, segments
 from jnode.solvers import solve_batch, trajectory
+from tests.helpers import slow_but
 
 GRID = (0.0, 0.1, 0.5, 1.0)
 
@@ -213,7 +214,7 @@ def follow(parts, y, ends):
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-@pytest.mark.parametrize("kind", ["multiple", "sum", "own"])
+@pytest.mark.parametrize("kind", slow_but(["multiple", "sum", "own"], "own"))
 @pytest.mark.parametrize(
     "solver",
     [
@@ -245,7 +246,7 @@ def test_no_step_crosses_a_hidden_jump(getkey, kind, solver):
     ],
     ids=["steps", "controller"],
 )
-@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("count", slow_but([3, 4], 3))
 def test_diffrax_stops_at_the_jumps_too(getkey, how, count):
     field, y0 = (
         make_field(getkey(), count, activation="tanh"),
@@ -289,6 +290,7 @@ def test_parts_of_the_interval_and_beyond(getkey):
         np.testing.assert_allclose(theirs.y, best, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_with_respect_to_the_times(getkey):
     field, y0 = make_field(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
     solver = jnode.Solver("tsit5", steps=8)

@@ -27,7 +27,8 @@ class Trial(NamedTuple):
     def epsilon(self) -> np.ndarray:
         """The budget's epsilon, a number or one for each image; the sigma of noise."""
         if self.budget is None:
-            return np.asarray(self.attack.sigma)  # type: ignore[union-attr]
+            assert isinstance(self.attack, GaussianNoise)
+            return np.asarray(self.attack.sigma)
         return np.asarray(self.budget.epsilon)
 
     def parts(self) -> tuple["Trial", ...]:

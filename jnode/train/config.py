@@ -213,6 +213,15 @@ PRESETS: dict[str, TrainConfig] = {
         learning_rate=1e-2,
         weight_decay=0.0,
     ),
+    # Of few images for each class: a wide margin and a small logit scale overfit least.
+    "certified_cifar100": _of(
+        "certified_cifar10",
+        data=DataConfig("cifar100", flip=True, pad=2),
+        loss=LossConfig("margin", rho=0.35, logit_scale=4.0),
+        epochs=20,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    ),
     # By intervals in Linf, at the larger of the two usual radii for MNIST.
     "linf_mnist": _of(
         "linf_mnist",
