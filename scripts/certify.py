@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from jnode._files import as_path
 from jnode._process import run
 from jnode.attacks import number
 from jnode.cards import check_card
@@ -117,7 +118,7 @@ def main() -> None:
         print(f"  L2 {row['radius']:.4g}:", *shares)
     for flag in attacked["flags"]:
         print(f"flag: {flag}")
-    _draw(Path(args.run_dir) / "certificate.png", found)
+    _draw(as_path(args.run_dir) / "certificate.png", found)
 
 
 def _stretch(found) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import weakref
 import zipfile
 import zlib
@@ -16,7 +15,14 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from jnode._files import FolderInUse, claimed, write_atomic, write_json
+from jnode._files import (
+    FolderInUse,
+    as_path,
+    claimed,
+    remove,
+    write_atomic,
+    write_json,
+)
 from jnode.attacks import Attacked, Trial
 
 LOCK = ".lock"
@@ -41,7 +47,7 @@ class Store:
 
         **Raises:** `RuntimeError` where another store holds the folder.
         """
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             if not stack.enter_context(claimed(self.folder / LOCK, wait=False)):
@@ -84,10 +90,8 @@ class Store:
                 f"the evaluation in {self.folder}."
             )
             for part in self.folder.iterdir():
-                if part.is_dir() and not part.is_symlink():
-                    shutil.rmtree(part)
-                elif part.name != LOCK:
-                    part.unlink()
+                if part.name != LOCK:
+                    remove(part)
         write_json(path, arguments)
         return news
 
@@ -118,7 +122,7 @@ class Store:
 
 
 def _read(path: Path) -> Attacked:
-    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         return Attacked(**dict(file))
 
 
@@ -126,8 +130,8 @@ def fingerprint(*parts: Any) -> str:
     """A hash of files (paths), arrays and plain values."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            digest.update(part.read_bytes())
+        if isinstance(part, os.PathLike):
+            digest.update(as_path(part).read_bytes())
         elif isinstance(part, np.ndarray):
             digest.update(f"{part.dtype}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).tobytes())

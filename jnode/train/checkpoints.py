@@ -5,7 +5,6 @@ in it is pickled, and reading it runs no code.
 """
 
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jnode._files import absolute, remove
 from jnode.models import ODEClassifier
 from jnode.train.run_dir import RunDir, explained
 from jnode.train.step import empty_tally, init_state
@@ -213,9 +213,9 @@ class Checkpoints:
 
     def _set_aside(self, step):
         target = self.run_dir / "damaged" / self.path(step).name
-        shutil.rmtree(target, ignore_errors=True)
+        remove(target)
         target.parent.mkdir(exist_ok=True)
-        shutil.move(self.path(step), target)
+        self.path(step).rename(target)
 
     @contextmanager
     def _manager(self) -> Iterator[Any]:
@@ -247,7 +247,7 @@ class Checkpoints:
             )
             with explained(self.run_dir, writing=self._writing):
                 self._open = ocp.CheckpointManager(
-                    self.folder.resolve(), options=options
+                    absolute(self.folder), options=options
                 )
         try:
             yield self._open
