@@ -101,7 +101,7 @@ def table(rows: list[dict]) -> str:
             f"{tight['empirical_lower_bound']:.4f} (ratio {tight['ratio']:.2f}).",
             "",
             f"| L2 radius | certified accuracy | certified, first "
-            f"{attacked['num_examples']} | standing after {attacked['attack']}, first "
+            f"{attacked['num_examples']} | robust after {attacked['attack']}, first "
             f"{attacked['num_examples']} |",
             "| ---: | ---: | ---: | ---: |",
         ]

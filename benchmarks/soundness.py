@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import jnode
 from jnode._process import run, versions
-from jnode.certify import amplification, strongest_stretch
+from jnode.certify import amplification, lipschitz_lower_bound
 from jnode.certify.radius import ROUNDING
 from jnode.constraints import CONSTRAINTS
 from jnode.fields import Composed, Decay
@@ -55,7 +55,7 @@ ortho, flow = jnode.OrthoField, jnode.GradientFlowField
 skew, hamiltonian = jnode.SkewField, jnode.HamiltonianField
 
 
-def _pieces(shape, key, **options):
+def _segments(shape, key, **options):
     keys = jr.split(key, 2)
     return jnode.PiecewiseField([flow(shape, key=k, **options) for k in keys])
 
@@ -72,7 +72,7 @@ FIELDS = {
     "gradient flow, 2 potentials, decay": lambda s, L, k: flow(
         s, lipschitz=L, potentials=2, decay=0.5, activation="softplus", key=k
     ),
-    "gradient flow, 2 pieces": lambda s, L, k: _pieces(s, k, lipschitz=L),
+    "gradient flow, 2 segments": lambda s, L, k: _segments(s, k, lipschitz=L),
     "skew": lambda s, L, k: skew(s, lipschitz=L, key=k),
     "skew, damped": lambda s, L, k: skew(
         s, lipschitz=L, damping=2.0, activation="leaky_relu", key=k
@@ -89,10 +89,12 @@ FIELDS = {
 
 
 def _summed(shape, L, key):
-    """Fields in pieces inside a sum and a multiple."""
+    """Fields in segments inside a sum and a multiple."""
     first, second = jr.split(key)
     return (
-        0.5 * _pieces(shape, first, lipschitz=L) + _pieces(shape, second) + Decay(1.0)
+        0.5 * _segments(shape, first, lipschitz=L)
+        + _segments(shape, second)
+        + Decay(1.0)
     )
 
 
@@ -169,7 +171,7 @@ def combinations() -> Iterator[Case]:
     scales, acts = (0.5, 2.0, 6.0), itertools.cycle(ACTS)
     for i, (name, make) in enumerate(FIELDS.items()):
         for j, solver in enumerate(SOLVERS):
-            if "pieces" in name and (solver.grid or solver.steps % 2):
+            if "segments" in name and (solver.grid or solver.steps % 2):
                 continue
             shape = (DENSE, CONV)[(i + j) % 2]
             kind = "dense" if shape == DENSE else "conv"
@@ -200,7 +202,7 @@ def combinations() -> Iterator[Case]:
     for solver in (*FEW, SOLVERS[6], SOLVERS[8]):
         for t0, t1 in ((0.0, 1.0), (1.0, 0.0)):
             act = "none" if t1 > t0 else "backward"
-            name, make = "sum and multiple of pieces", _summed
+            name, make = "sum and multiple of segments", _summed
             yield Case(name, "cayley dense", DENSE, solver, 2.0, make, act, t0, t1)
             name, make = "a field of one's own", _claimed
             yield Case(name, "free", DENSE, solver, 2.0, make, act, t0, t1)
@@ -292,7 +294,7 @@ def hunt(args: Args, case: Case, seed: int) -> dict:
     def search(arrays, starts, key):
         def one(a, start, key):
             f = lambda y: end(a, y)
-            return strongest_stretch(f, start, key=key, steps=args.search, rate=0.2)
+            return lipschitz_lower_bound(f, start, key=key, steps=args.search, rate=0.2)
 
         many = jax.vmap(one, (None, 0, 0))
         keys = jr.split(key, len(starts))
@@ -367,7 +369,7 @@ def hunt_preset(args: Args, name: str, config) -> dict:
         def one(start, key):
             f = lambda x: eqx.combine(arrays, static).embed(x)
             steps = args.preset_search
-            return strongest_stretch(f, start, key=key, steps=steps, rate=0.2)
+            return lipschitz_lower_bound(f, start, key=key, steps=steps, rate=0.2)
 
         return jnp.max(jax.vmap(one)(starts, keys))
 

@@ -17,7 +17,7 @@ from jnode._process import versions
 from jnode.attacks import PGD, Budget, Trial
 from jnode.attacks.trial import Pair, as_trial
 from jnode.certify import Smoothing, accuracy
-from jnode.certify.search import stretch
+from jnode.certify.search import tightness
 from jnode.certify.survey import survey
 from jnode.data import Dataset
 from jnode.evaluation import (
@@ -130,8 +130,8 @@ def evaluate_run(
     images, labels = run.images, run.test.labels
     # Held to the end: another evaluation would write the same files.
     with Store(run.path / "evaluation", _told(run, attacks, protocol, how)) as store:
-        if progress and store.news:
-            print(store.news, flush=True)
+        if progress and store.message:
+            print(store.message, flush=True)
         how |= {"keep": store.attack, "progress": progress, "mesh": mesh}
         result = evaluate(batched(model), images, labels, attacks, **how)
         checked = _checked(model, run, protocol, wanted, seed, store)
@@ -287,7 +287,7 @@ def certify_run(
             "rows": _attacked_rows(positive, proven[: len(some)], local, seen),
             "flags": seen.summary["flags"],
         },
-        "tightness": stretch(model, some, seed=seed),
+        "tightness": tightness(model, some, seed=seed),
         "adaptive": survey(model, run.images, run.test.labels, radii, num_attacked),
         "curve": accuracy.curve(
             proven[: len(some)], local, up_to=max(radii, default=1)

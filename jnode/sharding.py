@@ -266,7 +266,7 @@ def _classify_bwd(pull, cotangent, perturbed, images, model, mesh):
 
 
 @contextmanager
-def connected(
+def distributed_context(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -306,18 +306,18 @@ def connected(
     jax.distributed.shutdown()
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of all processes' values, the same in each."""
     if jax.process_count() == 1:
         return value

@@ -101,9 +101,9 @@ def main(argv: list[str]) -> None:
     distributed = options.pop("distributed")
     if not distributed and any(value is not None for value in hosts):
         raise ValueError("--coordinator and its like need --distributed beside them.")
-    with sharding.connected(*hosts) if distributed else nullcontext():
+    with sharding.distributed_context(*hosts) if distributed else nullcontext():
         train(config, mesh=sharding.all_devices(), **options)
-        if sharding.is_first():
+        if sharding.is_main_process():
             print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")
 
 

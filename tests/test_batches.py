@@ -106,7 +106,7 @@ def test_more_steps_than_checkpoints_and_the_limit(getkey):
 
 @pytest.mark.parametrize("solver", [None, jnode.Solver("tsit5")])
 def test_model_batch_is_vmap(solver, getkey):
-    model = small_model(getkey(), pieces=(2,), solver=solver)
+    model = small_model(getkey(), segments=(2,), solver=solver)
     images = jax.random.uniform(getkey(), (3, 8, 8, 1))
     batch, single = eqx.filter_jit(lambda m, x: (jnode.batched(m)(x), jax.vmap(m)(x)))(
         model, images
@@ -203,7 +203,7 @@ def test_gradients_of_each_sample(solver, getkey):
 
 @pytest.mark.parametrize("solver", [None, jnode.Solver("tsit5", rtol=1e-2)], ids=str)
 def test_batched_models(solver, getkey):
-    model = small_model(getkey(), pieces=(2,), solver=solver)
+    model = small_model(getkey(), segments=(2,), solver=solver)
     images = jax.random.uniform(getkey(), (3, 8, 8, 1))
     whole = jnode.batched(model)
     logits = whole(images)

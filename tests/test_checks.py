@@ -113,9 +113,9 @@ def test_a_continuous_adjoint_is_flagged():
 def test_batch_mates_do_not_matter_with_control_per_sample(honest, adaptive, solver):
     model, images, _ = honest
     model = model if solver == "fixed" else adaptive
-    found = checks.batch_mates(batched(model), images, samples=8)
+    found = checks.batch_independence(batched(model), images, samples=8)
     assert found["flags"] == []
-    assert all(row["changed"] == 0 for row in found["companies"].values())
+    assert all(row["changed"] == 0 for row in found["comparisons"].values())
 
 
 class Joint(eqx.Module):
@@ -141,8 +141,8 @@ class Joint(eqx.Module):
 
 def test_one_step_size_for_a_whole_batch_is_flagged(honest):
     model, images, _ = honest
-    found = checks.batch_mates(Joint(model), images, samples=8)
-    assert "batch mates" in codes(found)
+    found = checks.batch_independence(Joint(model), images, samples=8)
+    assert "batch dependence" in codes(found)
 
 
 def test_tolerance_of_an_exact_and_of_a_loose_solve(honest, adaptive):
@@ -166,11 +166,11 @@ def test_finer_and_coarser_steps():
 def test_work_under_attack(honest, adaptive):
     model, images, _ = honest
     budget = Budget("linf", 0.1)
-    found = checks.work(adaptive, images, images, budget, key=jr.key(0))
+    found = checks.nfe_under_attack(adaptive, images, images, budget, key=jr.key(0))
     assert found["clean"] == found["attacked"]
-    costly, clean = found["attacked_for_cost"], found["clean"]
+    costly, clean = found["slowed"], found["clean"]
     assert clean["nfe"] <= costly["nfe"] and clean["nfe"] <= clean["nfe_largest"]
-    assert "attacked_for_cost" not in checks.work(
+    assert "slowed" not in checks.nfe_under_attack(
         model, images, images, budget, key=jr.key(0)
     )
 
@@ -178,7 +178,7 @@ def test_work_under_attack(honest, adaptive):
 def test_a_longer_attack(honest):
     model, images, labels = honest
     problem = batched(model), images, labels, Budget("linf", 0.05)
-    found = checks.longer(*problem, key=jr.key(0), steps=(5, 40))
+    found = checks.convergence(*problem, key=jr.key(0), steps=(5, 40))
     few, many = found["rows"]
     assert many["robust_accuracy"] <= few["robust_accuracy"] < 1
     assert few["loss"] <= many["loss"] * 1.01 and found["flags"] == []
@@ -222,14 +222,14 @@ def test_random_outputs_are_flagged(honest):
 # Flags from the rows of attacks.
 
 
-def row(name, broken, via="", accuracy=0.5, steps=100, epsilon=0.1):
+def row(name, successes, via="", accuracy=0.5, steps=100, epsilon=0.1):
     return dict(
         name=name,
         via=via,
         norm="linf",
         epsilon=epsilon,
         steps=steps,
-        broken=broken,
+        successes=successes,
         robust_accuracy=accuracy,
     )
 

@@ -174,14 +174,14 @@ class Frobenius(AbstractConstraint):
 
 def test_a_constraint_of_somebody_else(getkey, standard_promotion):
     """Held, trained, resolved in stacks, and certified like those of the package."""
-    pieces = [
+    segments = [
         jnode.GradientFlowField(
             (4,), constraint=Frobenius(), hidden=3, activation="tanh", key=getkey()
         )
         for _ in "ab"
     ]
-    field = jnode.PiecewiseField(pieces)
-    assert spectral_norm(plain(pieces[0].weights[0]).matrix) < 1
+    field = jnode.PiecewiseField(segments)
+    assert spectral_norm(plain(segments[0].weights[0]).matrix) < 1
     solver = jnode.Solver("euler", steps=2)
     resolved, bounds = jnode.resolve(field)
     assert float(bounds.lipschitz) == pytest.approx(1, rel=1e-4)
@@ -190,7 +190,7 @@ def test_a_constraint_of_somebody_else(getkey, standard_promotion):
     y = jr.normal(getkey(), (4,))
     ends = [jnode.solve(f, y, solver).y for f in (field, resolved)]
     np.testing.assert_allclose(*ends, atol=1e-6)
-    weight = lambda f: f.pieces.weights[0].weight
+    weight = lambda f: f.segments.weights[0].weight
     grads = eqx.filter_grad(lambda f: jnp.sum(jnode.solve(f, y, solver).y ** 2))(field)
     assert (jnp.abs(weight(grads)).max(axis=(1, 2)) > 0).all()
     with pytest.raises(ValueError, match="Frobenius is for matrices"):

@@ -187,8 +187,8 @@ def test_integer_arrays_of_a_field_do_not_matter(getkey):
 
 def test_pieces_of_ones_own_and_of_no_arrays(getkey):
     claim = lambda fn: Bounds(jnp.abs(fn.gain))
-    pieces = [jnode.Certified(Gain(jnp.asarray(-x)), claim) for x in (0.5, 1.0)]
-    field = jnode.PiecewiseField(pieces)
+    segments = [jnode.Certified(Gain(jnp.asarray(-x)), claim) for x in (0.5, 1.0)]
+    field = jnode.PiecewiseField(segments)
     assert field.lipschitz() == 1
     end = jnode.solve(field, jnp.ones(2), jnode.Solver("rk4", steps=4)).y
     assert end == pytest.approx(np.exp(-0.75), rel=1e-4)
@@ -197,7 +197,7 @@ def test_pieces_of_ones_own_and_of_no_arrays(getkey):
     )
     other = jnode.Certified(Gain(jnp.asarray(1.0)), lambda fn: Bounds(1.0))
     with pytest.raises(ValueError, match="alike but for their"):
-        jnode.PiecewiseField([pieces[0], other])
+        jnode.PiecewiseField([segments[0], other])
 
 
 @pytest.mark.parametrize("constraint", ["cayley", "rescaled", "sll"])

@@ -139,12 +139,12 @@ def test_nan_images_are_not_certified(getkey):
 
 
 def test_eager_calls_compile_once(getkey):
-    model = small_model(getkey(), lipschitz=2.0, pieces=(2,))
+    model = small_model(getkey(), lipschitz=2.0, segments=(2,))
     images, key = jr.uniform(getkey(), (2, 8, 8, 1)), getkey()
     states = jr.normal(getkey(), (3, 4, 4, 4))
     jumping = model.blocks[0].field
     assert isinstance(jumping, jnode.PiecewiseField)
-    field = jumping.piece(0)
+    field = jumping.segment(0)
     calls = [
         lambda: field(0.0, states[0]),
         lambda: field.bake(),
@@ -156,7 +156,7 @@ def test_eager_calls_compile_once(getkey):
         lambda: certify.local_radius(model, images),
         lambda: certify.amplification(field, jnode.Solver("rk4", steps=3)),
         lambda: certify.estimate_lipschitz(field, states, key=key, iterations=3),
-        lambda: certify.strongest_stretch(model.embed, images[0], key=key, steps=3),
+        lambda: certify.lipschitz_lower_bound(model.embed, images[0], key=key, steps=3),
     ]
     for call in calls:
         jax.block_until_ready(eqx.filter(call(), eqx.is_array))

@@ -73,7 +73,7 @@ FIELDS = {
     "free conv": lambda k: jnode.FreeField(GRID, key=k),
     "group norm": lambda k: jnode.FreeField(GRID, group_norm=True, time=True, key=k),
     "sum": lambda k: 0.5 * jnode.OrthoField(DENSE, key=k) - Decay(0.5),
-    "pieces": lambda k: jnode.PiecewiseField(
+    "segments": lambda k: jnode.PiecewiseField(
         [jnode.FreeField(DENSE, key=x) for x in jr.split(k, 2)]
     ),
 }
@@ -83,7 +83,7 @@ FIELDS = {
 def test_no_point_leaves_a_solve(name, getkey):
     field = jnode.resolve(shaken(FIELDS[name](getkey()), getkey()))[0]
     shape = GRID if name in ("circular", "zero", "free conv", "group norm") else DENSE
-    solver = jnode.Solver("euler", steps=2 if name == "pieces" else 1)
+    solver = jnode.Solver("euler", steps=2 if name == "segments" else 1)
     end = lambda y: jnode.solve(field, y, solver).y
     # Group norm divides by a spread that may be all but 0 in a larger ball.
     radius = 1e-3 if name == "group norm" else 0.02

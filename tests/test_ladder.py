@@ -96,8 +96,8 @@ def test_halving_never_grows(getkey):
 
 def test_backwards_and_between_jumps(getkey):
     key, n = getkey(), 4
-    pieces = [jnode.OrthoField((n,), lipschitz=2.0, key=k) for k in jr.split(key, 2)]
-    field = jnode.PiecewiseField(pieces, t0=0.0, t1=1.0)
+    segments = [jnode.OrthoField((n,), lipschitz=2.0, key=k) for k in jr.split(key, 2)]
+    field = jnode.PiecewiseField(segments, t0=0.0, t1=1.0)
     solver = Solver("bosh3", rtol=1e-3, atol=1e-3, controller="ladder")
     y0 = 2 * jr.normal(getkey(), (3, n))
     ends = solve_batch(field, y0, solver)

@@ -30,7 +30,7 @@ from jnode.models import (
 from tests.helpers import small_model
 
 EULER, ADAPTIVE = jnode.Solver("euler", steps=4), jnode.Solver("bosh3", rtol=1e-2)
-OPTIONS = {"pieces": (1, 2), "dense": 1, "position": True}
+OPTIONS = {"segments": (1, 2), "dense": 1, "position": True}
 
 
 def shaken(model, key):
@@ -93,7 +93,7 @@ def test_what_a_configuration_builds(getkey):
     assert [b[0].shape for b in biases] == [(4,), (16,)]
     options = dict(hidden=8, dense_hidden=5, **OPTIONS)
     wide = small_model(getkey(), "gradient_flow", EULER, **options)
-    fields: list[Any] = [getattr(b.field, "pieces", b.field) for b in wide.blocks]
+    fields: list[Any] = [getattr(b.field, "segments", b.field) for b in wide.blocks]
     hidden = [field.biases[0].shape[-1] for field in fields]
     assert hidden == [8, 32, 5]
 
@@ -135,7 +135,7 @@ def test_no_search_refutes_the_constant(getkey, make):
     model, starts = make(getkey()).bake(), images_of(getkey(), 4)
     search = jax.jit(
         jax.vmap(
-            lambda x, key: certify.strongest_stretch(
+            lambda x, key: certify.lipschitz_lower_bound(
                 model.embed, x, key=key, steps=150, rate=0.2
             )
         )
@@ -161,7 +161,7 @@ def test_a_bound_that_is_a_little_lower_is_refuted(getkey):
     )
     head = Head(64, 3, unit_norm=True, key=getkey())
     model = jnode.ODEClassifier(layers, head, (8, 8, 1))
-    found = certify.strongest_stretch(
+    found = certify.lipschitz_lower_bound(
         model.embed, images_of(getkey(), 1)[0], key=getkey(), steps=20
     )
     bound = float(model.lipschitz())
@@ -276,7 +276,7 @@ def test_with_solver_gives_each_block_its_part(getkey):
 
 
 def test_each_block_is_frozen_on_its_own_input(getkey):
-    model = configured(getkey(), ADAPTIVE, pieces=(1, 1), dense=0)
+    model = configured(getkey(), ADAPTIVE, segments=(1, 1), dense=0)
     images = images_of(getkey(), 1)
     frozen = model.freeze(images[0])
     solution = jnode.batched(model).solution(images)
@@ -338,7 +338,7 @@ def test_trajectories_end_where_the_blocks_do(getkey):
             ),
             "differ in nothing but their steps",
         ),
-        (lambda k: jnode.ModelConfig(pieces=()), r"as \(8,\) does for one"),
+        (lambda k: jnode.ModelConfig(segments=()), r"as \(8,\) does for one"),
         (lambda k: jnode.ModelConfig(dense=-1), "dense must be an integer"),
         (lambda k: jnode.ModelConfig(dense_hidden=4), "dense_hidden must be left out"),
         (
@@ -346,7 +346,7 @@ def test_trajectories_end_where_the_blocks_do(getkey):
             "dense_hidden must be left out",
         ),
         (
-            lambda k: small_model(k, solver=EULER, pieces=(1, 1, 1, 1)),
+            lambda k: small_model(k, solver=EULER, segments=(1, 1, 1, 1)),
             "no more blocks than the grid can be halved",
         ),
         (
@@ -371,7 +371,7 @@ def classifier(key, *layers):
 
 
 def test_a_free_encoder_in_front_of_blocks(getkey):
-    config = jnode.ModelConfig("free", encoder="conv", features=4, pieces=(1, 1))
+    config = jnode.ModelConfig("free", encoder="conv", features=4, segments=(1, 1))
     solver, shape = jnode.Solver("euler", steps=2), (16, 16, 1)
     model = jnode.build(config, solver, image_shape=shape, classes=3, key=getkey())
     assert isinstance(model.layers[0], ConvEncoder)

@@ -63,10 +63,10 @@ def test_refusals(getkey):
 
 
 def test_pieces_take_part(getkey):
-    pieces = jnode.PiecewiseField([FIELDS["gradient_flow"](getkey()) for _ in "ab"])
-    low = LowPrecisionField(pieces)
+    segments = jnode.PiecewiseField([FIELDS["gradient_flow"](getkey()) for _ in "ab"])
+    low = LowPrecisionField(segments)
     text = str(jax.make_jaxpr(lambda y: low(0.7, y))(jnp.ones(12)))
     assert "bf16" in text
     y = jr.normal(getkey(), (12,))
-    difference = jnp.abs(low(0.7, y) - pieces(0.7, y)).max()
+    difference = jnp.abs(low(0.7, y) - segments(0.7, y)).max()
     assert 0 < difference < 0.05

@@ -105,7 +105,7 @@ def test_constants_of_cocoercive_fields_are_sharper():
         assert float(found.growth[0]) < 1.001
 
 
-@pytest.mark.parametrize("kind", ["ortho", "ortho, 2 pieces"])
+@pytest.mark.parametrize("kind", ["ortho", "ortho, 2 segments"])
 def test_no_prediction_changes_where_grids_do(kind):
     """In float32; the images split over several grids."""
     solver = Solver("heun", rtol=1e-3, atol=1e-3, controller="ladder", max_steps=64)
@@ -168,7 +168,7 @@ def test_caps_only_lower_radii(getkey, monkeypatch):
 
 def test_radius_of_a_model(getkey):
     solver = Solver("bosh3", rtol=1e-2, atol=1e-2, controller="halving")
-    model = small_model(getkey(), "gradient_flow", solver, pieces=(2,), position=True)
+    model = small_model(getkey(), "gradient_flow", solver, segments=(2,), position=True)
     images = jr.uniform(getkey(), (5, 8, 8, 1))
     found = certify.radius(model, images)
     assert certify.refusal(model) is None and jnp.isinf(model.lipschitz())

@@ -40,7 +40,7 @@ def test_every_step_of_contractive_matters(tmp_path):
     def predict(image, left_out):
         y = model.encode(image)
         for k in range(steps):
-            step = field.piece(k)(0.0, y) / steps
+            step = field.segment(k)(0.0, y) / steps
             y = y + jnp.where(k == left_out, 0, step)
         return jnp.argmax(model.head(y.ravel()))
 

@@ -158,7 +158,7 @@ def test_fine_tuning_a_plain_model_keeps_its_certificate(
     for _ in range(20):
         model, state = step(model, state)
     search = eqx.filter_jit(
-        lambda m, x, k: certify.strongest_stretch(m.embed, x, key=k, steps=60)
+        lambda m, x, k: certify.lipschitz_lower_bound(m.embed, x, key=k, steps=60)
     )
     found = max(float(search(model, x, getkey())) for x in images[:4])
     assert found > 1.5 * before  # a bound kept from before would be false
@@ -167,7 +167,7 @@ def test_fine_tuning_a_plain_model_keeps_its_certificate(
 
 def test_the_bounds_of_the_pass_are_those_asked_for_later(getkey):
     for kind in ("gradient_flow", "ortho", "skew", "hamiltonian"):
-        model = small_model(getkey(), kind, lipschitz=2.0, pieces=(2,))
+        model = small_model(getkey(), kind, lipschitz=2.0, segments=(2,))
         plain, bounds = jnode.resolve(model)
         assert float(bounds.lipschitz) == pytest.approx(float(model.lipschitz()))
         assert float(bounds.layers[-1]) == float(model.blocks[0].lipschitz())
@@ -225,8 +225,8 @@ class Doubling(AbstractLinear):
 def test_maps_of_somebody_else_in_stacks(getkey):
     """They measure themselves, one by one."""
     flow = lambda: jnode.GradientFlowField((4,), key=getkey())
-    pieces = [Congruent(flow(), Doubling(jnp.asarray(x))) for x in (1.0, 2.0)]
-    field = jnode.PiecewiseField(pieces)
+    segments = [Congruent(flow(), Doubling(jnp.asarray(x))) for x in (1.0, 2.0)]
+    field = jnode.PiecewiseField(segments)
     plain, bounds = jnode.resolve(field)
     assert float(bounds.lipschitz) == pytest.approx(4, rel=1e-3)
     assert float(plain.lipschitz()) == pytest.approx(4, rel=1e-3)

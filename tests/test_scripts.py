@@ -158,7 +158,13 @@ def test_exit_codes():
 
 def test_training_that_cannot_go_on_exits_with_3(tmp_path):
     done = script(
-        "train.py", "twin", tmp_path / "run", *TINY, "--max-loss", "1e-9", check=False
+        "train.py",
+        "unconstrained",
+        tmp_path / "run",
+        *TINY,
+        "--max-loss",
+        "1e-9",
+        check=False,
     )
     assert done.returncode == 3 and "error: At step 1 the loss was" in done.stderr
     assert "Traceback" not in done.stderr

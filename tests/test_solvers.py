@@ -495,8 +495,8 @@ def test_a_field_may_return_a_number():
 def test_steps_among_frequencies_are_the_same_steps(getkey, count, batch):
     # Each step of its own weights, so that nothing is gained in the inner units.
     make = lambda k: jnode.GradientFlowField((6, 5, 4), hidden=2, lipschitz=6.0, key=k)
-    pieces = [make(k) for k in jr.split(getkey(), count)]
-    field = pieces[0] if count == 1 else jnode.PiecewiseField(pieces)
+    segments = [make(k) for k in jr.split(getkey(), count)]
+    field = segments[0] if count == 1 else jnode.PiecewiseField(segments)
     solver = jnode.Solver("euler", steps=count)
     y0 = jr.normal(getkey(), (6, 5, *batch, 4))
 

@@ -184,8 +184,8 @@ class _Climb(NamedTuple):
         key, this = jr.split(state.key)
         momentum = jnp.where(state.step > 0, MOMENTUM, 0.0)
         x, budget = state.x, self.budget
-        push = wide(state.length) * steepest(state.gradient, budget.norm)
-        ahead = budget.project(x + push, self.images)
+        move = wide(state.length) * steepest(state.gradient, budget.norm)
+        ahead = budget.project(x + move, self.images)
         ahead = x + (1 - momentum) * (ahead - x) + momentum * (x - state.before)
         ahead = budget.project(ahead, self.images)
         losses, success, gradient = self.evaluate(ahead, this)

@@ -173,7 +173,7 @@ def run(
     trials = [_fitting(as_trial(trial), len(labels)) for trial in trials]
     if len(labels) == 0:
         return _nothing(model, images, labels, trials)
-    problem = _look(model, images, labels, aims, batch_size, mesh)
+    problem = _clean_pass(model, images, labels, aims, batch_size, mesh)
     for trial in trials:
         check_classes(trial.attack, problem.logits.shape[1])
     found = _in_order(trials, problem, key, successive, keep, progress)
@@ -227,7 +227,7 @@ def _in_order(trials, problem, key, successive, keep, progress) -> list[Attacked
     return attacked
 
 
-def _look(model, images, labels, targets, batch_size, mesh) -> _Problem:
+def _clean_pass(model, images, labels, targets, batch_size, mesh) -> _Problem:
     """The problem, with the logits of the clean images."""
     model = over_devices(model, mesh)
     length = min(batch_size, shareable(len(labels), mesh))

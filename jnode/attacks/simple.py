@@ -58,9 +58,9 @@ class PGD(AbstractAttack):
 
     def search(self, model, images, goal, clean, budget, *, key):
         def restart(best, key):
-            start_key, look_key, key = jr.split(key, 3)
+            start_key, last_key, key = jr.split(key, 3)
             start = budget.random_start(images, start_key)
-            keys = look_key, key
+            keys = last_key, key
             return self._climb(model, images, goal, budget, start, best, keys), None
 
         best = _unbeaten(images, goal, clean)
@@ -91,7 +91,7 @@ class PGD(AbstractAttack):
         """The best images and their values, after the steps from `start`."""
         length = wide(2.5 * budget.epsilon / self.steps.astype(images.dtype))
 
-        def look(current, best, key):
+        def evaluate(current, best, key):
             losses, logits, gradient = loss_and_gradient(
                 model, current, goal.loss, key=key
             )
@@ -103,14 +103,14 @@ class PGD(AbstractAttack):
             key, this = jr.split(key)
             current = current + length * steepest(gradient, budget.norm)
             current = budget.project(current, images)
-            gradient, best = look(current, best, this)
+            gradient, best = evaluate(current, best, this)
             return i + 1, key, current, gradient, best
 
         def going(carry):
             return (carry[0] < self.steps) & ~jnp.all(carry[-1][1] == SUCCESS)
 
-        look_key, key = keys
-        gradient, best = look(start, best, look_key)
+        last_key, key = keys
+        gradient, best = evaluate(start, best, last_key)
         first = (jnp.zeros((), jnp.int32), key, start, gradient, best)
         *_, best = jax.lax.while_loop(going, step, first)
         return best

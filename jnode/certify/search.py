@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @eqx.filter_jit
-def strongest_stretch(
+def lipschitz_lower_bound(
     function: Callable[[Array], Array],
     start: Float[Array, "*state"],
     *,
@@ -42,14 +42,14 @@ def strongest_stretch(
         # The smallest addend keeps the derivative finite where nothing moves.
         return jnp.sqrt(jnp.sum(x**2) + tiny)
 
-    def log_stretch(pair):
+    def log_ratio(pair):
         y, d = pair
         z = y + d  # rounded, so that z - y is not quite d
         return jnp.log(size(function(z) - function(y))) - jnp.log(size(z - y))
 
     def body(_, carry):
         (y, d), best = carry
-        value, (gy, gd) = jax.value_and_grad(log_stretch)((y, d))
+        value, (gy, gd) = jax.value_and_grad(log_ratio)((y, d))
         y = y + rate * gy / size(gy)
         d = d + rate * size(d) * gd / size(gd)
         # A difference that shrank would end in the rounding of the function's values.
@@ -99,7 +99,7 @@ def estimate_lipschitz(
     return jnp.max(jax.vmap(one)(states, jr.split(key, len(states))))
 
 
-def stretch(
+def tightness(
     model: "ODEClassifier",
     images: Float[np.ndarray, "n height width channels"],
     *,
@@ -121,7 +121,7 @@ def stretch(
 
     @eqx.filter_jit
     def search(model, starts, keys):
-        one = lambda x, key: strongest_stretch(  # noqa: E731
+        one = lambda x, key: lipschitz_lower_bound(  # noqa: E731
             model.embed, x, key=key, steps=100
         )
         return jnp.max(jax.vmap(one)(starts, keys))

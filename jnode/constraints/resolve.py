@@ -203,7 +203,7 @@ _AXES = {Dense: ("matrix", 2), Conv: ("kernel", 4), SpectralConv: ("real", 3)}
 
 
 def _stacked(function, map_):
-    """`function` of each of the maps that are stacked, leaf by leaf, in one: pieces in
+    """`function` of each of the maps that are stacked, leaf by leaf, in one: segments in
     time, members of an ensemble."""
     if isinstance(map_, Constrained):
         name, axes = "weight", 2 if map_.grid is None else 4

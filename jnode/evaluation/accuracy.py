@@ -116,7 +116,7 @@ def _row(
         "steps": int(trial.attack.steps),
         "restarts": trial.attack.restarts,
         "attacked": len(found.samples),
-        "broken": len(found.successes),
+        "successes": len(found.successes),
         "robust_accuracy": _share(robust),
         "seconds": round(float(found.seconds), 3),
     }
@@ -203,7 +203,7 @@ def beaten_white_box(
         ]
         if not white:
             continue
-        more = row["broken"]
+        more = row["successes"]
         if not successive:
             best = min(r["robust_accuracy"] for r in white)
             more = round(num_examples * (best - row["robust_accuracy"]))

@@ -1,6 +1,6 @@
 """Checks for the traps that make robust accuracies look better than they are.
 
-Each returns plain data: what was measured, `says` (the same in words) and `flags`.
+Each returns plain data: what was measured, `summary` (the same in words) and `flags`.
 """
 
 from collections.abc import Callable
@@ -31,17 +31,17 @@ ROUNDING = 1e-4
 for other batch sizes sum in another order."""
 
 
-def batch_mates(
+def batch_independence(
     model: Callable, images: ArrayLike, *, samples: int = 16, seed: int = 0
 ) -> dict[str, Any]:
-    """The same images in their batch, in another order, among strangers, and alone.
+    """The same images in their batch, in another order, among other images, and alone.
 
     A solver that chooses its steps for a whole batch makes one image's prediction
     depend on the others, and then nothing that is measured of it is a fact about the
     image. With step control for each sample there is no such effect.
 
     **Arguments:** a map from a batch of images to logits; images, of which the first
-    `samples` are looked at (four of them alone); the seed of the strangers.
+    `samples` are looked at (four of them alone); the seed of the others.
 
     **Returns:** per company, the share of predictions that change and the largest
     relative change of the logits; words and flags.
@@ -56,38 +56,38 @@ def batch_mates(
     half = -(-n // 2)
     first = jnp.concatenate([x[:half], noise[half:]])
     second = jnp.concatenate([noise[:half], x[half:]])
-    strangers = np.concatenate(
+    others = np.concatenate(
         [
             np.asarray(logits_of(model, first))[:half],
             np.asarray(logits_of(model, second))[half:],
         ]
     )
     alone = [np.asarray(logits_of(model, x[i : i + 1]))[0] for i in range(min(4, n))]
-    companies = {
+    comparisons = {
         "another order": np.asarray(logits_of(model, x[::-1]))[::-1],
-        "among strangers": strangers,
+        "among other images": others,
         "alone": np.stack(alone),
     }
     rows, flags = {}, []
-    for name, there in companies.items():
+    for name, there in comparisons.items():
         ours = here[: len(there)]
         changed = float(np.mean(np.argmax(there, axis=1) != np.argmax(ours, axis=1)))
         apart = float(np.nanmax(np.abs(there - ours), initial=0.0)) / scale
         rows[name] = {"changed": changed, "logits": float(f"{apart:.3g}")}
         if changed > 0 or apart > ROUNDING:
             flags.append(
-                f"batch mates: {name}, {changed:.1%} of the predictions change and "
+                f"batch dependence: {name}, {changed:.1%} of the predictions change and "
                 f"logits move by up to {apart:.1e} of the largest, so a batch is not "
                 "many images but one: solve each sample by itself."
             )
     changed = max(row["changed"] for row in rows.values())
     apart = max(row["logits"] for row in rows.values())
-    says = (
-        f"{n} images evaluated in another order, among strangers and alone: "
+    summary = (
+        f"{n} images evaluated in another order, among other images and alone: "
         f"{changed:.1%} of the predictions change, logits by at most {apart:.1e} of "
         "the largest."
     )
-    return {"companies": rows, "num_examples": n, "says": says, "flags": flags}
+    return {"comparisons": rows, "num_examples": n, "summary": summary, "flags": flags}
 
 
 SENSITIVE = 0.01
@@ -124,7 +124,7 @@ def tolerance(
             other = model.with_solver(solver)
             there = [np.asarray(classes(other, x)) for x in (clean, attacked)]
         except ValueError as error:
-            # One step has no coarser, and pieces of a field ask for steps of their own.
+            # One step has no coarser, and segments of a field ask for steps of their own.
             rows[name] = {"solver": None, "reason": str(error)}
             continue
         shares = [float(np.mean(a != b)) for a, b in zip(here, there, strict=True)]
@@ -148,7 +148,7 @@ def tolerance(
     return {
         **rows,
         "num_examples": len(clean),
-        "says": f"{'; '.join(said) or 'No other steps are possible'}.",
+        "summary": f"{'; '.join(said) or 'No other steps are possible'}.",
         "flags": flags,
     }
 
@@ -163,7 +163,7 @@ def _judge(model, images, labels):
     return cross_entropy(logits, labels), prediction(logits) == labels
 
 
-def longer(
+def convergence(
     model: Callable,
     images: ArrayLike,
     labels: ArrayLike,
@@ -207,7 +207,7 @@ def longer(
             f"masked gradients: PGD-{steps[1]} breaks {-more:.1%} fewer images than "
             f"PGD-{steps[0]} at {norm} {epsilon:.3g}."
         )
-    says = " and ".join(
+    summary = " and ".join(
         f"PGD-{row['steps']} leaves {row['robust_accuracy']:.1%} at a mean loss of "
         f"{row['loss']:.3g}"
         for row in rows
@@ -217,7 +217,7 @@ def longer(
         "norm": norm,
         "epsilon": round(epsilon, 7),
         "num_examples": len(x),
-        "says": f"At {norm} {epsilon:.3g}, {says}, of {len(x)} images.",
+        "summary": f"At {norm} {epsilon:.3g}, {summary}, of {len(x)} images.",
         "flags": flags,
     }
 
@@ -226,7 +226,7 @@ TWICE = 2.0
 """The ratio of mean NFE above which an attack on cost is flagged."""
 
 
-class Hardness(eqx.Module):
+class StepCountSurrogate(eqx.Module):
     r"""How far a coarse and a finer fixed-step solve part: a proxy of the step count.
 
     An adaptive solver takes steps in proportion to a power of its error estimate, which
@@ -260,7 +260,7 @@ def _stats(model, images):
 @eqx.filter_jit
 def _costly(model, images, budget, key):
     return ascend(
-        Hardness(model),
+        StepCountSurrogate(model),
         images,
         Untargeted(jnp.zeros(len(images), int)),
         budget,
@@ -269,7 +269,7 @@ def _costly(model, images, budget, key):
     )
 
 
-def work(
+def nfe_under_attack(
     model: "ODEClassifier",
     images: ArrayLike,
     attacked: ArrayLike,
@@ -281,7 +281,7 @@ def work(
 
     **Arguments:** the model; clean images and attacked ones, [n, height, width,
     channels]; the budget in which these were made, which the attack on cost is given
-    too (`ascend` on `Hardness`, for adaptive solvers only); the key of its random
+    too (`ascend` on `StepCountSurrogate`, for adaptive solvers only); the key of its random
     start.
 
     **Returns:** mean and largest number of steps and NFE of each; words and flags.
@@ -291,7 +291,7 @@ def work(
     if model.solver.adaptive:
         costly = _costly(model, clean, budget.of_each(clean), key)
         budget.check("the attack on cost", clean, costly)
-        kinds["attacked_for_cost"] = costly
+        kinds["slowed"] = costly
     rows = {}
     for name, x in kinds.items():
         stats = jax.device_get(_stats(model, x))
@@ -314,7 +314,7 @@ def work(
         for name, text in (
             ("clean", "clean images"),
             ("attacked", "attacked ones"),
-            ("attacked_for_cost", "images made to be costly"),
+            ("slowed", "images made to be costly"),
         )
         if name in nfe
     )
@@ -323,6 +323,6 @@ def work(
         "norm": budget.norm,
         "epsilon": round(float(budget.epsilon), 7),
         "num_examples": len(clean),
-        "says": f"Evaluations of the vector field per image: {said}.",
+        "summary": f"Evaluations of the vector field per image: {said}.",
         "flags": flags,
     }

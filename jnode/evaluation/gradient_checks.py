@@ -49,7 +49,7 @@ def outputs(
     logits = outcome.logits
     n, classes = logits.shape
     finite = np.all(np.isfinite(logits), axis=1)
-    differ, flat = _second_look(model, outcome, batch_size, mesh)
+    differ, flat = _evaluated_again(model, outcome, batch_size, mesh)
     inside = np.all((logits >= 0) & (logits <= 1), axis=1)
     random, vanishing, not_finite = (
         float(np.sum(mask)) / max(n, 1) for mask in (differ, flat & finite, ~finite)
@@ -63,7 +63,7 @@ def outputs(
         "non_finite": not_finite,
         "classes": classes,
         "num_examples": n,
-        "says": f"Of {n} clean images, {random:.1%} were given other logits when asked "
+        "summary": f"Of {n} clean images, {random:.1%} were given other logits when asked "
         f"again, {vanishing:.1%} have no gradient, {not_finite:.1%} have logits that "
         f"are not finite; the outputs {'are' if softmax else 'are not'} probabilities; "
         f"{classes} classes.",
@@ -71,7 +71,7 @@ def outputs(
     }
 
 
-def _second_look(
+def _evaluated_again(
     model, outcome, batch_size, mesh
 ) -> tuple[Bool[np.ndarray, " n"], ...]:
     """Whose logits are others, and whose gradient is 0."""
@@ -83,7 +83,8 @@ def _second_look(
     arrays = outcome.images, outcome.labels, outcome.logits
     for _, (x, y, logits), mask in padded_batches(arrays, size):
         again, zero = (
-            np.asarray(found) for found in _look(model, *shard_batch((x, y), mesh))
+            np.asarray(found)
+            for found in _logits_and_gradient(model, *shard_batch((x, y), mesh))
         )
         with np.errstate(invalid="ignore"):
             difference = np.abs(logits - again)
@@ -96,7 +97,7 @@ def _second_look(
 
 
 @eqx.filter_jit
-def _look(model, images, labels):
+def _logits_and_gradient(model, images, labels):
     _, logits, gradient = loss_and_gradient(model, images, Untargeted(labels).loss)
     return logits, jnp.all(gradient == 0, axis=(1, 2, 3))
 
@@ -155,7 +156,7 @@ def adjoint(solver: Solver) -> dict[str, Any]:
         "adjoint": solver.adjoint,
         "continuous": continuous,
         "adaptive": solver.adaptive,
-        "says": how[continuous],
+        "summary": how[continuous],
         "flags": flags,
     }
 
@@ -210,7 +211,7 @@ def gradient(
         for h, row in zip(found.steps, found.relative, strict=True)
     }
     longest, far = [*at_step.items()][-1]
-    says = (
+    summary = (
         f"The attacks' gradient differs from central differences of the evaluated "
         f"model in {found.precision} by {_percent(median)} (median of {len(x)} images; "
         f"at most {_percent(largest)}), and by {_percent(far)} over an L2 distance of "
@@ -223,7 +224,7 @@ def gradient(
         "median_at_step": {h: _short(r) for h, r in at_step.items()},
         "precision": found.precision,
         "noise": _short(found.noise),
-        "says": says,
+        "summary": summary,
         "flags": _gradient_flags(median, far, longest, len(x)),
     }
 

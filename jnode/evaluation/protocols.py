@@ -62,7 +62,7 @@ class Protocol:
     - `surrogates`: through which models attacks are transferred (`SURROGATES`).
     - `transfer`: steps and restarts of each transferred attack.
     - `checked`: how many images the checks look at.
-    - `longer`: the steps of the PGD that stands beside PGD-20, if any.
+    - `long_pgd`: the steps of the PGD that is compared with PGD-20, if any.
     """
 
     num_examples: int | None
@@ -70,7 +70,7 @@ class Protocol:
     surrogates: tuple[str, ...]
     transfer: tuple[int, int]
     checked: int
-    longer: int | None = None
+    long_pgd: int | None = None
 
 
 PROTOCOLS = {
@@ -94,7 +94,7 @@ PROTOCOLS = {
         surrogates=SURROGATES,
         transfer=(100, 3),
         checked=200,
-        longer=1000,
+        long_pgd=1000,
     ),
 }
 
@@ -177,7 +177,7 @@ def check_model(
     `keep`, which is given each check's name and the function that runs it, and may
     remember what was found.
 
-    **Returns:** per check its numbers, what it `says` in words, and its `flags`.
+    **Returns:** per check its numbers, its `summary` in words, and its `flags`.
     """
     x = jnp.asarray(images[: protocol.checked])
     y = jnp.asarray(labels[: protocol.checked])
@@ -194,7 +194,7 @@ def check_model(
         found = checks.gradient(whole, x, y, seed=seed)
         if model.solver.adaptive and not found["flags"]:
             found["held_steps"] = checks.held_steps(model, x, y)
-            found["says"] += (
+            found["summary"] += (
                 f" From the gradient of the steps that the solve took it differs by "
                 f"{found['held_steps']:.0e}."
             )
@@ -203,13 +203,13 @@ def check_model(
     every: dict[str, Callable[[], dict[str, Any]]] = {
         "adjoint": lambda: checks.adjoint(model.solver),
         "gradient": gradient,
-        "batch_mates": lambda: checks.batch_mates(whole, x, seed=seed),
+        "batch_independence": lambda: checks.batch_independence(whole, x, seed=seed),
         "tolerance": lambda: checks.tolerance(model, x, attacked()),
-        "work": lambda: checks.work(model, x, attacked(), budget, key=key),
+        "nfe": lambda: checks.nfe_under_attack(model, x, attacked(), budget, key=key),
     }
-    if protocol.longer is not None:
-        steps = (20, protocol.longer)
-        every["longer"] = lambda: checks.longer(
+    if protocol.long_pgd is not None:
+        steps = (20, protocol.long_pgd)
+        every["convergence"] = lambda: checks.convergence(
             whole, x, y, budget, key=key, steps=steps
         )
     return {name: keep(name, make) for name, make in every.items()}

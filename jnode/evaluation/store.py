@@ -43,7 +43,7 @@ class Store:
     def __init__(self, folder: str | os.PathLike, arguments: dict[str, Any]):
         """Opens the folder, and empties it where it holds another evaluation.
 
-        `news` is one sentence for people about what was found there, or empty.
+        `message` is one sentence for people about what was found there, or empty.
 
         **Raises:** `RuntimeError` where another store holds the folder.
         """
@@ -56,7 +56,7 @@ class Store:
                     "it has finished: wait until that has ended, or evaluate a copy of "
                     "the folder around it."
                 )
-            self.news = self._open(arguments)
+            self.message = self._open(arguments)
             # A store that nobody closes lets go of the folder when nobody has it.
             self._release = weakref.finalize(self, stack.pop_all().close)
 
@@ -74,7 +74,7 @@ class Store:
         # As JSON gives it back.
         arguments = json.loads(json.dumps(arguments))
         path = self.folder / "arguments.json"
-        news = ""
+        message = ""
         if path.is_file():
             try:
                 old = json.loads(path.read_text())
@@ -85,7 +85,7 @@ class Store:
                 taken = f"{count} finished attacks are taken from {self.folder}."
                 return taken if count else ""
             changed = [k for k in arguments if old.get(k) != arguments[k]]
-            news = (
+            message = (
                 f"Starting anew: {' and '.join(changed) or 'the format'} changed since "
                 f"the evaluation in {self.folder}."
             )
@@ -93,7 +93,7 @@ class Store:
                 if part.name != LOCK:
                     remove(part)
         write_json(path, arguments)
-        return news
+        return message
 
     def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
         """What an attack found: read, if need be after it was made and written."""

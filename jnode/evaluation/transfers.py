@@ -119,9 +119,9 @@ def surrogates(
     own = dataclasses.replace(model.solver, adjoint="direct")
     if model.solver.adjoint == "backsolve":
         found[f"{own}, direct adjoint"] = batched(model.with_solver(own))
-    pieces = len(model.jumps) + 1
+    segments = len(model.jumps) + 1
     makers = {
-        "fixed": lambda: Solver("rk4", steps=pieces * -(-FIXED_STEPS // pieces)),
+        "fixed": lambda: Solver("rk4", steps=segments * -(-FIXED_STEPS // segments)),
         "finer": lambda: rescaled(own, 10),
         "other": lambda: _another(own),
     }

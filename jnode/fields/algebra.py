@@ -17,7 +17,7 @@ from jnode.fields.base import (
     AbstractUncertifiedField,
     AbstractVectorField,
     TwoLayer,
-    inner_form,
+    as_two_layer,
     takes_batches,
     time_invariant,
 )
@@ -141,5 +141,5 @@ class LowPrecisionField(AbstractUncertifiedField):
     def takes_batches(self) -> bool:
         return takes_batches(self.field)
 
-    def inner_form(self) -> TwoLayer | None:
-        return inner_form(self._rounded())
+    def as_two_layer(self) -> TwoLayer | None:
+        return as_two_layer(self._rounded())

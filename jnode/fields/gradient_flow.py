@@ -86,7 +86,7 @@ class GradientFlowField(AbstractVectorField):
         pairs = zip(self.weights, self.biases, strict=True)
         return [TwoLayer(w, w.T, self.activation, share, b) for w, b in pairs]
 
-    def inner_form(self) -> TwoLayer | None:
+    def as_two_layer(self) -> TwoLayer | None:
         if self.decay or len(self.weights) > 1:
             return None
         return self._layers()[0]

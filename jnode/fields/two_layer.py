@@ -16,9 +16,9 @@ from jnode.constraints import AbstractConstraint, Free, constrained, plain
 from jnode.fields.base import (
     AbstractUncertifiedField,
     AbstractVectorField,
-    Clocks,
     Scale,
     Shape,
+    TimeCoefficients,
     TwoLayer,
     add_bias,
 )
@@ -37,7 +37,7 @@ class OrthoField(AbstractVectorField):
     second: AbstractLinear
     first_bias: Float[Array, " hidden"]
     second_bias: Float[Array, " channels"]
-    clocks: Clocks | None
+    time_coefficients: TimeCoefficients | None
     scale: Scale
     activation: AbstractActivation
 
@@ -63,7 +63,7 @@ class OrthoField(AbstractVectorField):
             for convolutions.
         - `lipschitz`: the constant $L > 0$; with `learnable`, the cap below which it
             is learned.
-        - `hidden`: inner units or channels; by default as many as the state has.
+        - `hidden`: hidden units or channels; by default as many as the state has.
         - `constraint`, `kernel_size`, `padding`: of the maps, as in
             `jnode.constraints.constrained`.
         - `activation`: a name from `jnode.activations`.
@@ -83,15 +83,17 @@ class OrthoField(AbstractVectorField):
         self.second = build((*shape[:-1], hidden), shape[-1], key=keys[1])
         self.first_bias = jnp.zeros(hidden)
         self.second_bias = jnp.zeros(shape[-1])
-        self.clocks = (jnp.zeros(hidden), jnp.zeros(shape[-1])) if time else None
+        self.time_coefficients = (
+            (jnp.zeros(hidden), jnp.zeros(shape[-1])) if time else None
+        )
         self.scale = Scale(lipschitz, learnable=learnable)
 
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        return plain(self).inner_form()(t, y)
+        return plain(self).as_two_layer()(t, y)
 
-    def inner_form(self) -> TwoLayer:
+    def as_two_layer(self) -> TwoLayer:
         return TwoLayer(
             self.first,
             self.second,
@@ -99,15 +101,15 @@ class OrthoField(AbstractVectorField):
             self.scale(self.first_bias.dtype),
             self.first_bias,
             self.second_bias,
-            self.clocks,
+            self.time_coefficients,
         )
 
     def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
-        return self.inner_form().vjp_change(t, y, cotangent, distance, rounding)
+        return self.as_two_layer().vjp_change(t, y, cotangent, distance, rounding)
 
     @property
     def time_invariant(self) -> bool:
-        return self.clocks is None
+        return self.time_coefficients is None
 
     def bounds(self) -> Bounds:
         norm = self.first.norm() * self.second.norm() * self.activation.lipschitz
@@ -190,7 +192,7 @@ class FreeField(AbstractUncertifiedField):
     def takes_batches(self) -> bool:
         return self.norms is None
 
-    def inner_form(self) -> TwoLayer | None:
+    def as_two_layer(self) -> TwoLayer | None:
         if self.time or self.norms is not None:
             return None
         one = jnp.ones((), self.first_bias.dtype)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.linear.operators import AbstractLinear, AbstractPlain
-from jnode.linear.products import spectral_pays, zero_padded_product
+from jnode.linear.products import spectral_is_cheaper, zero_padded_product
 from jnode.linear.spectral_conv import (
     SpectralConv,
     check_grid,
@@ -68,7 +68,7 @@ def zero_padded(
     kernel: Float[Array, "size size in out"], grid: tuple[int, int]
 ) -> Conv:
     """A `Conv` on this grid, by frequencies too where these are quicker on CPU."""
-    if not spectral_pays(kernel.shape, grid):
+    if not spectral_is_cheaper(kernel.shape, grid):
         return Conv(kernel, grid)
     margin = kernel.shape[0] // 2
     period = circular_period(kernel.shape[0], grid, "zero")

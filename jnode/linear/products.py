@@ -210,7 +210,7 @@ def _native(x, kernel):
     return y.reshape(*y.shape[:2], *batch, y.shape[-1])
 
 
-def spectral_pays(kernel_shape: tuple[int, ...], grid: tuple[int, int]) -> bool:
+def spectral_is_cheaper(kernel_shape: tuple[int, ...], grid: tuple[int, int]) -> bool:
     """Whether a zero-padded convolution takes fewer multiplications by frequencies than
     by patches."""
     size, _, channels, out = kernel_shape

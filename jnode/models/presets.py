@@ -9,7 +9,7 @@ import dataclasses
 from jnode.models.config import ModelConfig
 from jnode.solvers import Solver
 
-# Certified accuracy on real images: a flow whose weights change with time, each piece
+# Certified accuracy on real images: a flow whose weights change with time, each segment
 # one Euler step with hL = 2 (a convex potential layer). Wide states and few hidden
 # units pay; the width of a kernel costs nothing among the frequencies.
 _CERTIFIED = ModelConfig(
@@ -17,7 +17,7 @@ _CERTIFIED = ModelConfig(
     features=64,
     hidden=16,
     kernel_size=5,
-    pieces=(8,),
+    segments=(8,),
     position=True,
     lipschitz=16.0,
 )
@@ -31,7 +31,7 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     # Gradient flows of different weights, one after another, each for one Euler step at
     # the edge of circle contractivity: hL = 2, which preserves distances best.
     "contractive": (
-        ModelConfig(field="gradient_flow", lipschitz=6.0, hidden=64, pieces=(3,)),
+        ModelConfig(field="gradient_flow", lipschitz=6.0, hidden=64, segments=(3,)),
         Solver("euler", steps=3),
     ),
     # One such step: no ODE but a layer (Meunier et al., ICML 2022).
@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
             field="free",
             features=32,
             hidden=64,
-            pieces=(2,),
+            segments=(2,),
             dense=1,
             dense_hidden=256,
             unit_norm=False,
@@ -60,7 +60,10 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         Solver("euler", steps=3),
     ),
     # The Ortho-ODE's architecture with the constraint off.
-    "twin": (ModelConfig(field="free", padding="circular"), Solver("rk4", steps=2)),
+    "unconstrained": (
+        ModelConfig(field="free", padding="circular"),
+        Solver("rk4", steps=2),
+    ),
     # As in the neural ODE literature (Chen et al., NeurIPS 2018), adaptive.
     "odenet": (
         ModelConfig(

@@ -45,7 +45,7 @@ def certificate(summary: dict[str, Any]) -> "Figure":
         "--o",
         color=colour(1),
         linewidth=2,
-        label=f"standing after {attacked['attack']} (upper bound)",
+        label=f"robust after {attacked['attack']} (upper bound)",
     )
     gap = x <= u[-1]
     upper = np.interp(x[gap], u, 100 * v)
@@ -203,7 +203,7 @@ RIGHT, WRONG = COLOURS[2], COLOURS[1]
 
 
 def images(pictures: Pictures, *, count: int = 8) -> "Figure":
-    """Images, their adversarial twins, and the magnified difference, with predictions.
+    """Images, their adversarial examples, and the magnified difference, with predictions.
 
     A tick or a cross beside a prediction says whether it is right, so colour is not
     needed to see it.

@@ -20,7 +20,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 CAPTIONS = {
     "certified": "Solid: accuracy proven to hold within the radius (a lower bound). "
-    "Dashed: what the attacks left standing (an empirical upper bound, measured at the "
+    "Dashed: the images that stayed robust (an empirical upper bound, measured at the "
     "markers and joined to guide the eye). Below each marker the true robust accuracy "
     "lies in the shaded gap.",
     "robustness": "Images that stay right under all attacks of the norm and budget: an "
@@ -105,7 +105,7 @@ def document(title: str, body: Sequence[str]) -> str:
 def _pictures(runs: Sequence[RunReport]) -> list[str]:
     if not any(run.pictures is not None for run in runs):
         return []
-    body = ["<h2>Images and their adversarial twins</h2>"]
+    body = ["<h2>Images and their adversarial examples</h2>"]
     for i, run in enumerate(runs):
         p = run.pictures
         if p is None:

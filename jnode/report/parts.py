@@ -221,8 +221,8 @@ CHECKS = {
         "Finite differences of the evaluated solve tell whether attacks are led "
         "rightly.",
     ),
-    "batch_mates": (
-        "Batch mates",
+    "batch_independence": (
+        "Batch independence",
         "The other images of a batch must not change what is said of one.",
     ),
     "tolerance": (
@@ -230,11 +230,11 @@ CHECKS = {
         "Predictions that change with the solver's accuracy are the solver's and not "
         "the flow's. Fixed steps are part of the model: there this is no fault.",
     ),
-    "work": (
+    "nfe": (
         "Cost under attack",
         "An adaptive solver can be made to work harder.",
     ),
-    "longer": (
+    "convergence": (
         "A longer attack",
         "PGD of many more steps must find little more, and never less.",
     ),
@@ -252,7 +252,7 @@ def checks(runs: Sequence[RunReport]) -> str:
         rows = []
         for name in [*CHECKS, *(k for k in found if k not in CHECKS)]:
             check = found.get(name)
-            if not isinstance(check, dict) or "says" not in check:
+            if not isinstance(check, dict) or "summary" not in check:
                 continue
             title, purpose = CHECKS.get(name, (name, ""))
             mark = "flagged" if check.get("flags") else "in order"
@@ -260,7 +260,7 @@ def checks(runs: Sequence[RunReport]) -> str:
             rows.append(
                 f"<tr{look}><th scope='row'>{escape(str(title))}"
                 f"<span class='mark'>{mark}</span></th>"
-                f"<td>{escape(str(check['says']))}"
+                f"<td>{escape(str(check['summary']))}"
                 f"<span class='dim'>{escape(purpose)}</span></td></tr>"
             )
         protocol = run.evaluation.get("protocol")

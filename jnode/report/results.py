@@ -202,7 +202,7 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
         Section("", [_line("clean", [e["clean_accuracy"] for e in evaluations])]),
         Section("accuracy under attack: empirical upper bound", alone),
         Section("left by one attack after another: empirical upper bound", left),
-        Section("standing after all those attacks: empirical upper bound", worst),
+        Section("robust after all those attacks: empirical upper bound", worst),
         Section("certified accuracy: proven lower bound", proven),
         Section(
             "cost",
@@ -222,11 +222,11 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
 
 def _nfe_under_attack(evaluations: Sequence[dict]) -> list[Line]:
     """Mean and largest number of evaluations, clean and attacked side by side."""
-    found = [e.get("checks", {}).get("work", {}) for e in evaluations]
+    found = [e.get("checks", {}).get("nfe", {}) for e in evaluations]
     kinds = {
         "clean": "NFE, clean (mean / largest)",
         "attacked": "NFE, attacked",
-        "attacked_for_cost": "NFE, attacked for cost",
+        "slowed": "NFE, slowdown attack",
     }
     return [
         Line(

@@ -2,7 +2,7 @@
 
 Diffrax's loop costs half as much again at a known number of steps, since it must be
 ready for steps that are rejected; this one is what a user would write. A field whose
-inner units cost less is solved by way of these (see `jnode.fields.base.TwoLayer`).
+hidden units cost less is solved by way of these (see `jnode.fields.base.TwoLayer`).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jnode.constraints import plain
-from jnode.fields.base import TwoLayer, add_bias, inner_form
+from jnode.fields.base import TwoLayer, add_bias, as_two_layer
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import compiled, finished, statistics
 from jnode.solvers.spectral import SpectralState, spectral_field
@@ -82,26 +82,27 @@ def solve_fixed(
     """
 
     tree = plain(tree)
-    first = inner_form(schedule.at(tree, 0)[0])
-    inside = first is not None and any(
-        first.pays(part.steps * len(method[1]), y0.shape[-1]) for part in schedule.parts
+    first = as_two_layer(schedule.at(tree, 0)[0])
+    in_hidden = first is not None and any(
+        first.hidden_is_cheaper(part.steps * len(method[1]), y0.shape[-1])
+        for part in schedule.parts
     )
-    spectral = not inside and spectral_field(first, y0) is not None
+    spectral = not in_hidden and spectral_field(first, y0) is not None
 
     def segment(tree, y, part):
         field, args = tree
-        form = inner_form(field)
+        form = as_two_layer(field)
         among_frequencies = spectral_field(form, y0) if spectral else None
         if among_frequencies is not None:
             return _scan(among_frequencies, y, part, method, keep=False)
         evaluations = part.steps * len(method[1])
-        if form is not None and form.pays(evaluations, y0.shape[-1]):
-            return _solve_inside(form, y, method, part.starts[0], part.lengths[0]), None
+        if form is not None and form.hidden_is_cheaper(evaluations, y0.shape[-1]):
+            return _solve_hidden(form, y, method, part.starts[0], part.lengths[0]), None
         return _scan(RightHandSide(field, args), y, part, method, keep=False)
 
     if spectral:
         states = SpectralState(y0.shape)
-        y = states.leave(schedule.over(tree, states.enter(y0), segment)[0])
+        y = states.decode(schedule.over(tree, states.encode(y0), segment)[0])
     else:
         y, _ = schedule.over(tree, y0, segment)
     steps = schedule.steps
@@ -135,22 +136,28 @@ def _scan(side, y, part, method, *, keep):
     return jax.lax.scan(body, y, (part.starts[0], part.lengths[0]))
 
 
-def _solve_inside(form: TwoLayer, y0, method: Rows, times, lengths):
-    """The state after these steps, by way of the inner units.
+def _solve_hidden(form: TwoLayer, y0, method: Rows, times, lengths):
+    """The state after these steps, by way of the hidden units.
 
     They carry $u = Wy$ and the sum $q$ of weighted activations, from which the state
     follows at the end as $y_0 + L V q$ and the drift.
     """
     _, b, c = method
     drift = _along(form.drift, y0)
-    clocks = None if form.clocks is None else _along(form.clocks[1], y0)
-    pushes = [None if x is None else form.enter(x) for x in (drift, clocks)]
-    loop = form.loop()
+    time_coefficients = (
+        None
+        if form.time_coefficients is None
+        else _along(form.time_coefficients[1], y0)
+    )
+    hidden_drift = [
+        None if x is None else form.w_in(x) for x in (drift, time_coefficients)
+    ]
+    loop = form.w_hidden()
     assert loop is not None, "a form that pays has one"
 
     def speed(t, active):
-        """How fast the inner units move."""
-        constant, growing = pushes
+        """How fast the hidden units move."""
+        constant, growing = hidden_drift
         k = form.scale * loop(active)
         if constant is not None:
             k = k + constant
@@ -163,19 +170,19 @@ def _solve_inside(form: TwoLayer, y0, method: Rows, times, lengths):
         ks.append(speed(t + c[-1] * h, actives[-1]))
         return (u + combine(h, b, ks, u), q + combine(h, b, actives, q)), None
 
-    u = form.enter(y0)
+    u = form.w_in(y0)
     q = jnp.zeros_like(u)
     if len(times) > 1:
         (u, q), _ = jax.lax.scan(step, (u, q), (times[:-1], lengths[:-1]))
-    # The inner units at the end are not needed.
+    # The hidden units at the end are not needed.
     actives, _ = _stages(form, speed, method, times[-1], lengths[-1], u)
     q = q + combine(lengths[-1], b, actives, q)
-    y = y0 + form.scale * form.leave(q)
+    y = y0 + form.scale * form.w_out(q)
     if drift is not None:
         y = y + jnp.sum(lengths) * drift
-    if clocks is not None:
+    if time_coefficients is not None:
         middles = sum(w * (times + s * lengths) for w, s in zip(b, c, strict=True))
-        y = y + jnp.sum(lengths * jnp.asarray(middles, y0.dtype)) * clocks
+        y = y + jnp.sum(lengths * jnp.asarray(middles, y0.dtype)) * time_coefficients
     return y
 
 
@@ -187,8 +194,8 @@ def _stages(form, speed, method, t, h, u):
         if i:
             ks.append(speed(t + c[i - 1] * h, actives[-1]))
         bias = form.bias
-        if form.clocks is not None:
-            bias = bias + (t + c[i] * h) * form.clocks[0]
+        if form.time_coefficients is not None:
+            bias = bias + (t + c[i] * h) * form.time_coefficients[0]
         inner = add_bias(u + combine(h, a[i][:i], ks, u), bias)
         actives.append(form.activation(inner))
     return actives, ks

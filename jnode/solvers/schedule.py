@@ -1,4 +1,4 @@
-"""Which steps a solve takes, and which part of a field in pieces rules each.
+"""Which steps a solve takes, and which part of a field in segments rules each.
 
 A field that jumps in time is solved segment by segment between its jumps, so that no
 step crosses one. Times are arrays, so that other times compile nothing anew and times
@@ -327,7 +327,7 @@ def _edges(jumps, t0, t1):
         (jnp.minimum(t0, t1) >= jumps[0]) | (jnp.maximum(t0, t1) <= jumps[-1]),
         f"t0 and t1 must have all jumps of the field, from {jumps[0]:g} to "
         f"{jumps[-1]:g}, between them where one of them is traced: give Python numbers "
-        "to solve over some of its pieces.",
+        "to solve over some of its segments.",
     )
 
 

@@ -24,7 +24,7 @@ class Measures:
     - `budgets`: norms and epsilons of AutoAttack, whose attacks run in turn on what
         still stands of the first `num_ensemble` test images.
     - `radii`: L2 radii at which certified accuracy is told, of all test images.
-    - `stretch`: whether to search for the strongest stretch (slow).
+    - `tightness`: whether to search for a lower bound on the Lipschitz constant (slow).
     - `adaptive`: an adaptive solver whose evaluations are counted on the same weights.
     """
 
@@ -34,7 +34,7 @@ class Measures:
     budgets: tuple[Budget, ...] = ()
     num_ensemble: int = 200
     radii: tuple[float, ...] = ()
-    stretch: bool = False
+    tightness: bool = False
     adaptive: Solver | None = None
 
 
@@ -77,7 +77,7 @@ class Cell:
         return self.train.solver if self.solver is None else self.solver
 
 
-FREE, RK4 = presets.MODELS["twin"]
+FREE, RK4 = presets.MODELS["unconstrained"]
 WIDTHS = {1: 32, 3: 64}
 """Channels of the state, by the image's channels."""
 
@@ -87,7 +87,7 @@ WIDTHS = {1: 32, 3: 64}
 MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     "cnn": (FREE, Solver("euler", steps=1)),
     "resnet": (
-        dataclasses.replace(FREE, pieces=(4,), hidden=8),
+        dataclasses.replace(FREE, segments=(4,), hidden=8),
         Solver("euler", steps=4),
     ),
     "odenet": (FREE, RK4),
@@ -96,7 +96,7 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     # Steps of hL = 2, each with weights of its own: a second one by the same weights
     # would find the state at rest.
     "contractive": (
-        ModelConfig("gradient_flow", lipschitz=8.0, hidden=16, pieces=(4,)),
+        ModelConfig("gradient_flow", lipschitz=8.0, hidden=16, segments=(4,)),
         Solver("euler", steps=4),
     ),
     "skew": (ModelConfig("skew", lipschitz=2.0, damping=0.5), RK4),

@@ -15,7 +15,7 @@ from jnode import attacks, certify, data
 from jnode._process import versions
 from jnode.attacks import Budget, Trial
 from jnode.attacks.losses import classes_of, logits_of
-from jnode.certify.search import stretch
+from jnode.certify.search import tightness
 from jnode.data import Dataset, padded_batches
 from jnode.evaluation import Store, Transfer, count_evaluations
 from jnode.evaluation.store import fingerprint
@@ -62,8 +62,8 @@ def measure(
         name = str(wanted.adaptive)
         mean = _evaluations(model.with_solver(wanted.adaptive), some)["nfe"]
         found["adaptive"] = {"solver": name, "nfe": mean}
-    if wanted.stretch:
-        found["stretch"] = stretch(trained, images, seed=cell.train.seed)
+    if wanted.tightness:
+        found["tightness"] = tightness(trained, images, seed=cell.train.seed)
     common = {"pictures": False, "data_dir": data_dir, "progress": progress}
     if wanted.alone:
         # Kept, since the run folder holds one evaluation at a time: a cell that was

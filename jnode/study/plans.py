@@ -146,7 +146,7 @@ def small() -> list[Cell]:
         epochs=epochs,
         seeds=(0,),
         measures=Measures(
-            few_steps(0.1), 100, radii=(0.5,), stretch=True, adaptive=DOPRI5
+            few_steps(0.1), 100, radii=(0.5,), tightness=True, adaptive=DOPRI5
         ),
     )
     odenet = configure("odenet", "natural", digits, channels=1, epochs=epochs)
@@ -256,7 +256,7 @@ def solvers() -> list[Cell]:
         *_coarse(digits, 2, [("odenet", 1), ("odenet", 4)], steps, measures),
         *_solvers("odenet", odenet, fixed, steps, adaptive, tolerances, measures),
         *_solvers("ortho", ortho, fixed, steps, (), (), proven),
-        # At least one step for each of its four pieces.
+        # At least one step for each of its four segments.
         *_solvers("contractive", contractive, fixed, steps[2:], (), (), proven),
     ]
 
@@ -264,7 +264,7 @@ def solvers() -> list[Cell]:
 def lipschitz() -> list[Cell]:
     """The Ortho field from L = 0.25 to 8, and without a constraint."""
     measures = Measures(
-        few_steps(0.1), 300, radii=(0.25, 0.5, 1.0), stretch=True, adaptive=DOPRI5
+        few_steps(0.1), 300, radii=(0.25, 0.5, 1.0), tightness=True, adaptive=DOPRI5
     )
     return [
         *_lipschitz(

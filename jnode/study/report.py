@@ -87,7 +87,7 @@ def _models(rows: list[Row]) -> "Figure":
     ]
     for i, (norm, epsilon) in enumerate(limits):
         colour = (COLOURS[0], COLOURS[1], COLOURS[4], COLOURS[3])[i % 4]
-        label = f"standing, {NORMS[norm]} {amount(epsilon)}"
+        label = f"robust, {NORMS[norm]} {amount(epsilon)}"
         measures.append((label, _worst(norm, epsilon), "sDPX"[i % 4], colour, colour))
     if balls:
         label = f"certified, L2 {amount(balls[0])}"
@@ -137,7 +137,7 @@ def _lipschitz(rows: list[Row]) -> "Figure":
     (norm, epsilon), balls = budgets(rows)[0], radii(rows)
     curves = {
         "clean": (lambda r: r["clean_accuracy"], CLEAN, "o"),
-        f"standing, {NORMS[norm]} {amount(epsilon)}": (
+        f"robust, {NORMS[norm]} {amount(epsilon)}": (
             _worst(norm, epsilon),
             COLOURS[0],
             "s",
@@ -152,10 +152,10 @@ def _lipschitz(rows: list[Row]) -> "Figure":
     for label, (get, colour, marker) in curves.items():
         handles[label] = _curve(left, places, groups, get, colour, marker, 100)
     for label, name, colour, marker in (
-        ("stretch, certified", "certified_upper_bound", COLOURS[1], "v"),
-        ("stretch, found", "empirical_lower_bound", COLOURS[4], "D"),
+        ("Lipschitz constant, certified", "certified_upper_bound", COLOURS[1], "v"),
+        ("Lipschitz constant, found", "empirical_lower_bound", COLOURS[4], "D"),
     ):
-        get = lambda r, name=name: r["stretch"][name]  # noqa: E731
+        get = lambda r, name=name: r["tightness"][name]  # noqa: E731
         handles[label] = _curve(middle, places, groups, get, colour, marker)
     nfe = _curve(right, places, groups, lambda r: r["adaptive"]["nfe"], COLOURS[3], "P")
     handles[f"NFE, {rows[0]['adaptive']['solver']}"] = nfe
@@ -230,10 +230,10 @@ def _solvers(rows: list[Row]) -> "Figure":
     panels[-1][0].set_xlabel("evaluations of the field in a solve (NFE)")
     panels[-1][1].set_xlabel("milliseconds per image")
     budget = f"{NORMS[norm]} {amount(epsilon)}"
-    shown = f"clean, standing at {budget}"
+    shown = f"clean, robust at {budget}"
     shown += f", certified at L2 {amount(balls[0])}" if balls else ""
     panels[0][0].set_title(shown, fontsize=10, loc="left")
-    panels[0][1].set_title(f"standing at {budget}", fontsize=10, loc="left")
+    panels[0][1].set_title(f"robust at {budget}", fontsize=10, loc="left")
     legend(figure, handles)
     return figure
 
@@ -283,7 +283,7 @@ def _steps(rows: list[Row]) -> "Figure":
         handles[f"trained with {trained}: clean"] = axes.plot(
             steps, clean, **style, **line
         )[0]
-        label = f"trained with {trained}: standing, {NORMS[norm]} {amount(epsilon)}"
+        label = f"trained with {trained}: robust, {NORMS[norm]} {amount(epsilon)}"
         handles[label] = axes.plot(steps, stand, linewidth=1.8, **style)[0]
     tidy(axes)
     share_axis(axes, "accuracy (%)")

@@ -164,9 +164,13 @@ def _models(rows: list[Row]) -> Table:
 
 def _lipschitz(rows: list[Row]) -> Table:
     limits, balls = budgets(rows), radii(rows)
-    head = ["L", "clean", *(f"standing {NORMS[n]} {amount(e)}" for n, e in limits)]
+    head = ["L", "clean", *(f"robust {NORMS[n]} {amount(e)}" for n, e in limits)]
     head += [f"certified L2 {amount(r)}" for r in balls]
-    head += ["stretch, certified", "stretch, found", f"NFE {rows[0]['solver']}"]
+    head += [
+        "Lipschitz constant, certified",
+        "Lipschitz constant, found",
+        f"NFE {rows[0]['solver']}",
+    ]
     head.append(f"NFE {rows[0]['adaptive']['solver']}")
     lines = []
     for (model,), group in grouped(rows, "model").items():
@@ -175,7 +179,7 @@ def _lipschitz(rows: list[Row]) -> Table:
         cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
         cells += [spread([certified(r, x) for r in group], percent) for x in balls]
         for name in ("certified_upper_bound", "empirical_lower_bound"):
-            cells.append(_numbers([r["stretch"][name] for r in group]))
+            cells.append(_numbers([r["tightness"][name] for r in group]))
         cells.append(_short(group[0]["nfe"]))
         cells.append(_numbers([r["adaptive"]["nfe"] for r in group]))
         lines.append(cells)
@@ -228,7 +232,7 @@ def attacked(row: Row, norm: str, epsilon: float, *, transferred: bool) -> float
 def _steps(rows: list[Row]) -> Table:
     limits = budgets(rows)
     head = ["trained with", "solved with", "clean"]
-    head += [f"standing {NORMS[n]} {amount(e)}" for n, e in limits]
+    head += [f"robust {NORMS[n]} {amount(e)}" for n, e in limits]
     lines = [
         [
             row["trained_with"],

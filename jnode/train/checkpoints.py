@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from jnode._files import absolute, remove
 from jnode.models import ODEClassifier
 from jnode.train.run_dir import RunDir, explained
-from jnode.train.step import empty_tally, init_state
+from jnode.train.step import empty_metrics, init_state
 
 KEEP = 2  # the newest, and the one before should that be damaged
 
@@ -40,7 +40,7 @@ def load_best(run_dir: str | os.PathLike) -> ODEClassifier:
     step = checkpoints.best()
     if step is None:
         raise FileNotFoundError(f"{run.path} has no checkpoint of a whole epoch.")
-    like = init_state(config, **sizes, total_steps=1), empty_tally(config.loss)
+    like = init_state(config, **sizes, total_steps=1), empty_metrics(config.loss)
     found = checkpoints.restore(like, {}, step)
     assert found is not None
     return found[0][0].model

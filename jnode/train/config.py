@@ -139,10 +139,10 @@ class TrainConfig:
                 f"encoder {self.model.encoder!r} has none: take a fixed-step solver, a "
                 "constrained field and the isometric encoder, or loss.name natural."
             )
-        last = self.model.dense or self.model.pieces[-1]
+        last = self.model.dense or self.model.segments[-1]
         if self.loss.name == "steady_state" and (self.model.time or last > 1):
             raise ValueError(
-                "model.time must be left out, and the last block must have one piece, "
+                "model.time must be left out, and the last block must have one segment, "
                 "for the steady_state loss, whose field must not change with time."
             )
         for name in ("learning_rate", "max_loss"):
@@ -215,7 +215,7 @@ PRESETS: dict[str, TrainConfig] = {
         weight_decay=0.0,
     ),
     # Trained as usual, for comparison.
-    "twin": _of("twin", loss=LossConfig("natural")),
+    "unconstrained": _of("unconstrained", loss=LossConfig("natural")),
     "odenet": _of("odenet", loss=LossConfig("natural"), epochs=10, learning_rate=1e-3),
     # A steady state (TisODE; Yan et al., ICLR 2020).
     "tisode": _of(

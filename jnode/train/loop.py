@@ -19,7 +19,13 @@ from jnode._files import in_bucket, locked
 from jnode._process import Interrupted, caught_signals, peak_memory, provenance
 from jnode.data import Feed
 from jnode.models import ODEClassifier, save
-from jnode.sharding import check_divides, is_first, largest, meet, replicate
+from jnode.sharding import (
+    all_reduce_max,
+    barrier,
+    check_divides,
+    is_main_process,
+    replicate,
+)
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig, training_images
 from jnode.train.run_dir import (
@@ -30,9 +36,9 @@ from jnode.train.run_dir import (
     without_paths,
 )
 from jnode.train.step import (
-    Tally,
-    check_tally,
-    empty_tally,
+    RunningMetrics,
+    check_metrics,
+    empty_metrics,
     epoch_means,
     init_state,
     learning_rate,
@@ -105,7 +111,7 @@ def train(
     loop = _Loop(config, run, mesh, checkpoint_every, steps_per_dispatch)
     with _owned(run, resume=resume, overwrite=overwrite):
         loop.prepare(resume=resume, overwrite=overwrite)
-        loop.run(resume, progress and is_first(), tensorboard, profile)
+        loop.run(resume, progress and is_main_process(), tensorboard, profile)
     return loop.state.model
 
 
@@ -128,11 +134,11 @@ def _check_resumable(run: RunDir, config: TrainConfig) -> None:
 @contextmanager
 def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """Keeps the folder for this training: of several processes, the first locks it."""
-    if is_first():
+    if is_main_process():
         if not resume:
             run.check_free(overwrite=overwrite)  # before a lock file is made there
         run.check_links()
-    lock = locked(run.path, "training") if is_first() else nullcontext()
+    lock = locked(run.path, "training") if is_main_process() else nullcontext()
     with explained(run.path), lock:
         yield
 
@@ -141,7 +147,7 @@ class _Loop:
     """Where training stands, and how it goes on."""
 
     checkpoints: Checkpoints
-    tally: Tally
+    totals: RunningMetrics
     _compiled = False
 
     def __init__(
@@ -178,12 +184,12 @@ class _Loop:
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Makes the run folder, unless it is gone on with."""
-        if not resume and is_first():
+        if not resume and is_main_process():
             self.run_dir.create(overwrite=overwrite)
             number = len(self.dataset)
             facts = {**self.sizes, "num_train": number, **provenance()}
             self.run_dir.write_config(self.config, **facts)
-        meet("the run folder is there")
+        barrier("the run folder is there")
 
     def run(
         self, resume: bool, progress: bool, tensorboard: bool, profile: int
@@ -198,7 +204,7 @@ class _Loop:
             self.steps = make_steps(self.config, self.total, self.mesh)
             self._start(resume)
             log = None
-            if is_first():
+            if is_main_process():
                 log = Log(folder, self.done, tensorboard=tensorboard)
                 stack.enter_context(closing(log))
             bar = tqdm(
@@ -207,7 +213,7 @@ class _Loop:
             trace = Trace(folder / "profile", begin=3, steps=profile)
             with bar, closing(trace):
                 self._epochs(log, trace, bar)
-            if is_first():
+            if is_main_process():
                 config = self.config
                 model = self.state.model
                 save(folder, model, config.model, config.solver, **self.sizes)
@@ -216,12 +222,12 @@ class _Loop:
         config = self.config
         how: dict = {"seed": config.seed, "longest": self.most, "mesh": self.mesh}
         self.feed = Feed(self.dataset, config.batch_size, **how)
-        self.state, self.tally = replicate((self.state, self._empty()), self.mesh)
+        self.state, self.totals = replicate((self.state, self._empty()), self.mesh)
         if resume:
-            like = (self.state, self.tally)
+            like = (self.state, self.totals)
             found = self.checkpoints.restore(like, self.origin)
             if found is not None:
-                (self.state, self.tally), self.done = found
+                (self.state, self.totals), self.done = found
 
     def _epochs(self, log: Log | None, trace: "Trace", bar: tqdm) -> None:
         begin = time.perf_counter()
@@ -244,7 +250,7 @@ class _Loop:
                 # epoch, and the row is dropped and written again.
                 if log is not None:
                     log.write({"step": self.done, "epoch": epoch + 1, **row, **facts})
-                self.tally = replicate(self._empty(), self.mesh)
+                self.totals = replicate(self._empty(), self.mesh)
                 self._save(row["loss"])
                 number = self._asked(caught)
                 if number:
@@ -262,8 +268,8 @@ class _Loop:
             if not self._compiled:
                 self._compiled, compiling = True, time.perf_counter() - begin
             bar.update(count)
-            trace.steps(count, self.tally)
-            running.append(self.tally)
+            trace.steps(count, self.totals)
+            running.append(self.totals)
             looking = self.done % LOOK < count
             if len(running) > AHEAD:
                 # So that a signal or a bad step is answered soon.
@@ -292,36 +298,36 @@ class _Loop:
     def _dispatch(self, count: int) -> None:
         """Gives the device so many steps to take."""
         number = replicate(jnp.asarray(count, jnp.int32), self.mesh)
-        given = (self.feed(self.done, count), self.tally, number)
-        self.state, self.tally = self.steps(given, self.state)
+        given = (self.feed(self.done, count), self.totals, number)
+        self.state, self.totals = self.steps(given, self.state)
         self.done += count
 
     def _asked(self, caught: list[int]) -> int:
         """The signal that asks to stop, or 0; the same in every process."""
-        return largest(caught[0] if caught else 0)
+        return all_reduce_max(caught[0] if caught else 0)
 
     def _empty(self):
-        return empty_tally(self.config.loss)
+        return empty_metrics(self.config.loss)
 
-    def _check(self, sums: Tally | None = None) -> dict:
-        """Looks at a tally, by default of all steps; returns its means."""
-        found = jax.device_get(self.tally if sums is None else sums)
+    def _check(self, sums: RunningMetrics | None = None) -> dict:
+        """Checks the totals, by default of all steps; returns its means."""
+        found = jax.device_get(self.totals if sums is None else sums)
         steps = self.checkpoints.steps()
         last = str(self.checkpoints.path(steps[-1])) if steps else "none"
-        check_tally(found, self.config, self.total, last)
+        check_metrics(found, self.config, self.total, last)
         return epoch_means(found, self.config.batch_size)
 
     def _save(self, loss: float | None = None) -> Path:
         epoch, batch = divmod(self.done, self.per_epoch)
         facts = {"step": self.done, "epoch": epoch, "batch": batch, **self.origin}
-        return self.checkpoints.save(self.done, (self.state, self.tally), facts, loss)
+        return self.checkpoints.save(self.done, (self.state, self.totals), facts, loss)
 
     def _stop(self, number: int, bar: tqdm) -> None:
         self._check()
         path = self._save()
         self.checkpoints.close()
         name = signal.Signals(number).name
-        if is_first():
+        if is_main_process():
             bar.write(f"{name}: checkpoint {path}; go on with --resume.")
         raise Interrupted(number)
 

@@ -32,7 +32,7 @@ class LossConfig:
     - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training), "ibp"
         (certified in Linf by intervals, `jnode.train.ibp`), "steady_state" (TisODE) or
         "lyapunov" (SODEF): natural plus a term that makes the end of the trajectory a
-        point of rest.
+        equilibrium.
     - `inputs`: the images it is taken on: "clean", "noise" (some with Gaussian noise)
         or "adversarial" (attacked by PGD).
     - `logit_scale`: factor of the logits in the cross-entropy, positive; above 1 for
@@ -97,7 +97,7 @@ def make_loss(config: LossConfig) -> Loss:
 
     `aux` holds the batch's accuracy (on the images that the loss sees), mean `nfe`, and
     `failed`, the share of solves that ended at `max_steps`, whose images count with the
-    state that was reached; with a term for rest, its value `unrest`; for "ibp"
+    state that was reached; with a term for rest, its value `penalty`; for "ibp"
     `certified`, the share that is proven right at the radius of this step.
     """
 
@@ -130,9 +130,9 @@ def make_loss(config: LossConfig) -> Loss:
             return jnp.mean(kappa * entropy + (1 - kappa) * worst), aux
         if config.name not in _RESTS:
             return jnp.mean(entropy), aux
-        unrest = jnp.mean(_RESTS[config.name](model, solutions.y, keys))
-        aux["unrest"] = unrest
-        return jnp.mean(entropy) + config.weight * unrest, aux
+        penalty = jnp.mean(_RESTS[config.name](model, solutions.y, keys))
+        aux["penalty"] = penalty
+        return jnp.mean(entropy) + config.weight * penalty, aux
 
     return loss
 
@@ -162,7 +162,7 @@ def add_margins(
     return logits + reach * gaps[labels]
 
 
-def steady_state_unrest(
+def steady_state_penalty(
     model: ODEClassifier, states: Float[Array, " b *state"], keys: Key[Array, " b"]
 ) -> Float[Array, " b"]:
     r"""$\int_T^{2T} |f(y(t))|\,dt$ beyond the end $T = 1$, a mean over the state.
@@ -179,8 +179,8 @@ def steady_state_unrest(
     if not time_invariant(field):
         raise ValueError(
             "the last block's field must be time-invariant for the steady-state loss, "
-            "as a point of rest of one field is none of the next: leave out time, and "
-            "pieces."
+            "as an equilibrium of one field is none of the next: leave out time, and "
+            "segments."
         )
     t0, t1 = block.t1, 2 * block.t1 - block.t0
 
@@ -199,10 +199,10 @@ def steady_state_unrest(
     return jax.vmap(jnp.trapezoid)(means, times)
 
 
-def lyapunov_unrest(
+def lyapunov_penalty(
     model: ODEClassifier, states: Float[Array, " b *state"], keys: Key[Array, " b"]
 ) -> Float[Array, " b"]:
-    r"""How far each end $y(T)$ is from being a Lyapunov-stable point of rest.
+    r"""How far each end $y(T)$ is from being a Lyapunov-stable equilibrium.
 
     $\|f(y)\|_2/\sqrt{n} + s(\overline{J_{ii}}) + s(\overline{\sum_{j \ne i}|J_{ij}| -
     |J_{ii}|})$ with the softplus $s$: the field vanishes, and its Jacobian has a
@@ -236,12 +236,12 @@ def _last_block(model: ODEClassifier) -> ODEBlock:
     if not isinstance(block, ODEBlock):
         raise ValueError(
             "the model's last layer must be an ODEBlock for a loss that asks its end "
-            f"to be a point of rest, not {type(block).__name__}."
+            f"to be an equilibrium, not {type(block).__name__}."
         )
     return block
 
 
-_RESTS = {"steady_state": steady_state_unrest, "lyapunov": lyapunov_unrest}
+_RESTS = {"steady_state": steady_state_penalty, "lyapunov": lyapunov_penalty}
 
 
 def _noisy(images, keys, config):

@@ -68,7 +68,7 @@ def decays(model: PyTree) -> PyTree[bool]:
     rescaled, aol, sll and newton_schulz), where decay would only raise the learning
     rate. All other arrays are left alone: biases, scales of group norm, learned
     Lipschitz constants, `log_q`, angles, time coefficients, and whatever a new kind of
-    module brings. Ranks do not count, since a `PiecewiseField` stacks its pieces.
+    module brings. Ranks do not count, since a `PiecewiseField` stacks its segments.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: _decays(*_owner(model, path)), model
@@ -182,9 +182,9 @@ def make_steps(
 ) -> Callable:
     """Many training steps as one program.
 
-    `steps((batches, tally, count), state) -> state, tally` takes `count` steps of
+    `steps((batches, totals, count), state) -> state, totals` takes `count` steps of
     `make_step`, on the batches that `batches` (`jnode.data.device`) gives by the number
-    of the step, and adds what they tell to the tally. The count is data: one program
+    of the step, and adds what they tell to the totals. The count is data: one program
     serves any, and its results do not depend on how many steps are taken at a time.
 
     **Arguments:** as of `make_step`.
@@ -193,17 +193,17 @@ def make_steps(
 
     @eqx.filter_jit(donate="all-except-first")
     def steps(given, state: TrainState):
-        batches, tally, count = given
+        batches, totals, count = given
         arrays, static = eqx.partition(state, eqx.is_array)
 
         def body(_, carried):
-            arrays, tally = carried
+            arrays, totals = carried
             state, metrics = step(batches(arrays.step), eqx.combine(arrays, static))
-            tally = add_step(tally, metrics, state.step)
-            return eqx.filter(state, eqx.is_array), tally
+            totals = add_step(totals, metrics, state.step)
+            return eqx.filter(state, eqx.is_array), totals
 
-        arrays, tally = jax.lax.fori_loop(0, count, body, (arrays, tally))
-        return eqx.combine(arrays, static), tally
+        arrays, totals = jax.lax.fori_loop(0, count, body, (arrays, totals))
+        return eqx.combine(arrays, static), totals
 
     return steps
 
@@ -229,7 +229,7 @@ def _gradients(loss: Loss, accumulate: int) -> Callable:
     return gradients
 
 
-class Tally(eqx.Module):
+class RunningMetrics(eqx.Module):
     """Sums over the steps of one epoch, kept on the device.
 
     A resumed epoch goes on adding where the checkpoint left off, and the host looks
@@ -249,67 +249,71 @@ class Tally(eqx.Module):
     bad_loss: Float[Array, ""]
 
 
-def empty_tally(loss: LossConfig) -> Tally:
-    """The tally at an epoch's start, of what this loss and `make_loss` tell."""
-    rest = ("unrest",) if loss.name in ("steady_state", "lyapunov") else ()
+def empty_metrics(loss: LossConfig) -> RunningMetrics:
+    """The totals at an epoch's start, with the names that this loss has."""
+    rest = ("penalty",) if loss.name in ("steady_state", "lyapunov") else ()
     rest = ("certified",) if loss.name == "ibp" else rest
     names = ("loss", "accuracy", "nfe", "failed", *rest)
     number, count = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-    return Tally(dict.fromkeys(names, number), count, count, count, number)
+    return RunningMetrics(dict.fromkeys(names, number), count, count, count, number)
 
 
 @jax.jit
-def add_step(tally: Tally, metrics: dict[str, Array], step: Int[Array, ""]) -> Tally:
+def add_step(
+    totals: RunningMetrics, metrics: dict[str, Array], step: Int[Array, ""]
+) -> RunningMetrics:
     """With one step more: what `make_step` told of it, and its number from 1."""
     metrics = dict(metrics)
     bad = metrics.pop("bad")
     # Under jax_enable_x64 some are longer: the sums keep their type, step after step.
-    metrics = {k: v.astype(tally.sums[k].dtype) for k, v in metrics.items()}
-    first = bad & (tally.bad_step == 0)
-    return Tally(
-        {k: v + jnp.where(bad, 0, metrics[k]) for k, v in tally.sums.items()},
-        tally.steps + jnp.where(bad, 0, 1),
-        tally.skipped + jnp.where(bad, 1, 0),
-        jnp.where(first, step, tally.bad_step),
-        jnp.where(first, metrics["loss"], tally.bad_loss),
+    metrics = {k: v.astype(totals.sums[k].dtype) for k, v in metrics.items()}
+    first = bad & (totals.bad_step == 0)
+    return RunningMetrics(
+        {k: v + jnp.where(bad, 0, metrics[k]) for k, v in totals.sums.items()},
+        totals.steps + jnp.where(bad, 0, 1),
+        totals.skipped + jnp.where(bad, 1, 0),
+        jnp.where(first, step, totals.bad_step),
+        jnp.where(first, metrics["loss"], totals.bad_loss),
     )
 
 
-def epoch_means(tally: Tally, batch_size: int) -> dict[str, float | int]:
+def epoch_means(totals: RunningMetrics, batch_size: int) -> dict[str, float | int]:
     """The epoch's row: means of the metrics, and what was skipped or failed.
 
     `failed_solves` is the number of images whose solve ended at `max_steps`.
     """
-    steps = int(tally.steps)
-    row: dict = {k: float(v) / max(steps, 1) for k, v in tally.sums.items()}
+    steps = int(totals.steps)
+    row: dict = {k: float(v) / max(steps, 1) for k, v in totals.sums.items()}
     row["failed_solves"] = round(row.pop("failed") * steps * batch_size)
-    row["skipped_steps"] = int(tally.skipped)
+    row["skipped_steps"] = int(totals.skipped)
     return row
 
 
-def check_tally(tally: Tally, config: TrainConfig, total_steps: int, last: str) -> None:
-    """Looks at a tally that the host has.
+def check_metrics(
+    totals: RunningMetrics, config: TrainConfig, total_steps: int, last: str
+) -> None:
+    """Checks the totals that the host has.
 
-    **Arguments:** the tally; the configuration; the steps of the whole run; the last
+    **Arguments:** the totals; the configuration; the steps of the whole run; the last
     good checkpoint, for people.
 
     **Raises:** `NonFiniteLossError` for a bad step, unless such are skipped or where
     nothing else is left; `SolverFailedError` past the limit.
     """
     step, steps, skipped = (
-        int(x) for x in (tally.bad_step, tally.steps, tally.skipped)
+        int(x) for x in (totals.bad_step, totals.steps, totals.skipped)
     )
     hopeless = steps == 0 and skipped >= 10
     if step and (hopeless or not config.skip_nonfinite):
         rate = learning_rate(config, total_steps, step)
         skipping = "" if config.skip_nonfinite else ", or set skip_nonfinite"
         raise NonFiniteLossError(
-            f"At step {step} the loss was {float(tally.bad_loss):g}, or its gradient "
+            f"At step {step} the loss was {float(totals.bad_loss):g}, or its gradient "
             f"not finite, at a learning rate of {rate:.3g}: lower learning_rate"
             f"{skipping}. The weights of that step were not taken; the last good "
             f"checkpoint is {last}."
         )
-    share = float(tally.sums["failed"]) / max(steps, 1)
+    share = float(totals.sums["failed"]) / max(steps, 1)
     if share > config.max_failed:
         raise SolverFailedError(
             f"{share:.1%} of this epoch's solves ended at max_steps="
