@@ -67,6 +67,24 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def move(path: Path, target: Path) -> None:
+    """Moves a folder to where nothing is."""
+    if not in_bucket(path):
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+        return
+    _copy(path, target)
+    remove(path)
+
+
+def _copy(path: Path, target: Path) -> None:
+    if path.is_dir():
+        for part in path.iterdir():
+            _copy(part, target / part.name)
+    else:
+        target.write_bytes(path.read_bytes())
+
+
 def size_of(path: Path) -> int:
     """How many bytes a file has."""
     found: Any = path.stat()

@@ -128,6 +128,58 @@ def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[A
     return jax.tree.map(one, tree)
 
 
+def scatter(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[Array]:
+    """As `shard_batch`, of arrays that every process holds whole.
+
+    **Raises:** `ValueError` where the rows cannot be shared out evenly.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return shard_batch(tree, mesh)
+
+    def own(x):
+        check_divides(len(x), mesh)
+        return np.asarray(x)[local_rows(len(x), mesh)]
+
+    return shard_batch(jax.tree.map(own, tree), mesh)
+
+
+def gather(tree: PyTree[Array]) -> PyTree[np.ndarray]:
+    """The arrays of a tree as NumPy's, whole in every process."""
+
+    def whole(x):
+        there = not isinstance(x, jax.Array) or x.is_fully_addressable
+        if there or x.is_fully_replicated:
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def split_rows(
+    f: Callable[[Int[np.ndarray, " rows"], Mesh | None], np.ndarray],
+    rows: int,
+    mesh: Mesh | None,
+) -> np.ndarray:
+    """`f(indices, mesh)` of all rows, of which each process computes its share.
+
+    Nothing is exchanged before the end, and then the bytes of the results.
+
+    **Arguments:** a function of the indices of some rows and the mesh of one process,
+    which gives an array with an entry for each of them; how many rows there are; the
+    mesh of all processes, or of this one alone, which then computes all rows.
+    """
+    if mesh is None or mesh.local_mesh.size == mesh.size:
+        return f(np.arange(rows), mesh)
+    share = -(-rows // jax.process_count())
+    # Equally many in each, the last ones over again.
+    own = (np.arange(share) + share * jax.process_index()) % rows
+    found = np.ascontiguousarray(f(own, mesh.local_mesh))
+    raw = np.frombuffer(found.tobytes(), np.uint8).reshape(share, -1)
+    every = multihost_utils.process_allgather(raw).reshape(-1, raw.shape[1])
+    whole = np.frombuffer(np.ascontiguousarray(every).tobytes(), found.dtype)
+    return whole.reshape(-1, *found.shape[1:])[:rows]
+
+
 def spread_rows(x: Array, mesh: Mesh | None) -> Array:
     """Inside jit: an array whose first axis is the batch, to each device its share.
 

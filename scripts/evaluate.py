@@ -6,16 +6,17 @@ from typing import Annotated, Literal
 import tyro
 
 from jnode import attacks
+from jnode._hosts import Hosts
 from jnode._process import run
 from jnode.evaluation import comparison
 from jnode.report import read_run, table
 from jnode.runs import evaluate_run
-from jnode.sharding import all_devices
+from jnode.sharding import all_devices, is_main_process
 from jnode.train import RunDir
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Hosts):
     """Attacks, checks and certifies the model of a run; writes its evaluation.json."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
@@ -52,6 +53,11 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
+    with args.joined():
+        evaluate(args)
+
+
+def evaluate(args: Args) -> None:
     chosen = [attacks.parse(spec) for spec in args.attack]
     if not chosen and args.protocol is None:
         config, _ = RunDir(args.run_dir).read_config()
@@ -72,6 +78,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on after the last finished attack.")
         raise
+    if not is_main_process():
+        return
     if not args.quiet:
         print(table([read_run(args.run_dir)]))
     for flag in found["flags"]:

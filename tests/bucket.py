@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 OBJECTS = r"/(?:upload/|download/)?storage/v1/b/(?P<bucket>[^/]+)/o"
@@ -29,7 +30,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format, *args):
         pass
 
-    def _answer(self, code, content=b"", **headers):
+    def _answer(self, code, content: Any = b"", **headers):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(code)
         for name, value in headers.items():
@@ -180,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self):
         name = self._ask()[3]
-        if self.objects.pop(name, None) is None:
+        if name is None or self.objects.pop(name, None) is None:
             return self._absent()
         self._answer(204)
 

@@ -60,8 +60,6 @@ def test_a_run_from_training_to_its_report(bucket, tmp_path):
 
     code, _, err = trained(script)
     assert code == 2 and "exists already" in err
-    code, _, err = trained(script, "--tensorboard", "--resume")
-    assert code == 2 and "need a run_dir on this machine" in err
     # From the checkpoint, the model being gone.
     del objects["runs/tiny/model.eqx"]
     code, _, err = trained(script, "--resume")

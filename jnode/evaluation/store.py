@@ -24,6 +24,7 @@ from jnode._files import (
     write_json,
 )
 from jnode.attacks import Attacked, Trial
+from jnode.sharding import all_reduce_max, barrier, is_main_process
 
 LOCK = ".lock"
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -38,6 +39,9 @@ class Store:
 
     One store at a time holds a folder, by a lock on its file `.lock`. The lock ends
     with the store's `with` block, with `close`, or with the process.
+
+    Of several processes the first writes, and all read: they must open the store and
+    call it together, and see the same folder.
     """
 
     def __init__(self, folder: str | os.PathLike, arguments: dict[str, Any]):
@@ -48,13 +52,19 @@ class Store:
         **Raises:** `RuntimeError` where another store holds the folder.
         """
         self.folder = as_path(folder)
+        self.message, self._release = "", lambda: None
+        if is_main_process():
+            self._claim(arguments)
+        barrier("the evaluation's folder is there")
+
+    def _claim(self, arguments: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             if not stack.enter_context(claimed(self.folder / LOCK, wait=False)):
                 raise FolderInUse(
-                    f"{folder} is in use by another evaluation, which would lose what "
-                    "it has finished: wait until that has ended, or evaluate a copy of "
-                    "the folder around it."
+                    f"{self.folder} is in use by another evaluation, which would lose "
+                    "what it has finished: wait until that has ended, or evaluate a "
+                    "copy of the folder around it."
                 )
             self.message = self._open(arguments)
             # A store that nobody closes lets go of the folder when nobody has it.
@@ -97,28 +107,32 @@ class Store:
 
     def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
         """What an attack found: read, if need be after it was made and written."""
-        path = self.folder / f"attack-{index:03d}.npz"
-        if path.is_file():
-            try:
-                return _read(path)
-            except DAMAGED:
-                pass  # made anew
-        found = make()
-        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
-        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
-        return _read(path)
+
+        def write(path: Path, found: Attacked) -> None:
+            arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
+            write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
+
+        return _kept(self.folder / f"attack-{index:03d}.npz", make, write, _read)
 
     def check(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a check found: read, or else made and written."""
         path = self.folder / f"check-{name}.json"
-        if path.is_file():
-            try:
-                return json.loads(path.read_text())
-            except ValueError:
-                pass
-        found = make()
-        write_json(path, found)
-        return found
+        return _kept(path, make, write_json, lambda path: json.loads(path.read_text()))
+
+
+def _kept(path: Path, make, write, read) -> Any:
+    """What a file holds; if need be after it was made and written."""
+    # Looked for by one process for all: another might already see what is made now.
+    if all_reduce_max(int(is_main_process() and path.is_file())):
+        try:
+            return read(path)
+        except DAMAGED:
+            pass  # made anew, by every process, since all read the same
+    found = make()
+    if is_main_process():
+        write(path, found)
+    barrier(f"{path.name} is there")
+    return read(path)
 
 
 def _read(path: Path) -> Attacked:

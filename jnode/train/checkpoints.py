@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jnode._files import absolute, remove
+from jnode._files import absolute, move, remove
 from jnode.models import ODEClassifier
 from jnode.train.run_dir import RunDir, explained
 from jnode.train.step import empty_metrics, init_state
@@ -214,8 +214,7 @@ class Checkpoints:
     def _set_aside(self, step):
         target = self.run_dir / "damaged" / self.path(step).name
         remove(target)
-        target.parent.mkdir(exist_ok=True)
-        self.path(step).rename(target)
+        move(self.path(step), target)
 
     @contextmanager
     def _manager(self) -> Iterator[Any]:
