@@ -13,12 +13,13 @@ of its devices.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
@@ -59,6 +60,21 @@ def _auto(mesh: Mesh) -> Mesh:
         return mesh
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
     return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
+def as_auto(x: Array) -> Array:
+    """An array as it is, or on the same devices in Auto mode where axes are Explicit.
+
+    What a function that JAX is tracing is given stays as it is.
+    """
+    known = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    place = x.sharding if known else None
+    if not isinstance(place, NamedSharding):
+        return x
+    if AxisType.Explicit not in place.mesh.axis_types:
+        return x
+    mesh = cast(Mesh, place.mesh)  # of an array that is there, not abstract
+    return jax.device_put(x, NamedSharding(_auto(mesh), place.spec))
 
 
 def _rows(mesh: Mesh) -> PartitionSpec:
@@ -168,12 +184,12 @@ def split_rows(
     which gives an array with an entry for each of them; how many rows there are; the
     mesh of all processes, or of this one alone, which then computes all rows.
     """
-    if mesh is None or mesh.local_mesh.size == mesh.size:
+    if mesh is None or len(mesh.local_devices) == mesh.size:
         return f(np.arange(rows), mesh)
     share = -(-rows // jax.process_count())
     # Equally many in each, the last ones over again.
     own = (np.arange(share) + share * jax.process_index()) % rows
-    found = np.ascontiguousarray(f(own, mesh.local_mesh))
+    found = np.ascontiguousarray(f(own, data_mesh(mesh.local_devices)))
     raw = np.frombuffer(found.tobytes(), np.uint8).reshape(share, -1)
     every = multihost_utils.process_allgather(raw).reshape(-1, raw.shape[1])
     whole = np.frombuffer(np.ascontiguousarray(every).tobytes(), found.dtype)
@@ -278,8 +294,10 @@ class Sharded(eqx.Module):
     ) -> Float[Array, "batch classes"]:
         """Logits of each image; as many images as the devices divide.
 
-        **Raises:** `ValueError` for images that are spread over Explicit axes.
+        **Raises:** `ValueError` for images that are spread over Explicit axes, in a
+        function that JAX is tracing; outside of one they are taken.
         """
+        images = as_auto(images)
         if AxisType.Explicit in jax.typeof(images).sharding.mesh.axis_types:
             raise ValueError(
                 "images must not be spread over Explicit axes, which are those of "
