@@ -13,7 +13,7 @@ of its devices.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -67,14 +67,12 @@ def as_auto(x: Array) -> Array:
 
     What a function that JAX is tracing is given stays as it is.
     """
-    known = isinstance(x, jax.Array) and not isinstance(x, Tracer)
-    place = x.sharding if known else None
-    if not isinstance(place, NamedSharding):
+    place = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    if not isinstance(place, NamedSharding) or not isinstance(place.mesh, Mesh):
         return x
     if AxisType.Explicit not in place.mesh.axis_types:
         return x
-    mesh = cast(Mesh, place.mesh)  # of an array that is there, not abstract
-    return jax.device_put(x, NamedSharding(_auto(mesh), place.spec))
+    return jax.device_put(x, NamedSharding(_auto(place.mesh), place.spec))
 
 
 def _rows(mesh: Mesh) -> PartitionSpec:
@@ -113,9 +111,17 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     if mesh is None:
         return tree
     whole = NamedSharding(_auto(mesh), PartitionSpec())
-    return jax.tree.map(
-        lambda x: jax.device_put(x, whole) if eqx.is_array(x) else x, tree
-    )
+
+    def one(x):
+        if not eqx.is_array(x):
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            # JAX refuses to place keys themselves on devices of other processes.
+            data = jax.device_put(jax.random.key_data(x), whole)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.device_put(x, whole)
+
+    return jax.tree.map(one, tree)
 
 
 def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[Array]:
@@ -186,8 +192,7 @@ def split_rows(
     """
     if mesh is None or len(mesh.local_devices) == mesh.size:
         return f(np.arange(rows), mesh)
-    share = -(-rows // jax.process_count())
-    # Equally many in each, the last ones over again.
+    share = -(-rows // jax.process_count())  # equally many, the first over again
     own = (np.arange(share) + share * jax.process_index()) % rows
     found = np.ascontiguousarray(f(own, data_mesh(mesh.local_devices)))
     raw = np.frombuffer(found.tobytes(), np.uint8).reshape(share, -1)
