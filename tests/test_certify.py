@@ -19,7 +19,7 @@ from jnode.certify import (
 from jnode.certify.radius import ROUNDING
 from jnode.fields import Decay
 from jnode.solvers import SOLVERS
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 # Computed by hand from the criterion, and listed by Sherry et al. for the simple ones.
 RADII = {
@@ -56,8 +56,8 @@ def test_contractive_up_to_the_radius_and_not_beyond(name):
     assert bound(2 * r * 1.2) > 1.05
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("name", ["euler", "rk4", "tsit5"])
+@pytest.mark.parametrize("steps", slow_but([1, 3], 3))
+@pytest.mark.parametrize("name", slow_but(["euler", "rk4", "tsit5"], "rk4"))
 @pytest.mark.parametrize("kind", ["ortho", "flow"])
 def test_no_search_exceeds_the_certificate(getkey, x64, kind, name, steps):
     make = jnode.OrthoField if kind == "ortho" else jnode.GradientFlowField
@@ -168,8 +168,8 @@ BACKWARD = {
 }
 
 
-@pytest.mark.parametrize("name", ["euler", "rk4"])
-@pytest.mark.parametrize("kind", BACKWARD)
+@pytest.mark.parametrize("name", slow_but(["euler", "rk4"], "rk4"))
+@pytest.mark.parametrize("kind", slow_but(BACKWARD, "flow decaying", "segments"))
 def test_backward_solves_are_certified(getkey, x64, kind, name):
     """By the field of reversed time, in which a contraction expands."""
     solver = jnode.Solver(name, steps=8)
@@ -261,6 +261,7 @@ def test_adaptive_and_free_models_get_no_certificate(getkey):
         assert (certify.radius(model, images) == 0).all()
 
 
+@pytest.mark.slow
 def test_contraction_counts(getkey, x64):
     """With a negative logarithmic norm, small steps are certified to contract."""
     field = jnode.GradientFlowField((6,), lipschitz=1.0, decay=1.0, key=getkey())
@@ -276,7 +277,7 @@ def test_contraction_counts(getkey, x64):
         )
 
 
-@pytest.mark.parametrize("field", ["ortho", "skew", "hamiltonian"])
+@pytest.mark.parametrize("field", slow_but(["ortho", "skew", "hamiltonian"], "ortho"))
 def test_no_attack_inside_the_local_radius(getkey, field):
     options = {"activation": "tanh"} if field == "ortho" else {}
     solver = jnode.Solver("rk4", steps=2)

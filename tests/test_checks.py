@@ -17,7 +17,7 @@ from jnode.evaluation import checks, evaluate
 from jnode.evaluation.accuracy import beaten_white_box, weak_beats_strong
 from jnode.evaluation.transfers import rescaled
 from jnode.models.batched import batched
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 ADAPTIVE = Solver("bosh3", rtol=1e-5, atol=1e-6)
 
@@ -38,7 +38,7 @@ def codes(found):
     return [flag.split(":")[0] for flag in found["flags"]]
 
 
-@pytest.mark.parametrize("solver", ["fixed", "adaptive"])
+@pytest.mark.parametrize("solver", slow_but(["fixed", "adaptive"], "fixed"))
 def test_the_gradient_of_the_solve_is_right(honest, adaptive, solver):
     model, images, labels = honest
     model = model if solver == "fixed" else adaptive
@@ -47,6 +47,7 @@ def test_the_gradient_of_the_solve_is_right(honest, adaptive, solver):
     assert len(found["discrepancies"]) == 4 and found["median"] < 1e-4
 
 
+@pytest.mark.slow
 def test_an_adaptive_gradient_is_that_of_the_steps_taken(honest):
     model, images, labels = honest
     loose = model.with_solver(Solver("heun", rtol=1e-2, atol=1e-2))
@@ -163,6 +164,7 @@ def test_finer_and_coarser_steps():
     assert rescaled(ADAPTIVE, 10).tolerances == pytest.approx((1e-6, 1e-7))
 
 
+@pytest.mark.slow
 def test_work_under_attack(honest, adaptive):
     model, images, _ = honest
     budget = Budget("linf", 0.1)

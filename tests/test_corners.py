@@ -17,10 +17,10 @@ from jnode.constraints import constrained
 from jnode.fields import Decay
 from jnode.linear import spectral_norm
 from jnode.models import Head, Lift, ODEBlock
-from tests.helpers import singular_values, small_model
+from tests.helpers import singular_values, slow_but, small_model
 
 
-@pytest.mark.parametrize("shape", [(4,), (3, 4, 4)])
+@pytest.mark.parametrize("shape", slow_but([(4,), (3, 4, 4)], (3, 4, 4)))
 @pytest.mark.parametrize(
     ("scale", "log_q"),
     [(1e-5, -69.0), (1e-9, -50.0), (1e-12, 30.0), (1e-14, 0.0), (1e3, 5.0)],
@@ -200,7 +200,9 @@ def test_pieces_of_ones_own_and_of_no_arrays(getkey):
         jnode.PiecewiseField([segments[0], other])
 
 
-@pytest.mark.parametrize("constraint", ["cayley", "rescaled", "sll"])
+@pytest.mark.parametrize(
+    "constraint", slow_but(["cayley", "rescaled", "sll"], "cayley")
+)
 def test_members_of_an_ensemble_inside_a_module(getkey, constraint):
     class Mean(eqx.Module):
         fields: jnode.OrthoField

@@ -18,6 +18,7 @@ from jnode.train import DataConfig, Interrupted, loop, train
 from jnode.train.checkpoints import CheckpointMismatch, Checkpoints
 from jnode.train.step import empty_metrics, init_state, make_step, make_steps
 from jnode.train.trace import Trace
+from tests.helpers import slow_but
 from tests.test_data import toy
 from tests.test_train import TINY, numbers, same
 
@@ -80,6 +81,7 @@ def test_many_steps_equal_one_by_one(
     assert ("profile" in options) == any(run.rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_interrupted_within_a_dispatch(one_by_one, tmp_path, monkeypatch):
     """It is finished, and the resumed run takes up behind it with another number."""
     folder, model = one_by_one
@@ -92,7 +94,7 @@ def test_interrupted_within_a_dispatch(one_by_one, tmp_path, monkeypatch):
     assert same(resumed, model) and numbers(run) == numbers(folder)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", slow_but([1, 2], 1))
 def test_streamed_images_train_as_resident_ones(
     one_by_one, tmp_path, monkeypatch, devices
 ):

@@ -72,6 +72,7 @@ def steps(folder):
     return [json.loads(row)["step"] for row in rows]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Also if a signal to one of them stops both, and both go on later."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -97,6 +98,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert "Trained" in first and "Trained" not in second and "%" not in err2
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_all(tmp_path):
     """Process 1 stops before it meets process 0, which does not wait for ever."""
     (code, _, _), (other, _, err) = pair(

@@ -215,6 +215,7 @@ run(problem, attacks, keep=store.attack)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_leaves_only_whole_files(problem, found, tmp_path):
     folder = tmp_path / "evaluation"
     child = subprocess.Popen(
@@ -344,6 +345,7 @@ def test_surrogates_of_fixed_and_adaptive_models(getkey):
         surrogates(fixed, x, y, ("nobody",))
 
 
+@pytest.mark.slow
 def test_the_finer_surrogate_needs_little_more_memory():
     """As preset odenet: a free field, solved adaptively, sample by sample."""
     config = jnode.ModelConfig(

@@ -69,6 +69,7 @@ def test_a_bad_step_is_named(poisoned, tmp_path):
     assert kept.steps() == [3] and len(numbers(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_a_bad_step_is_skipped_where_asked(poisoned, tmp_path):
     config = dataclasses.replace(TINY, skip_nonfinite=True)
     model = train(config, tmp_path / "run", progress=False)
@@ -92,6 +93,7 @@ def some(failed=0.0, steps=3, skipped=0, bad_step=0, bad_loss=0.0):
     )
 
 
+@pytest.mark.slow
 def test_failed_solves_are_counted_and_limited(tmp_path):
     solver = jnode.Solver("heun", rtol=1e-6, atol=1e-6, max_steps=1)
     config = dataclasses.replace(
@@ -156,6 +158,7 @@ def finish(process):
     return out
 
 
+@pytest.mark.slow
 def test_killed_resumed_and_repeated_runs_are_the_same(tmp_path):
     """Four processes: undisturbed, killed by SIGKILL, gone on with, repeated."""
     options = ["--epochs", "6", "--batch-size", "32", "--data.num-train", "96"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import slow_but
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "interop.md").read_text()
 BLOCK = re.compile(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", re.DOTALL)
@@ -18,7 +20,7 @@ def test_every_block_is_found():
     assert len(BLOCKS) == TEXT.count("```python") >= 10
 
 
-@pytest.mark.parametrize("title", BLOCKS)
+@pytest.mark.parametrize("title", slow_but(BLOCKS, *list(BLOCKS)[:2]))
 def test_examples_run(title, tmp_path):
     code = BLOCKS[title]
     if "flax" in code:

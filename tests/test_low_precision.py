@@ -9,6 +9,7 @@ import pytest
 import jnode
 from jnode.fields import LowPrecisionField
 from jnode.solvers import solve_batch
+from tests.helpers import slow_but
 
 FIELDS = {
     "ortho": lambda key: jnode.OrthoField((3, 3, 4), time=True, key=key),
@@ -18,7 +19,7 @@ FIELDS = {
 SHAPES = {"ortho": (3, 3, 4), "gradient_flow": (12,), "free": (3, 3, 4)}
 
 
-@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("kind", slow_but(FIELDS, "ortho"))
 def test_solves_nearly_as_well_and_all_weights_learn(getkey, kind):
     field = FIELDS[kind](getkey())
     low = LowPrecisionField(field)

@@ -20,6 +20,7 @@ import jnode
 from jnode.models import MODELS, save
 from jnode.models.file import FORMAT, from_dict
 from jnode.train import PRESETS, TrainConfig, get_preset
+from tests.helpers import slow_but
 
 ROOT = Path(__file__).parent.parent
 CONFIG = jnode.ModelConfig("gradient_flow", features=4, patch=2, hidden=6, lipschitz=4)
@@ -59,7 +60,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "contractive", "odenet"))
 def test_every_model_comes_back(tmp_path, name):
     config, solver = MODELS[name]
     sizes = {"image_shape": (32, 32, 3), "classes": 10}

@@ -10,7 +10,7 @@ from jnode.constraints import Constrained
 from jnode.models import ConvEncoder, Lift
 from jnode.models.config import FIELDS
 from jnode.train import PRESETS, get_preset
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((28, 28, 1), 4), ((32, 32, 3), 4)])
@@ -29,7 +29,7 @@ def test_conv_encoder(getkey):
     assert encoder.lipschitz() == jnp.inf
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", slow_but(FIELDS, "gradient_flow", "free"))
 def test_model_maps_one_image_and_batches(getkey, field):
     model = small_model(getkey(), field)
     images = jr.uniform(getkey(), (3, 8, 8, 1))
@@ -40,7 +40,7 @@ def test_model_maps_one_image_and_batches(getkey, field):
     assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", slow_but(PRESETS, "contractive", "odenet"))
 def test_presets_build(name):
     config = get_preset(name)
     model = jnode.build(

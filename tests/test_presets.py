@@ -28,6 +28,7 @@ def trained(name, folder):
     return model, jnode.data.to_float(jnode.data.load(split="test").images[:500])
 
 
+@pytest.mark.slow
 def test_every_step_of_contractive_matters(tmp_path):
     """Each moves the state far, and changes predictions if it is left out."""
     model, images = trained("contractive", tmp_path / "run")

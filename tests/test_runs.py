@@ -50,6 +50,7 @@ def run_dir(tmp_path_factory):
     return run.path
 
 
+@pytest.mark.slow
 def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     found = evaluate_run(run_dir, **SETTINGS)
     written = json.loads((run_dir / "evaluation.json").read_text())
@@ -106,6 +107,7 @@ def test_bad_protocols(run_dir, change, message):
         evaluate_run(run_dir, **SETTINGS | change)
 
 
+@pytest.mark.slow
 def test_evaluations_are_counted_on_all_images(run_dir, monkeypatch):
     """More for one image of the last, ragged batch: the mean and the largest know."""
     harder = []

@@ -14,6 +14,7 @@ import jnode
 from jnode import certify
 from jnode.fields import Decay
 from jnode.solvers import plan, solve_batch, trajectory
+from tests.helpers import slow_but
 
 ADAPTIVE = jnode.Solver("bosh3", rtol=1e-2, atol=1e-2)
 
@@ -122,7 +123,7 @@ def test_steps_that_were_not_kept(getkey):
     assert 0.5 <= short.schedule.t1 < 1
 
 
-@pytest.mark.parametrize("kind", AROUND)
+@pytest.mark.parametrize("kind", slow_but(AROUND, "sum"))
 def test_a_field_is_cut_the_same_way_everywhere(getkey, kind):
     jumping = segments(getkey())
     assert isinstance(jumping, jnode.PiecewiseField)
@@ -201,6 +202,7 @@ def test_a_schedule_stands_alone_in_a_certificate(getkey):
         ADAPTIVE.freeze(still)
 
 
+@pytest.mark.slow
 def test_lengths_cover_the_rounding_of_times():
     """Diffrax takes a length as the difference of two times, each rounded."""
     method, growth = diffrax.Euler(), 1e3

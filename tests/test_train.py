@@ -35,7 +35,7 @@ from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import evaluation_images, training_images
 from jnode.train.run_dir import CONTENTS, FORMAT
 from jnode.train.step import decays, make_optimizer
-from tests.helpers import singular_values, small_model
+from tests.helpers import singular_values, slow_but, small_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -312,6 +312,7 @@ def dtypes(model):
     return {str(x.dtype) for x in leaves(model)}
 
 
+@pytest.mark.slow
 def test_precision_of_a_run_is_kept(finished, tmp_path):
     """Read with and without jax_enable_x64, by whichever it was written."""
     folder, _ = finished
@@ -451,7 +452,7 @@ def test_unrest_of_a_field_at_rest(getkey):
         losses.steady_state_penalty(moving, states, keys)
 
 
-@pytest.mark.parametrize("name", ["steady_state", "lyapunov"])
+@pytest.mark.parametrize("name", slow_but(["steady_state", "lyapunov"], "steady_state"))
 def test_training_lowers_the_penalty(getkey, name):
     model = small_model(getkey(), "free", jnode.Solver("rk4", steps=2))
     images = jr.uniform(getkey(), (16, 8, 8, 1))
@@ -532,6 +533,7 @@ def test_batch_larger_than_the_data(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_held_out_images_judge_and_do_not_train(tmp_path):
     held_out = DataConfig(validation=3900, pad=1)
     config = dataclasses.replace(TINY, epochs=1, data=held_out)

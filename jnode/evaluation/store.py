@@ -1,4 +1,4 @@
-"""Finished parts of an evaluation, kept on disk."""
+"""The finished parts of an evaluation on disk, so that it can be resumed."""
 
 import contextlib
 import hashlib
@@ -33,23 +33,23 @@ DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.e
 class Store:
     """The folder of an evaluation: `evaluation/` of a run.
 
-    `arguments.json` says of what the parts are: the model, the images, the attacks and
-    all else that decides the result. Each finished attack is one `.npz`, each finished
-    check one `.json`, written at once or not at all.
+    `arguments.json` records everything that determines the result: the model, the
+    images, the attacks and so on. Each finished attack is one `.npz` file and each
+    finished check one `.json` file, written atomically.
 
-    One store at a time holds a folder, by a lock on its file `.lock`. The lock ends
-    with the store's `with` block, with `close`, or with the process.
+    Only one store at a time can open a folder; it holds a lock on the file `.lock`
+    until the end of its `with` block, `close`, or the end of the process.
 
     Of several processes the first writes, and all read: they must open the store and
     call it together, and see the same folder.
     """
 
     def __init__(self, folder: str | os.PathLike, arguments: dict[str, Any]):
-        """Opens the folder, and empties it where it holds another evaluation.
+        """Opens the folder, and empties it if it holds another evaluation.
 
-        `message` is one sentence for people about what was found there, or empty.
+        `message` is one sentence about what was found there, or empty.
 
-        **Raises:** `RuntimeError` where another store holds the folder.
+        **Raises:** `RuntimeError` if another store holds the folder.
         """
         self.folder = as_path(folder)
         self.message, self._release = "", lambda: None
@@ -67,7 +67,7 @@ class Store:
                     "copy of the folder around it."
                 )
             self.message = self._open(arguments)
-            # A store that nobody closes lets go of the folder when nobody has it.
+            # A store that is never closed releases the folder when it is collected.
             self._release = weakref.finalize(self, stack.pop_all().close)
 
     def __enter__(self) -> "Store":
@@ -77,11 +77,11 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Lets other stores have the folder. Nothing more may be kept by this one."""
+        """Releases the folder. This store must not be used afterwards."""
         self._release()
 
     def _open(self, arguments: dict[str, Any]) -> str:
-        # As JSON gives it back.
+        # In the form in which JSON returns them.
         arguments = json.loads(json.dumps(arguments))
         path = self.folder / "arguments.json"
         message = ""
@@ -106,7 +106,7 @@ class Store:
         return message
 
     def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
-        """What an attack found: read, if need be after it was made and written."""
+        """The result of an attack: read from disk, or else made and written."""
 
         def write(path: Path, found: Attacked) -> None:
             arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
@@ -115,7 +115,7 @@ class Store:
         return _kept(self.folder / f"attack-{index:03d}.npz", make, write, _read)
 
     def check(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What a check found: read, or else made and written."""
+        """The result of a check: read from disk, or else made and written."""
         path = self.folder / f"check-{name}.json"
         return _kept(path, make, write_json, lambda path: json.loads(path.read_text()))
 
@@ -155,7 +155,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def described(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Trials as plain data, each setting of theirs included, a source by its name."""
+    """Trials as plain data with all their settings, and a surrogate by its name."""
 
     def plain(value):
         if eqx.is_array(value):
