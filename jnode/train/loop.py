@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode._checks import check_positive
-from jnode._files import locked
+from jnode._files import in_bucket, locked
 from jnode._process import Interrupted, caught_signals, peak_memory, provenance
 from jnode.data import Feed
 from jnode.models import ODEClassifier, save
@@ -95,6 +95,10 @@ def train(
     """
     run = RunDir(run_dir)
     _check_options(overwrite, resume, profile)
+    if in_bucket(run.path) and (tensorboard or profile):
+        raise ValueError(
+            f"tensorboard and profile need a run_dir on this machine, not {run.path}."
+        )
     for name, number in (
         ("checkpoint_every", checkpoint_every),
         ("steps_per_dispatch", steps_per_dispatch),
