@@ -31,7 +31,8 @@ from jnode.sharding import (
     shareable,
 )
 
-ROBUST, MISCLASSIFIED = -1, -2
+ROBUST = -1
+MISCLASSIFIED = -2
 SHOWN = 16
 """How many attacked images are kept of each trial, adversarial or not."""
 SMALL = 32

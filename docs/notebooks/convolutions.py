@@ -1,0 +1,5 @@
+# %% [markdown]
+# # convolutions
+
+# %%
+print(1)

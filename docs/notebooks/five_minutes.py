@@ -1,0 +1,5 @@
+# %% [markdown]
+# # five_minutes
+
+# %%
+print(1)

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # own_diffrax
+
+# %%
+print(1)
