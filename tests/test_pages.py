@@ -26,7 +26,7 @@ SHOWN = ("bash", "sh", "text", "json", "bibtex", "")
 MODEL = """
 import jax
 import jnode
-config, solver = jnode.ModelConfig(features=4, patch=4), jnode.Solver("rk4", steps=2)
+config, solver = jnode.ModelConfig(features=16, patch=4), jnode.Solver("rk4", steps=2)
 key, size = jax.random.key(0), {"image_shape": (28, 28, 1), "classes": 10}
 model = jnode.build(config, solver, **size, key=key)
 images = jax.random.uniform(key, (2, 28, 28, 1))
