@@ -3,8 +3,11 @@
 Pages link to files beside docs/ as they lie in the repository. Each file that is linked
 becomes a part of the site at the same place: Markdown as a page, program text as a page
 that shows it, all else as it is. Notebooks, `docs/notebooks/*.py` in Jupytext's percent
-format, are executed and become pages, with the notebook to download beside each.
+format, are executed and become pages, with the notebook to download beside each; with
+`JNODE_NOTEBOOKS=skip` they are shown as they are written.
 """
+
+# pyright: reportMissingImports=false  # MkDocs and Jupyter come with the extra `docs`.
 
 import os
 import posixpath

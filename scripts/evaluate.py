@@ -47,7 +47,7 @@ class Args:
     """The TFDS folder; by default TFDS_DATA_DIR."""
 
     quiet: bool = False
-    """Print no table."""
+    """Show no progress, and print no table: only flags and errors."""
 
 
 def main() -> None:
@@ -67,6 +67,7 @@ def main() -> None:
             batch_size=args.batch_size,
             seed=args.seed,
             data_dir=args.data_dir,
+            progress=not args.quiet,
             mesh=all_devices(),
         )
     except KeyboardInterrupt:

@@ -48,6 +48,9 @@ class Options:
     profile: int = 0
     """How many steps to trace with jax.profiler, into RUN_DIR/profile."""
 
+    quiet: bool = False
+    """Show no progress, and print nothing but errors."""
+
     distributed: bool = False
     """Join the processes on several hosts (docs/distributed.md)."""
 
@@ -98,12 +101,12 @@ def main(argv: list[str]) -> None:
         config = args.config
     options = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
     hosts = [options.pop(k) for k in ("coordinator", "num_processes", "process_id")]
-    distributed = options.pop("distributed")
+    distributed, quiet = options.pop("distributed"), options.pop("quiet")
     if not distributed and any(value is not None for value in hosts):
         raise ValueError("--coordinator and its like need --distributed beside them.")
     with sharding.connected(*hosts) if distributed else nullcontext():
-        train(config, mesh=sharding.all_devices(), **options)
-        if sharding.is_first():
+        train(config, mesh=sharding.all_devices(), progress=not quiet, **options)
+        if sharding.is_first() and not quiet:
             print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")
 
 

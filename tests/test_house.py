@@ -39,8 +39,8 @@ HARNESS = (
 TOOLS = ("optax", "orbax", "tqdm", "tyro")
 # Long loops that draw a progress bar if they are asked to: imported when they run.
 EXCEPTIONS = {
-    ("jnode.certify.accuracy", "tqdm"),
-    ("jnode.certify.smoothing", "tqdm"),
+    ("jnode.certify.accuracy", "jnode._progress"),
+    ("jnode.certify.smoothing", "jnode._progress"),
 }
 
 

@@ -110,11 +110,11 @@ def locally_certified_radii(
 
     **Arguments:** a model; images and their classes; whether to draw a progress bar.
     """
-    from tqdm import tqdm
+    from jnode._progress import progress_bar
 
     total = len(images)
     parts = []
-    with tqdm(total=total, disable=not progress, unit="image") as bar:
+    with progress_bar(total, show=progress, unit="image") as bar:
         bar.set_description("local certificates")
         for _, (x, y), mask in padded_batches((images, labels), min(48, total)):
             radii = _local_radii(model, jnp.asarray(x, jnp.float32), jnp.asarray(y))

@@ -245,10 +245,12 @@ def _voters(
 
         return count
 
-    from tqdm import tqdm
+    from jnode._progress import progress_bar
 
-    for i, image in enumerate(tqdm(images, disable=not progress, unit="image")):
-        yield voter(i, jnp.asarray(image, jnp.float32))
+    with progress_bar(len(images), show=progress, unit="image") as bar:
+        for i, image in enumerate(images):
+            yield voter(i, jnp.asarray(image, jnp.float32))
+            bar.update()
 
 
 @eqx.filter_jit

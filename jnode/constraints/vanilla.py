@@ -1,7 +1,5 @@
 """Layers of bounded norm in the place of Equinox's own, and back to those."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -103,6 +101,9 @@ class BoundedConv2d(eqx.Module):
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
+Bounded = BoundedLinear | BoundedConv2d
+
+
 def vanilla_export(tree: PyTree) -> PyTree:
     """An equal PyTree whose bounded layers are `eqx.nn.Linear` and `eqx.nn.Conv2d`.
 
@@ -116,70 +117,49 @@ def vanilla_export(tree: PyTree) -> PyTree:
 
     **Raises:** `TypeError`, which names the part, for what has no such layer:
     convolutions outside of `BoundedConv2d`, whose channels come last, products of maps,
-    stacked maps, and vector fields and classifiers, which use their maps' transposes:
-    `jnode.resolve` makes those plain.
+    stacked maps; vector fields and classifiers, which are more than their maps.
     """
-    stop = lambda x: _is_layer(x) or _is_ours(x)  # noqa: E731
+    stop = lambda x: isinstance(x, AbstractLinear | Bounded) or _is_more(x)  # noqa: E731
 
     def one(path, x):
-        name = f"tree{jax.tree_util.keystr(path)}"
-        if isinstance(x, BoundedConv2d):
-            return _conv2d(plain(x.map), x.bias, name)
-        if isinstance(x, BoundedLinear):
-            return _linear(plain(x.map), x.bias, name)
-        if isinstance(x, AbstractLinear):
-            return _linear(plain(x), None, name)
-        if _is_ours(x):
-            raise TypeError(
-                f"{name} is of type {type(x).__name__}, which is more than its linear "
-                "maps: jnode.resolve makes it plain, vanilla_export does not."
-            )
-        return x
+        if not stop(x):
+            return x
+        bias, linear = getattr(x, "bias", None), not isinstance(x, BoundedConv2d)
+        map_ = plain(x.map if isinstance(x, Bounded) else x)
+        if linear and isinstance(map_, Dense) and map_.matrix.ndim == 2:
+            return _linear(map_.matrix, bias)
+        if not linear and isinstance(map_, Conv) and map_.kernel.ndim == 4:
+            return _conv2d(map_.kernel.transpose(3, 2, 0, 1), "ZEROS", bias)
+        if not linear and isinstance(map_, SpectralConv) and map_.real.ndim == 3:
+            return _conv2d(_cut(_taps(map_)), "CIRCULAR", bias)
+        raise TypeError(
+            f"tree{jax.tree_util.keystr(path)} is of type {type(x).__name__}, which no "
+            "layer of Equinox equals: only matrices and BoundedConv2d are exported, "
+            "and no stacks of them. jnode.resolve makes other things plain."
+        )
 
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=stop)
 
 
-def _is_layer(x) -> bool:
-    return isinstance(x, BoundedConv2d | BoundedLinear | AbstractLinear)
-
-
-def _is_ours(x) -> bool:
+def _is_more(x) -> bool:
+    """Whether it is a field or a classifier."""
     return isinstance(x, eqx.Module) and callable(getattr(x, "bounds", None))
 
 
-def _refuse(map_: Any, name: str, why: str):
-    raise TypeError(f"{name} holds a {type(map_).__name__}, {why}.")
-
-
-def _linear(map_, bias, name) -> eqx.nn.Linear:
-    if not isinstance(map_, Dense):
-        _refuse(
-            map_,
-            name,
-            "which eqx.nn.Linear cannot be: it is no single matrix; "
-            "hold a convolution in BoundedConv2d",
-        )
-    if map_.matrix.ndim != 2:
-        _refuse(map_, name, "whose matrices are stacked: export each alone")
-    out, size = map_.matrix.shape
+def _linear(matrix, bias) -> eqx.nn.Linear:
+    out, size = matrix.shape
     layer = eqx.nn.Linear(size, out, bias is not None, key=jr.key(0))
-    return _filled(layer, map_.matrix, bias)
+    return _filled(layer, matrix, bias)
 
 
-def _conv2d(map_, bias, name) -> eqx.nn.Conv2d:
-    if isinstance(map_, Conv):
-        taps, mode = map_.kernel.transpose(3, 2, 0, 1), "ZEROS"
-    elif isinstance(map_, SpectralConv) and map_.real.ndim == 3:
-        taps, mode = _cut(_taps(map_)), "CIRCULAR"
-    else:
-        _refuse(map_, name, "which eqx.nn.Conv2d cannot be")
+def _conv2d(taps, padding_mode, bias) -> eqx.nn.Conv2d:
     out, channels, *size = taps.shape
     layer = eqx.nn.Conv2d(
         channels,
         out,
         tuple(size),
         padding=[(n // 2, (n - 1) // 2) for n in size],
-        padding_mode=mode,
+        padding_mode=padding_mode,
         use_bias=bias is not None,
         key=jr.key(0),
     )
