@@ -144,7 +144,9 @@ def test_no_public_name_is_without_a_page():
 
 
 def test_every_page_is_in_the_navigation():
-    listed = re.findall(r"^ +- (?:[\w ]+: )?([\w/]+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    listed = re.findall(
+        r"^ +- (?:[\w ]+: )?([\w/]+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.M
+    )
     docs = {x.relative_to(ROOT / "docs").with_suffix("").as_posix() for x in PAGES[3:]}
     books = {f"notebooks/{path.stem}" for path in NOTEBOOKS}
     assert len(listed) == len(set(listed))

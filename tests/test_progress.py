@@ -13,11 +13,22 @@ ROOT = Path(__file__).parent.parent
 LOOP = """
 import time
 from jnode._progress import progress_bar
-with progress_bar(20, show=True, unit="step", mininterval=0) as bar:
-    for i in range(20):
+with progress_bar(8, show=True, unit="step", mininterval=0) as bar:
+    for i in range(8):
         time.sleep(0.02)
         bar.set_postfix_str(f"loss {i}")
         bar.update()
+"""
+
+HELP = """
+import sys
+import tyro
+from jnode._process import run
+
+def main(number: int = 1): ...
+
+sys.stdout.isatty = lambda: True
+run(lambda: tyro.cli(main, args=["--help"]))
 """
 
 
@@ -58,4 +69,14 @@ def test_it_moves_on_a_terminal():
     os.close(theirs)
     told = os.read(ours, 100_000).decode(errors="replace")
     os.close(ours)
-    assert told.count("\r") > 5 and "20/20" in told and "loss 19" in told
+    assert told.count("\r") > 5 and "8/8" in told and "loss 7" in told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of Unix")
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_help_obeys_no_color(no_color):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "NO_COLOR": no_color}
+    command = [sys.executable, "-c", HELP]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=250)
+    assert "--number" in done.stdout
+    assert ("\x1b[" in done.stdout) is (no_color == "")
