@@ -49,12 +49,12 @@ def _flow(key):
     return jnode.GradientFlowField((SIZE,), lipschitz=2.0, key=key)
 
 
-def _pieces(key):
+def _segments(key):
     fields = [jnode.OrthoField((SIZE,), lipschitz=1.0, key=k) for k in jr.split(key)]
     return jnode.PiecewiseField(fields, t0=0.0, t1=1.0)
 
 
-FIELDS = {"ortho": _ortho, "gradient flow": _flow, "ortho, 2 pieces": _pieces}
+FIELDS = {"ortho": _ortho, "gradient flow": _flow, "ortho, 2 segments": _segments}
 
 
 def model_of(kind: str, solver: Solver, key) -> jnode.ODEClassifier:

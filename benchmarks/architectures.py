@@ -24,7 +24,7 @@ from jnode.train import TrainConfig, evaluation_images, get_preset, train
 
 RESULTS = Path(__file__).parent / "results"
 RADII = (36 / 255, 72 / 255, 108 / 255)
-BASE = {"features": 128, "hidden": 32, "kernel_size": 5, "pieces": (8,)}
+BASE = {"features": 128, "hidden": 32, "kernel_size": 5, "segments": (8,)}
 VARIANTS: dict[str, dict] = {
     "128 channels, 32 hidden units, 8 steps, kernels of 5": {},
     "kernels of 3": {"kernel_size": 3},
@@ -32,10 +32,13 @@ VARIANTS: dict[str, dict] = {
     "192 channels": {"features": 192},
     "128 hidden units": {"hidden": 128},
     "64 hidden units": {"hidden": 64},
-    "16 hidden units, 16 steps": {"hidden": 16, "pieces": (16,)},
-    "12 steps": {"pieces": (12,)},
-    "4 steps, then 4 at half the resolution": {"pieces": (4, 4)},
-    "8 steps of the same weights": {"pieces": (1,), "steps": 8},
+    "16 hidden units, 16 steps": {"hidden": 16, "segments": (16,)},
+    "12 steps": {"segments": (12,)},
+    "4 steps, then 4 at half the resolution": {"segments": (4, 4)},
+    "8 steps of the same weights": {"segments": (1,), "steps": 8},
+    "4 steps of Heun": {"segments": (4,), "solver": "heun"},
+    "3 steps of Bosh3": {"segments": (3,), "solver": "bosh3"},
+    "2 steps of RK4": {"segments": (2,), "solver": "rk4"},
     "almost orthogonal (aol)": {"constraint": "aol"},
     "no position bias": {"position": False},
 }
@@ -67,10 +70,13 @@ def main() -> None:
 def configured(variant: dict, args: Args) -> TrainConfig:
     """The preset with another architecture, trained on so many images."""
     options = {**BASE, **variant}
-    count = sum(options["pieces"])
+    count = sum(options["segments"])
     steps = options.pop("steps", count)
+    solver = Solver(options.pop("solver", "euler"), steps=steps)
     base = get_preset("certified_cifar10")
-    options["lipschitz"] = 2.0 * steps  # hL = 2, the edge of contractivity
+    # hL = 2r, the edge of contractivity: 2 for all of these methods but Bosh3.
+    radius = certify.circle_contractivity_radius(solver.name)
+    options["lipschitz"] = 2.0 * radius * steps
     images = dataclasses.replace(
         base.data, validation=5000, num_train=args.images // 2, dir=args.data_dir
     )
@@ -78,7 +84,7 @@ def configured(variant: dict, args: Args) -> TrainConfig:
         base,
         data=images,
         model=dataclasses.replace(base.model, **options),
-        solver=Solver("euler", steps=steps),
+        solver=solver,
         epochs=2,
     )
 

@@ -33,7 +33,7 @@ from jnode.train import DataConfig, LossConfig, TrainConfig, get_preset, loop, t
 from jnode.train.step import (
     TrainState,
     add_step,
-    empty_tally,
+    empty_metrics,
     init_state,
     make_step,
     make_steps,
@@ -71,7 +71,7 @@ class Contestant:
         self.config, self.dataset = config, dataset
         sizes = {"image_shape": dataset.image_shape, "classes": dataset.num_classes}
         self.state: TrainState = init_state(config, **sizes, total_steps=total)
-        self.tally = empty_tally(config.loss)
+        self.totals = empty_metrics(config.loss)
         self.done = 0
 
 
@@ -88,11 +88,11 @@ class FromHost(Contestant):
         for _ in range(steps):
             batch = jax.tree.map(jnp.asarray, next(self.batches))
             self.state, metrics = self.step(batch, self.state)
-            self.tally = add_step(self.tally, metrics, self.state.step)
-            running.append(self.tally)
+            self.totals = add_step(self.totals, metrics, self.state.step)
+            running.append(self.totals)
             if len(running) > 2:
                 jax.block_until_ready(running.popleft())
-        jax.block_until_ready(self.tally)
+        jax.block_until_ready(self.totals)
 
 
 class OnDevice(Contestant):
@@ -107,10 +107,10 @@ class OnDevice(Contestant):
         for _ in range(0, steps, self.many):
             count = min(self.many, steps)
             number = jnp.asarray(count, jnp.int32)
-            given = self.feed(self.done, count), self.tally, number
-            self.state, self.tally = self.steps(given, self.state)
+            given = self.feed(self.done, count), self.totals, number
+            self.state, self.totals = self.steps(given, self.state)
             self.done += count
-        jax.block_until_ready(self.tally)
+        jax.block_until_ready(self.totals)
 
 
 def speeds(name: str, args: Args) -> dict:
@@ -137,7 +137,7 @@ def speeds(name: str, args: Args) -> dict:
             taken[key].append(1e3 * (time.perf_counter() - begin) / args.steps)
         print(name, {k: round(v[-1], 1) for k, v in taken.items()}, flush=True)
     first, *others = (
-        jax.tree.leaves(eqx.filter((c.state, c.tally), eqx.is_array))
+        jax.tree.leaves(eqx.filter((c.state, c.totals), eqx.is_array))
         for c in contestants.values()
     )
     same = all(

@@ -139,16 +139,22 @@ def main() -> None:
         tell("checkpoints of another architecture", resume, run, mend)
 
         shutil.rmtree(run)
-        exploding = ("twin", *SIZE, "--learning-rate", "1e5")
+        exploding = ("unconstrained", *SIZE, "--learning-rate", "1e5")
         tell("exploding loss", start(run, exploding))
-        exploding = ("twin", *SIZE, "--learning-rate", "1e5", "--skip-nonfinite")
+        exploding = (
+            "unconstrained",
+            *SIZE,
+            "--learning-rate",
+            "1e5",
+            "--skip-nonfinite",
+        )
         tell("the same, skipped", start(run, exploding, "--overwrite"))
         shutil.rmtree(run)
         adaptive = ("--solver.name", "heun", "--solver.steps", "None")
         tight = ("--solver.rtol", "1e-6", "--solver.max-steps", "2")
-        tell("max_steps", start(run, ("twin", *SIZE, *adaptive, *tight)))
+        tell("max_steps", start(run, ("unconstrained", *SIZE, *adaptive, *tight)))
         shutil.rmtree(run)
-        large = ("twin", "--batch-size", "4000", "--model.features", "4096")
+        large = ("unconstrained", "--batch-size", "4000", "--model.features", "4096")
         tell("out of memory", start(run, large, limit=24 * 2**30))
     finally:
         subprocess.run(["umount", disk], check=True)

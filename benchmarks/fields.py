@@ -42,8 +42,8 @@ FIELDS = {
         RK4,
     ),
     "gradient flow, cayley": (_model("gradient_flow", lipschitz=8.0), EULER),
-    "gradient flow, 4 pieces": (
-        _model("gradient_flow", lipschitz=8.0, pieces=(4,)),
+    "gradient flow, 4 segments": (
+        _model("gradient_flow", lipschitz=8.0, segments=(4,)),
         EULER,
     ),
     "gradient flow, sll": (
@@ -90,7 +90,7 @@ def timings(args: Args) -> dict[str, dict[str, float]]:
             .blocks[0]
             .field
         )
-        field = field.piece(0) if isinstance(field, jnode.PiecewiseField) else field
+        field = field.segment(0) if isinstance(field, jnode.PiecewiseField) else field
         bake = eqx.filter_jit(lambda f: f.bake())
         baked = bake(field)
         evaluate = eqx.filter_jit(lambda f, y: jax.vmap(lambda y: f(0.0, y))(y))
@@ -143,7 +143,7 @@ def accuracies(args: Args, name: str) -> dict[str, float]:
     radii = certify.certified_radii(model, images, test.labels)
     tightness = float("nan")
     if not free:
-        search = lambda x, key: certify.strongest_stretch(
+        search = lambda x, key: certify.lipschitz_lower_bound(
             model.embed, x, key=key, steps=100
         )
         keys = jr.split(jr.key(0), 8)
@@ -184,7 +184,7 @@ def table(summary) -> str:
         f"{summary['args']['repeats']} taken in turn on "
         f"{summary['versions']['device']}. Accuracies in % on 1,000 digits after "
         f"{summary['args']['epochs']} epochs on 4,000 others. Tightness: the certified "
-        "constant over the strongest stretch that a search found.",
+        "constant over the largest ratio that a search found.",
         "",
         "`python benchmarks/fields.py`",
         "",

@@ -24,7 +24,7 @@ import tyro
 import jnode
 from jnode import data
 from jnode._process import run, versions
-from jnode.certify import certified_radii, strongest_stretch
+from jnode.certify import certified_radii, lipschitz_lower_bound
 from jnode.train import RunDir
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,7 +89,7 @@ def refuted(model, images, labels, args: Args) -> dict:
     @jax.jit
     def search(arrays, starts, keys):
         whole = eqx.combine(arrays, eqx.filter(plain, eqx.is_array, inverse=True))
-        one = lambda x, key: strongest_stretch(
+        one = lambda x, key: lipschitz_lower_bound(
             whole.embed, x, key=key, steps=args.search, rate=0.2
         )
         return jnp.max(jax.vmap(one)(starts, keys))

@@ -89,7 +89,7 @@ def cases() -> list[Case]:
     contractive = dataclasses.replace(get_preset("contractive"), epochs=8)
     # A coarse grid of states, and few steps at most: quick to train and to attack.
     small = dataclasses.replace(
-        contractive.model, patch=7, features=64, hidden=32, lipschitz=4.0, pieces=1
+        contractive.model, patch=7, features=64, hidden=32, lipschitz=4.0, segments=1
     )
     flow = dataclasses.replace(
         contractive,

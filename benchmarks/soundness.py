@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import jnode
 from jnode._process import run, versions
-from jnode.certify import amplification, strongest_stretch
+from jnode.certify import amplification, lipschitz_lower_bound
 from jnode.certify.radius import ROUNDING
 from jnode.constraints import CONSTRAINTS
 from jnode.fields import Composed, Decay
@@ -55,7 +55,7 @@ ortho, flow = jnode.OrthoField, jnode.GradientFlowField
 skew, hamiltonian = jnode.SkewField, jnode.HamiltonianField
 
 
-def _pieces(shape, key, **options):
+def _segments(shape, key, **options):
     keys = jr.split(key, 2)
     return jnode.PiecewiseField([flow(shape, key=k, **options) for k in keys])
 
@@ -72,7 +72,7 @@ FIELDS = {
     "gradient flow, 2 potentials, decay": lambda s, L, k: flow(
         s, lipschitz=L, potentials=2, decay=0.5, activation="softplus", key=k
     ),
-    "gradient flow, 2 pieces": lambda s, L, k: _pieces(s, k, lipschitz=L),
+    "gradient flow, 2 segments": lambda s, L, k: _segments(s, k, lipschitz=L),
     "skew": lambda s, L, k: skew(s, lipschitz=L, key=k),
     "skew, damped": lambda s, L, k: skew(
         s, lipschitz=L, damping=2.0, activation="leaky_relu", key=k
@@ -89,10 +89,12 @@ FIELDS = {
 
 
 def _summed(shape, L, key):
-    """Fields in pieces inside a sum and a multiple."""
+    """Fields in segments inside a sum and a multiple."""
     first, second = jr.split(key)
     return (
-        0.5 * _pieces(shape, first, lipschitz=L) + _pieces(shape, second) + Decay(1.0)
+        0.5 * _segments(shape, first, lipschitz=L)
+        + _segments(shape, second)
+        + Decay(1.0)
     )
 
 
@@ -143,7 +145,7 @@ class Args:
     """A hunt for violations of the certificates."""
 
     instances: int = 3
-    """Random instances of each combination; as many are trained to stretch."""
+    """Random instances of each combination; as many are trained to amplify."""
 
     search: int = 150
     """Steps of each search."""
@@ -169,7 +171,7 @@ def combinations() -> Iterator[Case]:
     scales, acts = (0.5, 2.0, 6.0), itertools.cycle(ACTS)
     for i, (name, make) in enumerate(FIELDS.items()):
         for j, solver in enumerate(SOLVERS):
-            if "pieces" in name and (solver.grid or solver.steps % 2):
+            if "segments" in name and (solver.grid or solver.steps % 2):
                 continue
             shape = (DENSE, CONV)[(i + j) % 2]
             kind = "dense" if shape == DENSE else "conv"
@@ -200,7 +202,7 @@ def combinations() -> Iterator[Case]:
     for solver in (*FEW, SOLVERS[6], SOLVERS[8]):
         for t0, t1 in ((0.0, 1.0), (1.0, 0.0)):
             act = "none" if t1 > t0 else "backward"
-            name, make = "sum and multiple of pieces", _summed
+            name, make = "sum and multiple of segments", _summed
             yield Case(name, "cayley dense", DENSE, solver, 2.0, make, act, t0, t1)
             name, make = "a field of one's own", _claimed
             yield Case(name, "free", DENSE, solver, 2.0, make, act, t0, t1)
@@ -238,7 +240,7 @@ def doubled(field, key):
 ACTS = {"fine-tuned": finetuned, "cast": rounded, "scaled": doubled}
 
 
-def stretchy(field, case: Case, key, steps):
+def amplifying(field, case: Case, key, steps):
     """The field after training to part pairs of states."""
     shape, span = case.shape, {"t0": case.t0, "t1": case.t1}
     keys = jr.split(key, 2)
@@ -262,12 +264,12 @@ def stretchy(field, case: Case, key, steps):
 
 
 def hunt(args: Args, case: Case, seed: int) -> dict:
-    """Bounds, strongest stretches and float32 errors of one combination."""
+    """Bounds, lower bounds and float32 errors of one combination."""
     keys = jr.split(jr.key(seed), args.instances)
     shape, solver, span = case.shape, case.solver, {"t0": case.t0, "t1": case.t1}
     fields = [case.make(shape, case.lipschitz, key) for key in keys]
     fields += [
-        eqx.filter_jit(stretchy)(field, case, key, args.train)
+        eqx.filter_jit(amplifying)(field, case, key, args.train)
         for field, key in zip(fields, keys, strict=True)
     ]
     # Of what was edited, what the plain weights themselves tell is certified; of what
@@ -292,7 +294,7 @@ def hunt(args: Args, case: Case, seed: int) -> dict:
     def search(arrays, starts, key):
         def one(a, start, key):
             f = lambda y: end(a, y)
-            return strongest_stretch(f, start, key=key, steps=args.search, rate=0.2)
+            return lipschitz_lower_bound(f, start, key=key, steps=args.search, rate=0.2)
 
         many = jax.vmap(one, (None, 0, 0))
         keys = jr.split(key, len(starts))
@@ -367,7 +369,7 @@ def hunt_preset(args: Args, name: str, config) -> dict:
         def one(start, key):
             f = lambda x: eqx.combine(arrays, static).embed(x)
             steps = args.preset_search
-            return strongest_stretch(f, start, key=key, steps=steps, rate=0.2)
+            return lipschitz_lower_bound(f, start, key=key, steps=steps, rate=0.2)
 
         return jnp.max(jax.vmap(one)(starts, keys))
 
@@ -470,7 +472,7 @@ def table(summary) -> str:
         f"{summary['instances']} instances, half of the small ones trained to part "
         "states, many edited as users do: "
         f"{summary['violations']} violations. A ratio is the certified upper bound "
-        "over the strongest stretch found in float64 (an empirical lower bound); below "
+        "over the largest amplification found in float64 (an empirical lower bound); below "
         "1 would refute the certificate. Float32 solves err by at most "
         f"{100 * summary['float32_share']:.0f} % of the allowance for rounding. "
         f"{summary['tight']} bounds are within 2 % of what was found; with these "

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and folders that one process may write.
+"""Atomic writes of files, and locks that let one process write into a folder.
 
 The operating system holds the locks and drops them when the process ends, however it
 ends, so that nothing has to be cleared away after a crash.
@@ -20,7 +20,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        # New, so that no link laid there is followed.
+        # A new file, so that no existing link at this name is followed.
         with open(temporary, "xb") as file:
             write(file)
             file.flush()
@@ -66,11 +66,11 @@ class FolderInUse(RuntimeError):
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Keeps a folder for one `what` at a time, for the length of the block.
+    """Locks a folder for one `what` at a time while the block runs.
 
     **Arguments:** the folder, which is made if it is not there; what writes into it
-    ("training", "evaluation"): each has a lock of its own, `lock_name(what)` in the
-    folder, which stays there when the block ends.
+    ("training", "evaluation"). Each has its own lock file, `lock_name(what)` in the
+    folder, which remains when the block ends.
 
     **Raises:** `FolderInUse`, a `RuntimeError`, at once where another holds the lock;
     `OSError` where the folder cannot be written.
@@ -94,10 +94,10 @@ def lock_name(what: str) -> str:
 def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
     """Whether the block alone holds the lock on a file, which is made if need be.
 
-    **Arguments:** the file, of which nothing is read or written; whether to wait until
-    nobody else holds it, in which case the answer is always yes.
+    **Arguments:** the file, which is neither read nor written; whether to wait until
+    the lock is free, in which case the result is always true.
 
-    Where the file system knows no locks the answer is yes too.
+    On a file system without locks the result is true as well.
     """
     # A link there is not followed, since a run folder may be somebody else's.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)

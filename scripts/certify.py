@@ -106,7 +106,7 @@ def main() -> None:
         mesh=all_devices(),
         **common,
     )
-    print(_adaptive(found) if found["adaptive"] else _stretch(found))
+    print(_adaptive(found) if found["adaptive"] else _constant(found))
     print(_rows(found))
     print(f"rounding of the features: {found['rounding']['rounding']}")
     for claim in found["assumed"]:
@@ -124,10 +124,10 @@ def main() -> None:
     _draw(Path(args.run_dir) / "certificate.png", found)
 
 
-def _stretch(found) -> str:
+def _constant(found) -> str:
     tightness = found["tightness"]
     return (
-        f"{found['solver']}: stretch from pixels to features at most "
+        f"{found['solver']}: Lipschitz constant from pixels to features at most "
         f"{tightness['certified_upper_bound']:.4f}, at least "
         f"{tightness['empirical_lower_bound']:.4f} (ratio {tightness['ratio']:.2f})"
     )

@@ -104,9 +104,9 @@ def main(argv: list[str]) -> None:
     distributed, quiet = options.pop("distributed"), options.pop("quiet")
     if not distributed and any(value is not None for value in hosts):
         raise ValueError("--coordinator and its like need --distributed beside them.")
-    with sharding.connected(*hosts) if distributed else nullcontext():
+    with sharding.distributed_context(*hosts) if distributed else nullcontext():
         train(config, mesh=sharding.all_devices(), progress=not quiet, **options)
-        if sharding.is_first() and not quiet:
+        if sharding.is_main_process() and not quiet:
             print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")
 
 

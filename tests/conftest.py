@@ -35,10 +35,23 @@ import jax
 import jaxtyping
 import pytest
 
-from jnode._process import drop_programs_if_many, hush_orbax
+from jnode._process import hush_orbax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the slow tests out, unless --all or a selection with -m is given."""
+    if config.option.all or config.option.markexpr:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,15 +60,12 @@ def hushed():
     hush_orbax()
 
 
-_tests_done = itertools.count(1)
-
-
-@pytest.fixture(autouse=True)
-def few_mappings():
-    """Of compiled programs, which so many tests would use up."""
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Those of a file are dropped after it: all of them would take gigabytes, and more
+    memory mappings than Linux allows."""
     yield
-    if next(_tests_done) % 20 == 0:
-        drop_programs_if_many()
+    jax.clear_caches()
 
 
 @pytest.fixture

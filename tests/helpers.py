@@ -5,6 +5,7 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jnode
 
@@ -46,3 +47,15 @@ def compilations():
         yield seen
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def slow_but(values, *quick, unpack=False):
+    """Values of a parametrised test, of which all but the quick ones are slow.
+
+    `unpack` where each is a tuple of several arguments.
+    """
+    assert all(value in list(values) for value in quick)
+    mark = lambda value: pytest.param(
+        *(value if unpack else [value]), marks=pytest.mark.slow
+    )
+    return [value if value in quick else mark(value) for value in values]

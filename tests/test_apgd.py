@@ -16,7 +16,7 @@ from jnode.attacks.losses import (
 )
 from jnode.attacks.norms import size
 from jnode.evaluation import evaluate
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 NAMES = ["apgd-ce", "apgd-dlr", "apgd-t"]
 
@@ -61,6 +61,7 @@ def problem():
     return model, images, jnp.argmax(model(images), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_no_weaker_than_pgd(problem, norm):
     model, images, labels = problem
@@ -78,7 +79,7 @@ def test_no_weaker_than_pgd(problem, norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "apgd-t"))
 def test_budget_determinism_and_success(problem, name, norm):
     model, images, labels = problem
     wrong = labels.at[:5].set((labels[:5] + 1) % 4)

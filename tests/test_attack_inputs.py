@@ -18,7 +18,7 @@ from jnode.attacks.losses import loss_and_gradient
 from jnode.attacks.norms import NORMS, size
 from jnode.attacks.registry import ATTACKS, make
 from jnode.evaluation import Transfer, evaluate
-from tests.helpers import compilations, small_model
+from tests.helpers import compilations, slow_but, small_model
 
 SHAPE, CLASSES = (4, 4, 3), 4
 FEW = {"steps": 3, "restarts": 2}
@@ -26,6 +26,8 @@ OPTIONS = dict.fromkeys(
     ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"), FEW
 )
 CASES = [(name, norm) for name in ATTACKS for norm in NORMS]
+# Each attack in one norm.
+FEW_CASES = [(name, NORMS[i % 2]) for i, name in enumerate(ATTACKS)]
 BUDGET = Budget("linf", 0.05)
 
 
@@ -61,9 +63,13 @@ def problem(dtype=jnp.float32, n=6):
 
 @pytest.mark.parametrize(
     ("dtype", "model_dtype"),
-    [("float32", "float32"), ("float64", "float64"), ("float64", "float32")],
+    slow_but(
+        [("float32", "float32"), ("float64", "float64"), ("float64", "float32")],
+        ("float64", "float64"),
+        unpack=True,
+    ),
 )
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), slow_but(CASES, *FEW_CASES, unpack=True))
 def test_double_precision(x64, name, norm, dtype, model_dtype):
     model, attack = Network(model_dtype), build(name)
     images, labels = problem(dtype)
@@ -77,6 +83,7 @@ def test_double_precision(x64, name, norm, dtype, model_dtype):
         assert near.dtype == distance.dtype == images.dtype and distance[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_double_precision_of_run_and_evaluate(x64, dtype):
     model = Network(dtype)
@@ -110,7 +117,7 @@ def test_double_precision_of_a_neural_ode(x64):
     assert result.summary["clean_accuracy"] == 1
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), slow_but(CASES, *FEW_CASES[:2], unpack=True))
 def test_logits_of_half_precision(name, norm):
     images, labels = problem()
     model, budget = Network("bfloat16"), Budget(norm, 0.05)
@@ -119,7 +126,7 @@ def test_logits_of_half_precision(name, norm):
     assert found.min() >= 0 and found.max() <= 1
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", slow_but(["bfloat16", "float16"], "float16"))
 def test_half_precision_inside_losses_run_and_evaluate(dtype):
     model = Network(dtype)
     images, labels = problem()
@@ -371,7 +378,7 @@ class Traces(list):
     __eq__ = object.__eq__
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", slow_but(ATTACKS, "pgd", "fab-t"))
 def test_eager_calls_compile_once(name):
     model = Counting(Traces())
     images, labels = problem()

@@ -18,6 +18,7 @@ from jnode.attacks.loop import fitted
 from jnode.attacks.losses import cross_entropy, prediction
 from jnode.attacks.norms import NORMS, size
 from jnode.attacks.registry import ATTACKS, make
+from tests.helpers import slow_but
 
 SHAPE, CLASSES, BATCH = (4, 4, 1), 4, 12
 
@@ -46,7 +47,7 @@ def compiled():
     return eqx.filter_jit(lambda attack, *rest, key: attack(MODEL, *rest, key=key))
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), slow_but(CASES, *CASES[::3], unpack=True))
 @settings(deadline=None, max_examples=4, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**16), epsilon=st.floats(0.0, 0.5))
 def test_budget_range_determinism_and_mask(name, norm, seed, epsilon):
@@ -74,7 +75,7 @@ def problem():
     return images, labels
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd-ce"])
+@pytest.mark.parametrize("name", slow_but(["pgd", "apgd-ce"], "apgd-ce"))
 def test_best_loss_never_falls_with_more_steps(problem, name):
     """Of what is not misclassified; the same key starts the same way."""
     images, labels = problem

@@ -12,6 +12,7 @@ from jnode import attacks
 from jnode.attacks import Budget
 from jnode.attacks.fab import AbstractFAB
 from jnode.attacks.norms import size
+from tests.helpers import slow_but
 
 SHAPE, IMAGES = (4, 4, 1), 24
 DUAL = {"linf": 1, "l2": 2}
@@ -83,7 +84,7 @@ EXACT += [(5, name) for name in ("apgd-t", "fab", "fab-t")]
 
 
 @pytest.mark.parametrize("norm", DUAL)
-@pytest.mark.parametrize(("classes", "name"), EXACT)
+@pytest.mark.parametrize(("classes", "name"), slow_but(EXACT, *EXACT[::3], unpack=True))
 def test_success_just_beyond_the_exact_distance_and_never_within(classes, name, norm):
     model, images, labels = problem(classes)
     exact = distances(model, images, labels, norm)
@@ -97,7 +98,7 @@ def test_success_just_beyond_the_exact_distance_and_never_within(classes, name, 
     assert succeeded(attack, model, images, labels, beyond).mean() >= 0.95
 
 
-@pytest.mark.parametrize("norm", DUAL)
+@pytest.mark.parametrize("norm", slow_but(DUAL, "l2"))
 def test_no_attack_succeeds_within_the_exact_distance(norm):
     """And the weaker ones do so at twice the distance."""
     model, images, labels = problem(5)
@@ -110,7 +111,7 @@ def test_no_attack_succeeds_within_the_exact_distance(norm):
 
 
 @pytest.mark.parametrize("norm", DUAL)
-@pytest.mark.parametrize("name", ["fab", "fab-t"])
+@pytest.mark.parametrize("name", slow_but(["fab", "fab-t"], "fab-t"))
 def test_the_nearest_image_is_at_the_exact_distance(name, norm):
     model, images, labels = problem(5)
     counts = {"restarts": 4} if name == "fab-t" else {}
@@ -124,7 +125,7 @@ def test_the_nearest_image_is_at_the_exact_distance(name, norm):
 
 
 @pytest.mark.parametrize("norm", DUAL)
-@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("name", slow_but(attacks.ATTACKS, "fgsm", "square"))
 def test_an_epsilon_of_each_image_is_as_many_calls(name, norm):
     """Those that draw no numbers and stop no sooner alone are the same all over."""
     model, images, labels = problem(5)
@@ -146,7 +147,7 @@ def test_an_epsilon_of_each_image_is_as_many_calls(name, norm):
     assert not moved[::2].any() and moved[1::2].mean() >= 0.7
 
 
-@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("name", slow_but(attacks.ATTACKS, "fgsm", "apgd-t"))
 def test_targets_are_reached_beyond_the_exact_distance_and_never_within(name):
     model, images, labels = problem(5)
     targets = (labels + 1 + jnp.arange(IMAGES) % 4) % 5

@@ -87,7 +87,7 @@ def test_another_budget_compiles_nothing_anew(problem):
 def test_another_tolerance_compiles_nothing_anew(getkey):
     solver = jnode.Solver("bosh3", rtol=1e-1, atol=1e-2)
     finer = jnode.Solver("bosh3", rtol=1e-5, atol=1e-6)
-    model = small_model(getkey(), "ortho", solver, pieces=(2,)).bake()
+    model = small_model(getkey(), "ortho", solver, segments=(2,)).bake()
     images = jr.uniform(getkey(), (3, 8, 8, 1))
     traces = []
 

@@ -12,7 +12,7 @@ from jnode.constraints import constrained
 from jnode.fields.base import takes_batches, time_invariant
 from jnode.linear import SpectralConv
 from jnode.solvers import solve_batch
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 SHAPE = (4, 3, 6)
 FIELDS = {
@@ -36,7 +36,7 @@ def make(name, key):
     return eqx.combine(moved, static)
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", slow_but(FIELDS, "gradient_flow", "normalised"))
 def test_fixed_steps(name, getkey):
     field, solver = make(name, getkey()), jnode.Solver("rk4", grid=(0.0, 0.3, 1.0))
     y0 = jax.random.normal(getkey(), (3, *SHAPE))
@@ -85,6 +85,7 @@ def test_adaptive_steps_are_each_samples_own(getkey):
         np.testing.assert_allclose(a, b, atol=1e-3 * float(jnp.abs(b).max() + 1e-3))
 
 
+@pytest.mark.slow
 def test_more_steps_than_checkpoints_and_the_limit(getkey):
     field = jnode.OrthoField((3,), lipschitz=4.0, activation="tanh", key=getkey())
     y0 = jax.random.normal(getkey(), (2, 3))
@@ -104,9 +105,9 @@ def test_more_steps_than_checkpoints_and_the_limit(getkey):
         eqx.filter_jit(lambda y: solve_batch(field, y, few).y)(y0).block_until_ready()
 
 
-@pytest.mark.parametrize("solver", [None, jnode.Solver("tsit5")])
+@pytest.mark.parametrize("solver", slow_but([None, jnode.Solver("tsit5")], None))
 def test_model_batch_is_vmap(solver, getkey):
-    model = small_model(getkey(), pieces=(2,), solver=solver)
+    model = small_model(getkey(), segments=(2,), solver=solver)
     images = jax.random.uniform(getkey(), (3, 8, 8, 1))
     batch, single = eqx.filter_jit(lambda m, x: (jnode.batched(m)(x), jax.vmap(m)(x)))(
         model, images
@@ -141,6 +142,7 @@ def test_a_skew_part_is_one_map(getkey, padding):
     assert abs(jnp.vdot(y, skew(y))) < 1e-5
 
 
+@pytest.mark.slow
 def test_adaptive_batches_run_backwards(getkey):
     field = jnode.OrthoField((5,), lipschitz=2.0, activation="tanh", key=getkey())
     solver = jnode.Solver("dopri5", rtol=1e-6, atol=1e-6)
@@ -156,7 +158,7 @@ def test_adaptive_batches_run_backwards(getkey):
         assert (still.stats["num_steps"] == 0).all()
 
 
-@pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("times", slow_but([(0.0, 1.0), (1.0, 0.0)], (1.0, 0.0)))
 def test_adaptive_batches_and_their_times(getkey, times):
     field = jnode.OrthoField((3,), activation="tanh", key=getkey()).bake()
     solver = jnode.Solver("dopri5", rtol=1e-6, atol=1e-6)
@@ -176,7 +178,9 @@ def test_adaptive_batches_and_their_times(getkey, times):
     np.testing.assert_allclose(both(y0, 1.0), one, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [None, jnode.Solver("tsit5")], ids=str)
+@pytest.mark.parametrize(
+    "solver", slow_but([None, jnode.Solver("tsit5")], None), ids=str
+)
 def test_gradients_of_each_sample(solver, getkey):
     model = small_model(getkey(), solver=solver)
     images = jax.random.uniform(getkey(), (3, 8, 8, 1))
@@ -203,7 +207,7 @@ def test_gradients_of_each_sample(solver, getkey):
 
 @pytest.mark.parametrize("solver", [None, jnode.Solver("tsit5", rtol=1e-2)], ids=str)
 def test_batched_models(solver, getkey):
-    model = small_model(getkey(), pieces=(2,), solver=solver)
+    model = small_model(getkey(), segments=(2,), solver=solver)
     images = jax.random.uniform(getkey(), (3, 8, 8, 1))
     whole = jnode.batched(model)
     logits = whole(images)

@@ -10,7 +10,8 @@ import jnode
 from jnode import Bounds
 from jnode.fields import Composed, Congruent, Decay, LowPrecisionField
 from jnode.linear import Dense, LowPrecision
-from tests.test_fields import FIELDS
+from tests.helpers import slow_but
+from tests.test_fields import BOUNDED, FIELDS
 
 
 def numbers(bounds):
@@ -93,7 +94,7 @@ def test_bounds_that_were_not_numbers_are(getkey):
     assert nothing.lipschitz() == 0
 
 
-@pytest.mark.parametrize("name", [n for n in FIELDS if not n.startswith("free")])
+@pytest.mark.parametrize("name", slow_but(BOUNDED, "ortho", "skew", "sum"))
 def test_all_bounds_hold_in_both_directions_of_time(getkey, x64, name):
     field = FIELDS[name]((6,), getkey())
     field = jax.tree.map(lambda w: w.astype(jnp.float32), field).bake()

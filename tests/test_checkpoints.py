@@ -118,6 +118,7 @@ def test_only_orbax_is_hushed(monkeypatch):
     assert unraisable == [other]
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_told_of_in_a_script_once(tmp_path):
     """Really, with Orbax: readers are left behind, and nothing comes from them."""
     many = tree() | {f"more{i}": jnp.full((5,), 1.0) for i in range(30)}
@@ -214,6 +215,7 @@ def test_half_written_ones_are_cleared_away(tmp_path):
     assert Checkpoints(tmp_path).steps() == [1, 2] and not half.exists()
 
 
+@pytest.mark.slow
 def test_onto_another_number_of_devices(tmp_path):
     """Saved spread over two devices, read on one, and on eight in another process."""
     two = sharding.data_mesh(jax.devices()[:2])

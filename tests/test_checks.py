@@ -17,7 +17,7 @@ from jnode.evaluation import checks, evaluate
 from jnode.evaluation.accuracy import beaten_white_box, weak_beats_strong
 from jnode.evaluation.transfers import rescaled
 from jnode.models.batched import batched
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 ADAPTIVE = Solver("bosh3", rtol=1e-5, atol=1e-6)
 
@@ -38,7 +38,7 @@ def codes(found):
     return [flag.split(":")[0] for flag in found["flags"]]
 
 
-@pytest.mark.parametrize("solver", ["fixed", "adaptive"])
+@pytest.mark.parametrize("solver", slow_but(["fixed", "adaptive"], "fixed"))
 def test_the_gradient_of_the_solve_is_right(honest, adaptive, solver):
     model, images, labels = honest
     model = model if solver == "fixed" else adaptive
@@ -47,6 +47,7 @@ def test_the_gradient_of_the_solve_is_right(honest, adaptive, solver):
     assert len(found["discrepancies"]) == 4 and found["median"] < 1e-4
 
 
+@pytest.mark.slow
 def test_an_adaptive_gradient_is_that_of_the_steps_taken(honest):
     model, images, labels = honest
     loose = model.with_solver(Solver("heun", rtol=1e-2, atol=1e-2))
@@ -113,9 +114,9 @@ def test_a_continuous_adjoint_is_flagged():
 def test_batch_mates_do_not_matter_with_control_per_sample(honest, adaptive, solver):
     model, images, _ = honest
     model = model if solver == "fixed" else adaptive
-    found = checks.batch_mates(batched(model), images, samples=8)
+    found = checks.batch_independence(batched(model), images, samples=8)
     assert found["flags"] == []
-    assert all(row["changed"] == 0 for row in found["companies"].values())
+    assert all(row["changed"] == 0 for row in found["comparisons"].values())
 
 
 class Joint(eqx.Module):
@@ -141,8 +142,8 @@ class Joint(eqx.Module):
 
 def test_one_step_size_for_a_whole_batch_is_flagged(honest):
     model, images, _ = honest
-    found = checks.batch_mates(Joint(model), images, samples=8)
-    assert "batch mates" in codes(found)
+    found = checks.batch_independence(Joint(model), images, samples=8)
+    assert "batch dependence" in codes(found)
 
 
 def test_tolerance_of_an_exact_and_of_a_loose_solve(honest, adaptive):
@@ -163,14 +164,15 @@ def test_finer_and_coarser_steps():
     assert rescaled(ADAPTIVE, 10).tolerances == pytest.approx((1e-6, 1e-7))
 
 
+@pytest.mark.slow
 def test_work_under_attack(honest, adaptive):
     model, images, _ = honest
     budget = Budget("linf", 0.1)
-    found = checks.work(adaptive, images, images, budget, key=jr.key(0))
+    found = checks.nfe_under_attack(adaptive, images, images, budget, key=jr.key(0))
     assert found["clean"] == found["attacked"]
-    costly, clean = found["attacked_for_cost"], found["clean"]
+    costly, clean = found["slowed"], found["clean"]
     assert clean["nfe"] <= costly["nfe"] and clean["nfe"] <= clean["nfe_largest"]
-    assert "attacked_for_cost" not in checks.work(
+    assert "slowed" not in checks.nfe_under_attack(
         model, images, images, budget, key=jr.key(0)
     )
 
@@ -178,7 +180,7 @@ def test_work_under_attack(honest, adaptive):
 def test_a_longer_attack(honest):
     model, images, labels = honest
     problem = batched(model), images, labels, Budget("linf", 0.05)
-    found = checks.longer(*problem, key=jr.key(0), steps=(5, 40))
+    found = checks.convergence(*problem, key=jr.key(0), steps=(5, 40))
     few, many = found["rows"]
     assert many["robust_accuracy"] <= few["robust_accuracy"] < 1
     assert few["loss"] <= many["loss"] * 1.01 and found["flags"] == []
@@ -222,14 +224,14 @@ def test_random_outputs_are_flagged(honest):
 # Flags from the rows of attacks.
 
 
-def row(name, broken, via="", accuracy=0.5, steps=100, epsilon=0.1):
+def row(name, successes, via="", accuracy=0.5, steps=100, epsilon=0.1):
     return dict(
         name=name,
         via=via,
         norm="linf",
         epsilon=epsilon,
         steps=steps,
-        broken=broken,
+        successes=successes,
         robust_accuracy=accuracy,
     )
 

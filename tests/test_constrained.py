@@ -18,7 +18,7 @@ from jnode.constraints import (
 )
 from jnode.linear import Dense, Product, SpaceToDepth, gram_iteration, spectral_norm
 from jnode.linear.gram import isometry_norm, isometry_residual, real_column
-from tests.helpers import dense_matrix, singular_values
+from tests.helpers import dense_matrix, singular_values, slow_but
 
 SHAPES = [((16,), 16), ((5,), 9), ((9,), 5), ((4, 5, 3), 4)]
 
@@ -36,7 +36,11 @@ def no_reparametrisation(function, *args):
 
 @pytest.mark.parametrize(
     ("shape", "out", "scale"),
-    [(*SHAPES[0], 1e-2), (*SHAPES[1], 30.0), (*SHAPES[2], 1.0), (*SHAPES[3], 30.0)],
+    slow_but(
+        [(*SHAPES[0], 1e-2), (*SHAPES[1], 30.0), (*SHAPES[2], 1.0), (*SHAPES[3], 30.0)],
+        (*SHAPES[3], 30.0),
+        unpack=True,
+    ),
 )
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_norm_is_certified(getkey, constraint, shape, out, scale):
@@ -56,7 +60,7 @@ def test_norm_is_certified(getkey, constraint, shape, out, scale):
     assert np.abs(back - forward.T).max() < 1e-5
 
 
-@pytest.mark.parametrize("constraint", ["rescaled", "aol", "sll"])
+@pytest.mark.parametrize("constraint", slow_but(["rescaled", "aol", "sll"], "aol"))
 def test_zero_padding_is_certified_and_is_zero_padding(getkey, constraint):
     for shape, out in [((4, 5, 3), 4), ((3, 3, 4), 2)]:
         map_ = make(constraint, shape, out, "zero", key=getkey())
@@ -68,6 +72,7 @@ def test_zero_padding_is_certified_and_is_zero_padding(getkey, constraint):
         assert jnp.abs(corner[2:, :]).max() == jnp.abs(corner[:, 2:]).max() == 0
 
 
+@pytest.mark.slow
 def test_orthogonal_maps_are_orthogonal(getkey):
     for constraint, slack in (("cayley", 1e-5), ("newton_schulz", 1e-2)):
         for shape, out in SHAPES:
@@ -78,6 +83,7 @@ def test_orthogonal_maps_are_orthogonal(getkey):
             assert values[rank:].max(initial=0) < 1e-5
 
 
+@pytest.mark.slow
 def test_newton_schulz_states_its_residual(getkey):
     for shape, out in (((8,), 5), ((4, 5, 3), 4)):
         map_ = plain(make("newton_schulz", shape, out, key=getkey()))
@@ -85,7 +91,8 @@ def test_newton_schulz_states_its_residual(getkey):
         rank = int(np.prod(shape[:-1])) * min(out, shape[-1])
         worst = np.abs(values[:rank] ** 2 - 1).max()
         column = real_column(map_.matrix) if len(shape) == 1 else map_.column
-        assert worst <= float(isometry_residual(column)) < 0.05
+        # The transforms of a convolution round too, when it is applied.
+        assert worst - 1e-6 <= float(isometry_residual(column)) < 0.05
 
 
 def test_rescaled_conv_reaches_its_bound(getkey):
@@ -112,6 +119,25 @@ def test_gram_iteration_is_an_upper_bound_at_every_iteration(getkey):
     assert jnp.isfinite(jax.grad(lambda z: gram_iteration(z)[0])(zero)).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 1 + 1e-4, 0.3, 20.0])
+def test_residual_is_an_upper_bound_and_close(scale):
+    # Tall, square and wide; isometries up to rounding, and scaled ones.
+    rng = np.random.default_rng(0)
+    for rows, columns in [(128, 32), (32, 32), (16, 64), (1500, 24)]:
+        q = rng.normal(size=(rows, columns)) + 1j * rng.normal(size=(rows, columns))
+        u, _, v = np.linalg.svd(q, full_matrices=False)
+        q = scale * u @ v
+        column = jnp.asarray(np.concatenate([q.real, q.imag])[None], jnp.float32)
+        held = np.asarray(column[0], np.float64)
+        held = held[:rows] + 1j * held[rows:]
+        gram = held.conj().T @ held if rows >= columns else held @ held.conj().T
+        exact = np.linalg.norm(gram - np.eye(len(gram)), 2)
+        found = float(jax.jit(isometry_residual)(column))
+        assert exact <= found
+        if scale == 1:
+            assert found < 3e-4
+
+
 def test_residual_sees_imaginary_parts():
     # Re(Q^H Q) = I, but Q^H Q has an imaginary part, so Q is no isometry.
     re = np.eye(2)
@@ -126,7 +152,7 @@ def test_residual_sees_imaginary_parts():
     assert float(isometry_residual(column)) >= np.linalg.norm(gram, 2)
 
 
-@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("constraint", slow_but(CONSTRAINTS, "rescaled"))
 def test_bounds_survive_training(getkey, standard_promotion, constraint):
     map_ = constrained((5, 4, 4), 6, constraint=constraint, key=getkey())
     x, target = jr.normal(getkey(), (5, 4, 4)), jr.normal(getkey(), (5, 4, 6))
@@ -147,6 +173,7 @@ def test_bounds_survive_training(getkey, standard_promotion, constraint):
     assert singular_values(plain(map_), (5, 4, 4))[0] <= float(map_.norm()) <= 1 + 2e-3
 
 
+@pytest.mark.slow
 def test_strided_orthogonal_convolution(getkey):
     map_ = constrained((2, 3, 8), 4, key=getkey()) @ SpaceToDepth(2)
     assert isinstance(map_, Product)  # whose weight is still free to be trained
@@ -174,14 +201,14 @@ class Frobenius(AbstractConstraint):
 
 def test_a_constraint_of_somebody_else(getkey, standard_promotion):
     """Held, trained, resolved in stacks, and certified like those of the package."""
-    pieces = [
+    segments = [
         jnode.GradientFlowField(
             (4,), constraint=Frobenius(), hidden=3, activation="tanh", key=getkey()
         )
         for _ in "ab"
     ]
-    field = jnode.PiecewiseField(pieces)
-    assert spectral_norm(plain(pieces[0].weights[0]).matrix) < 1
+    field = jnode.PiecewiseField(segments)
+    assert spectral_norm(plain(segments[0].weights[0]).matrix) < 1
     solver = jnode.Solver("euler", steps=2)
     resolved, bounds = jnode.resolve(field)
     assert float(bounds.lipschitz) == pytest.approx(1, rel=1e-4)
@@ -190,7 +217,7 @@ def test_a_constraint_of_somebody_else(getkey, standard_promotion):
     y = jr.normal(getkey(), (4,))
     ends = [jnode.solve(f, y, solver).y for f in (field, resolved)]
     np.testing.assert_allclose(*ends, atol=1e-6)
-    weight = lambda f: f.pieces.weights[0].weight
+    weight = lambda f: f.segments.weights[0].weight
     grads = eqx.filter_grad(lambda f: jnp.sum(jnode.solve(f, y, solver).y ** 2))(field)
     assert (jnp.abs(weight(grads)).max(axis=(1, 2)) > 0).all()
     with pytest.raises(ValueError, match="Frobenius is for matrices"):

@@ -17,10 +17,10 @@ from jnode.constraints import constrained
 from jnode.fields import Decay
 from jnode.linear import spectral_norm
 from jnode.models import Head, Lift, ODEBlock
-from tests.helpers import singular_values, small_model
+from tests.helpers import singular_values, slow_but, small_model
 
 
-@pytest.mark.parametrize("shape", [(4,), (3, 4, 4)])
+@pytest.mark.parametrize("shape", slow_but([(4,), (3, 4, 4)], (3, 4, 4)))
 @pytest.mark.parametrize(
     ("scale", "log_q"),
     [(1e-5, -69.0), (1e-9, -50.0), (1e-12, 30.0), (1e-14, 0.0), (1e3, 5.0)],
@@ -187,8 +187,8 @@ def test_integer_arrays_of_a_field_do_not_matter(getkey):
 
 def test_pieces_of_ones_own_and_of_no_arrays(getkey):
     claim = lambda fn: Bounds(jnp.abs(fn.gain))
-    pieces = [jnode.Certified(Gain(jnp.asarray(-x)), claim) for x in (0.5, 1.0)]
-    field = jnode.PiecewiseField(pieces)
+    segments = [jnode.Certified(Gain(jnp.asarray(-x)), claim) for x in (0.5, 1.0)]
+    field = jnode.PiecewiseField(segments)
     assert field.lipschitz() == 1
     end = jnode.solve(field, jnp.ones(2), jnode.Solver("rk4", steps=4)).y
     assert end == pytest.approx(np.exp(-0.75), rel=1e-4)
@@ -197,10 +197,12 @@ def test_pieces_of_ones_own_and_of_no_arrays(getkey):
     )
     other = jnode.Certified(Gain(jnp.asarray(1.0)), lambda fn: Bounds(1.0))
     with pytest.raises(ValueError, match="alike but for their"):
-        jnode.PiecewiseField([pieces[0], other])
+        jnode.PiecewiseField([segments[0], other])
 
 
-@pytest.mark.parametrize("constraint", ["cayley", "rescaled", "sll"])
+@pytest.mark.parametrize(
+    "constraint", slow_but(["cayley", "rescaled", "sll"], "cayley")
+)
 def test_members_of_an_ensemble_inside_a_module(getkey, constraint):
     class Mean(eqx.Module):
         fields: jnode.OrthoField

@@ -16,8 +16,9 @@ from jnode import data, sharding
 from jnode.data import device
 from jnode.train import DataConfig, Interrupted, loop, train
 from jnode.train.checkpoints import CheckpointMismatch, Checkpoints
-from jnode.train.step import empty_tally, init_state, make_step, make_steps
+from jnode.train.step import empty_metrics, init_state, make_step, make_steps
 from jnode.train.trace import Trace
+from tests.helpers import slow_but
 from tests.test_data import toy
 from tests.test_train import TINY, numbers, same
 
@@ -80,6 +81,7 @@ def test_many_steps_equal_one_by_one(
     assert ("profile" in options) == any(run.rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_interrupted_within_a_dispatch(one_by_one, tmp_path, monkeypatch):
     """It is finished, and the resumed run takes up behind it with another number."""
     folder, model = one_by_one
@@ -92,7 +94,7 @@ def test_interrupted_within_a_dispatch(one_by_one, tmp_path, monkeypatch):
     assert same(resumed, model) and numbers(run) == numbers(folder)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", slow_but([1, 2], 1))
 def test_streamed_images_train_as_resident_ones(
     one_by_one, tmp_path, monkeypatch, devices
 ):
@@ -152,10 +154,10 @@ def compiled(mesh, config, count):
     dataset = data.load().take(96)
     sizes = {"image_shape": dataset.image_shape, "classes": 10}
     state = init_state(config, **sizes, total_steps=16)
-    state, tally = sharding.replicate((state, empty_tally(config.loss)), mesh)
+    state, totals = sharding.replicate((state, empty_metrics(config.loss)), mesh)
     feed = data.Feed(dataset, config.batch_size, seed=0, longest=count, mesh=mesh)
     number = sharding.replicate(jnp.asarray(count, jnp.int32), mesh)
-    given = feed(0, count), tally, number
+    given = feed(0, count), totals, number
     return make_steps(config, 16, mesh).lower(given, state).compile(), given, state
 
 
@@ -165,12 +167,12 @@ def test_a_mesh_exchanges_gradients_alone():
     config = dataclasses.replace(EIGHT, data=DataConfig(pad=1, flip=True))
     program, given, state = compiled(mesh, config, 4)
     assert collectives(program.compiled.as_text()).counts == {"all-reduce": 1}
-    state, tally = program(given, state)
-    assert int(state.step) == int(tally.steps) == 4
+    state, totals = program(given, state)
+    assert int(state.step) == int(totals.steps) == 4
     alone, given, state = compiled(None, config, 4)
     _, expected = alone(given, state)
     for name, value in expected.sums.items():
-        assert float(tally.sums[name]) == pytest.approx(float(value), abs=1e-4)
+        assert float(totals.sums[name]) == pytest.approx(float(value), abs=1e-4)
 
 
 def test_the_loop_computes_what_a_step_does():
@@ -214,7 +216,7 @@ def test_a_run_in_another_order_is_not_gone_on_with(one_by_one):
     """Checkpoints tell in what order their run takes the images."""
     folder, _ = one_by_one
     sizes = {"image_shape": (28, 28, 1), "classes": 10}
-    like = init_state(EIGHT, **sizes, total_steps=16), empty_tally(EIGHT.loss)
+    like = init_state(EIGHT, **sizes, total_steps=16), empty_metrics(EIGHT.loss)
     kept = Checkpoints(folder)
     found = kept.restore(like, {"order": "jax.random.permutation"})
     assert found is not None and found[1] == 16

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     *("convex_potential_layer", "--loss.name", "natural"),
@@ -49,6 +51,7 @@ def steps(folder):
     return [json.loads(row)["step"] for row in rows]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Also if a signal to one of them stops both, and both go on later."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -74,6 +77,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert "Trained" in first and "Trained" not in second and "%" not in err2
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_all(tmp_path):
     """Process 1 stops before it meets process 0, which does not wait for ever."""
     (code, _, _), (other, _, err) = pair(

@@ -12,7 +12,7 @@ from jnode.certify.enclosures import Arithmetic, Enclosure
 from jnode.certify.interpreter import enclose
 from jnode.fields import Decay
 from jnode.solvers import SOLVERS
-from tests.helpers import dense_matrix
+from tests.helpers import dense_matrix, slow_but
 
 PROOF = Arithmetic()
 
@@ -73,17 +73,17 @@ FIELDS = {
     "free conv": lambda k: jnode.FreeField(GRID, key=k),
     "group norm": lambda k: jnode.FreeField(GRID, group_norm=True, time=True, key=k),
     "sum": lambda k: 0.5 * jnode.OrthoField(DENSE, key=k) - Decay(0.5),
-    "pieces": lambda k: jnode.PiecewiseField(
+    "segments": lambda k: jnode.PiecewiseField(
         [jnode.FreeField(DENSE, key=x) for x in jr.split(k, 2)]
     ),
 }
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", slow_but(FIELDS, "ortho", "group norm", "segments"))
 def test_no_point_leaves_a_solve(name, getkey):
     field = jnode.resolve(shaken(FIELDS[name](getkey()), getkey()))[0]
     shape = GRID if name in ("circular", "zero", "free conv", "group norm") else DENSE
-    solver = jnode.Solver("euler", steps=2 if name == "pieces" else 1)
+    solver = jnode.Solver("euler", steps=2 if name == "segments" else 1)
     end = lambda y: jnode.solve(field, y, solver).y
     # Group norm divides by a spread that may be all but 0 in a larger ball.
     radius = 1e-3 if name == "group norm" else 0.02
@@ -91,7 +91,9 @@ def test_no_point_leaves_a_solve(name, getkey):
     assert 0.01 < worst <= 1
 
 
-@pytest.mark.parametrize("name", [x for x in SOLVERS if x != "dopri8"])
+@pytest.mark.parametrize(
+    "name", slow_but([x for x in SOLVERS if x != "dopri8"], "heun")
+)
 def test_every_tableau(name, getkey):
     field = jnode.FreeField((3,), time=True, key=getkey())
     field = jnode.resolve(shaken(field, getkey()))[0]
@@ -100,7 +102,9 @@ def test_every_tableau(name, getkey):
     assert 0.05 < worst <= 1
 
 
-@pytest.mark.parametrize("activation", jnode.activations.ACTIVATIONS)
+@pytest.mark.parametrize(
+    "activation", slow_but(jnode.activations.ACTIVATIONS, "relu", "groupsort")
+)
 def test_every_activation(activation, getkey):
     sigma = jnode.activations.make_activation(activation, 8)
     sigma = shaken(sigma, getkey())

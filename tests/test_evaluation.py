@@ -78,7 +78,7 @@ def test_only_robust_samples_are_attacked_and_rows_never_rise(found):
         assert set(attacked.successes) <= set(left)
         left = np.setdiff1d(left, attacked.successes)
         assert row["robust_accuracy"] == len(left) / 40
-        assert (row["attacked"], row["broken"]) == (
+        assert (row["attacked"], row["successes"]) == (
             len(attacked.samples),
             len(attacked.successes),
         )
@@ -147,7 +147,7 @@ def arguments(problem, attacks):
 def test_an_interrupted_evaluation_goes_on(problem, found, tmp_path, monkeypatch):
     folder = tmp_path / "evaluation"
     with Store(folder, arguments(problem, ATTACKS)) as store:
-        assert store.news == ""
+        assert store.message == ""
         stopped = [*ATTACKS[:2], (Once(steps=3), ATTACKS[2].budget), ATTACKS[3]]
         with pytest.raises(KeyboardInterrupt):
             run(problem, stopped, keep=store.attack)
@@ -158,7 +158,7 @@ def test_an_interrupted_evaluation_goes_on(problem, found, tmp_path, monkeypatch
         {k: v for k, v in row.items() if k != "seconds"} for row in e.summary["attacks"]
     ]
     with Store(folder, arguments(problem, ATTACKS)) as store:
-        assert "2 finished attacks" in store.news
+        assert "2 finished attacks" in store.message
         resumed = run(problem, keep=store.attack)
         assert done == ATTACKS[2:]
         assert same(resumed) == same(found)
@@ -171,7 +171,7 @@ def test_an_interrupted_evaluation_goes_on(problem, found, tmp_path, monkeypatch
     # Another attack, and nothing of the old is believed.
     other = [*ATTACKS[:3], Trial(PGD(steps=3), Budget("l2", 0.4))]
     with Store(folder, arguments(problem, other)) as store:
-        assert store.news.startswith("Starting anew: the attacks changed")
+        assert store.message.startswith("Starting anew: the attacks changed")
         assert not [*folder.glob("attack-*")]
 
 
@@ -194,7 +194,7 @@ def test_a_folder_belongs_to_one_evaluation_at_a_time(problem, tmp_path):
         assert "in use by another evaluation" in child.stderr
         assert store.check("cost", lambda: pytest.fail("it was finished"))
     with Store(folder, other) as store:
-        assert store.news.startswith("Starting anew")
+        assert store.message.startswith("Starting anew")
         assert not (folder / "check-cost.json").exists()
     # One that is dropped unclosed holds nothing.
     for _ in range(2):
@@ -215,6 +215,7 @@ run(problem, attacks, keep=store.attack)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_leaves_only_whole_files(problem, found, tmp_path):
     folder = tmp_path / "evaluation"
     child = subprocess.Popen(
@@ -231,7 +232,7 @@ def test_a_killed_evaluation_leaves_only_whole_files(problem, found, tmp_path):
         child.kill()
     # The lock ended with the process.
     with Store(folder, arguments(problem, ATTACKS)) as store:
-        assert "1 finished attacks" in store.news
+        assert "1 finished attacks" in store.message
         kept = store.attack(0, lambda: pytest.fail("it was finished"))
     assert (kept.successes == found.outcome.attacked[0].successes).all()
     assert kept.images == pytest.approx(found.outcome.attacked[0].images)
@@ -321,7 +322,7 @@ def test_transfers_attack_the_source_and_are_judged_by_the_model(problem):
     result = run((blind, images, labels), both)
     rows = result.summary["attacks"]
     assert [r["via"] for r in rows] == ["", "smooth"]
-    assert rows[1]["broken"] > 2 * rows[0]["broken"]
+    assert rows[1]["successes"] > 2 * rows[0]["successes"]
     assert any("transfer beats white-box" in f for f in result.summary["flags"])
     assert (
         result.summary["worst_case"][0]["robust_accuracy"]
@@ -333,7 +334,7 @@ def test_surrogates_of_fixed_and_adaptive_models(getkey):
     from jnode import Solver
 
     x, y = jr.uniform(getkey(), (6, 8, 8, 1)), jnp.arange(6) % 4
-    fixed = small_model(getkey(), pieces=(2,))
+    fixed = small_model(getkey(), segments=(2,))
     assert list(surrogates(fixed, x, y)) == ["rk4x8", "eulerx4", "rk4x2", "encoder"]
     adaptive = fixed.with_solver(Solver("dopri5", rtol=1e-3, atol=1e-4))
     names = list(surrogates(adaptive, x, y))
@@ -344,6 +345,7 @@ def test_surrogates_of_fixed_and_adaptive_models(getkey):
         surrogates(fixed, x, y, ("nobody",))
 
 
+@pytest.mark.slow
 def test_the_finer_surrogate_needs_little_more_memory():
     """As preset odenet: a free field, solved adaptively, sample by sample."""
     config = jnode.ModelConfig(

@@ -12,7 +12,7 @@ from jnode import attacks
 from jnode.attacks.fab import to_hyperplane
 from jnode.attacks.norms import size
 from jnode.evaluation import evaluate
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 
 def test_projection_is_the_smallest_change(getkey):
@@ -67,7 +67,10 @@ def problem():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(("kind", "restarts"), [(attacks.FAB, 1), (attacks.FABT, 2)])
+@pytest.mark.parametrize(
+    ("kind", "restarts"),
+    slow_but([(attacks.FAB, 1), (attacks.FABT, 2)], (attacks.FABT, 2), unpack=True),
+)
 def test_distances_are_exact_on_a_linear_model(kind, restarts, norm):
     weight = jr.normal(jr.key(0), (3, 3, 1, 3))
     model = lambda x: jnp.einsum("bhwc,hwck->bk", x, weight)
@@ -96,6 +99,7 @@ def test_distances_are_exact_on_a_linear_model(kind, restarts, norm):
     assert (jnp.argmax(model(found), axis=1) != labels)[near].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_nearly_as_strong_as_apgd(problem, norm):
     model, images, labels = problem
@@ -109,7 +113,7 @@ def test_nearly_as_strong_as_apgd(problem, norm):
     assert abs(fab - apgd) <= 2 / 48
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", slow_but(["linf", "l2"], "l2"))
 def test_budget_and_misclassified_samples(problem, norm):
     model, images, labels = problem
     wrong = labels.at[:5].set((labels[:5] + 1) % 4)

@@ -69,6 +69,7 @@ def test_a_bad_step_is_named(poisoned, tmp_path):
     assert kept.steps() == [3] and len(numbers(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_a_bad_step_is_skipped_where_asked(poisoned, tmp_path):
     config = dataclasses.replace(TINY, skip_nonfinite=True)
     model = train(config, tmp_path / "run", progress=False)
@@ -80,8 +81,8 @@ def test_a_bad_step_is_skipped_where_asked(poisoned, tmp_path):
 
 
 def some(failed=0.0, steps=3, skipped=0, bad_step=0, bad_loss=0.0):
-    """A tally after so many steps, a share of whose solves failed."""
-    start = step.empty_tally(LossConfig())
+    """The totals after so many steps, a share of whose solves failed."""
+    start = step.empty_metrics(LossConfig())
     return dataclasses.replace(
         start,
         sums=start.sums | {"failed": jnp.asarray(failed * steps)},
@@ -92,6 +93,7 @@ def some(failed=0.0, steps=3, skipped=0, bad_step=0, bad_loss=0.0):
     )
 
 
+@pytest.mark.slow
 def test_failed_solves_are_counted_and_limited(tmp_path):
     solver = jnode.Solver("heun", rtol=1e-6, atol=1e-6, max_steps=1)
     config = dataclasses.replace(
@@ -105,18 +107,18 @@ def test_failed_solves_are_counted_and_limited(tmp_path):
     (row,) = numbers(tmp_path / "run")
     assert row["failed_solves"] == 96 and np.isfinite(row["loss"])
     strict = dataclasses.replace(config, max_failed=0.25)
-    step.check_tally(some(failed=0.25), strict, 9, "none")
+    step.check_metrics(some(failed=0.25), strict, 9, "none")
     with pytest.raises(SolverFailedError, match=r"26\.0% .* max_steps=1, .*rtol"):
-        step.check_tally(some(failed=0.26), strict, 9, "none")
+        step.check_metrics(some(failed=0.26), strict, 9, "none")
 
 
 def test_an_explosion_and_endless_skipping_stop():
     with pytest.raises(NonFiniteLossError, match=r"At step 2 the loss was 1e\+09"):
-        step.check_tally(some(bad_step=2, bad_loss=1e9), TINY, 9, "none")
+        step.check_metrics(some(bad_step=2, bad_loss=1e9), TINY, 9, "none")
     skipping = dataclasses.replace(TINY, skip_nonfinite=True)
-    step.check_tally(some(bad_step=2, skipped=50), skipping, 9, "none")
+    step.check_metrics(some(bad_step=2, skipped=50), skipping, 9, "none")
     with pytest.raises(NonFiniteLossError):
-        step.check_tally(some(steps=0, bad_step=1, skipped=10), skipping, 9, "none")
+        step.check_metrics(some(steps=0, bad_step=1, skipped=10), skipping, 9, "none")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,7 @@ def finish(process):
     return out
 
 
+@pytest.mark.slow
 def test_killed_resumed_and_repeated_runs_are_the_same(tmp_path):
     """Four processes: undisturbed, killed by SIGKILL, gone on with, repeated."""
     options = ["--epochs", "6", "--batch-size", "32", "--data.num-train", "96"]

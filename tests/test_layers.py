@@ -27,10 +27,10 @@ from jnode.models import (
     PositionBias,
     step_lengths,
 )
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 EULER, ADAPTIVE = jnode.Solver("euler", steps=4), jnode.Solver("bosh3", rtol=1e-2)
-OPTIONS = {"pieces": (1, 2), "dense": 1, "position": True}
+OPTIONS = {"segments": (1, 2), "dense": 1, "position": True}
 
 
 def shaken(model, key):
@@ -93,12 +93,12 @@ def test_what_a_configuration_builds(getkey):
     assert [b[0].shape for b in biases] == [(4,), (16,)]
     options = dict(hidden=8, dense_hidden=5, **OPTIONS)
     wide = small_model(getkey(), "gradient_flow", EULER, **options)
-    fields: list[Any] = [getattr(b.field, "pieces", b.field) for b in wide.blocks]
+    fields: list[Any] = [getattr(b.field, "segments", b.field) for b in wide.blocks]
     hidden = [field.biases[0].shape[-1] for field in fields]
     assert hidden == [8, 32, 5]
 
 
-@pytest.mark.parametrize("solver", [EULER, ADAPTIVE], ids=str)
+@pytest.mark.parametrize("solver", slow_but([EULER, ADAPTIVE], EULER), ids=str)
 def test_batched_is_vmap(getkey, solver):
     model, images = configured(getkey(), solver), images_of(getkey())
     whole = jnode.batched(model)
@@ -130,12 +130,12 @@ def test_other_tolerances_compile_nothing_in_any_block(getkey):
     assert (fine.stats["num_steps"] > coarse.stats["num_steps"]).all()
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("make", slow_but(MODELS.values(), by_hand), ids=MODELS)
 def test_no_search_refutes_the_constant(getkey, make):
     model, starts = make(getkey()).bake(), images_of(getkey(), 4)
     search = jax.jit(
         jax.vmap(
-            lambda x, key: certify.strongest_stretch(
+            lambda x, key: certify.lipschitz_lower_bound(
                 model.embed, x, key=key, steps=150, rate=0.2
             )
         )
@@ -161,7 +161,7 @@ def test_a_bound_that_is_a_little_lower_is_refuted(getkey):
     )
     head = Head(64, 3, unit_norm=True, key=getkey())
     model = jnode.ODEClassifier(layers, head, (8, 8, 1))
-    found = certify.strongest_stretch(
+    found = certify.lipschitz_lower_bound(
         model.embed, images_of(getkey(), 1)[0], key=getkey(), steps=20
     )
     bound = float(model.lipschitz())
@@ -169,7 +169,7 @@ def test_a_bound_that_is_a_little_lower_is_refuted(getkey):
     assert 0.99 * bound < found <= bound * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("make", slow_but(MODELS.values(), configured), ids=MODELS)
 def test_no_attack_inside_the_radius_of_layers(getkey, make):
     model, images = make(getkey()).bake(), images_of(getkey(), 12)
     predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
@@ -188,6 +188,7 @@ def test_no_attack_inside_the_radius_of_layers(getkey, make):
     assert misled(4.0).any()  # the attack is not toothless
 
 
+@pytest.mark.slow
 def test_local_radii_beat_global_ones_through_several_blocks(getkey):
     model, images = by_hand(getkey()), images_of(getkey(), 8)
     local = certify.local_radius(model, images)
@@ -275,8 +276,9 @@ def test_with_solver_gives_each_block_its_part(getkey):
         model.with_solver(jnode.Solver("euler", grid=(0, 0.25, 0.5, 1)))
 
 
+@pytest.mark.slow
 def test_each_block_is_frozen_on_its_own_input(getkey):
-    model = configured(getkey(), ADAPTIVE, pieces=(1, 1), dense=0)
+    model = configured(getkey(), ADAPTIVE, segments=(1, 1), dense=0)
     images = images_of(getkey(), 1)
     frozen = model.freeze(images[0])
     solution = jnode.batched(model).solution(images)
@@ -309,6 +311,7 @@ def test_lengths_of_steps(getkey):
     np.testing.assert_allclose(second, size * np.asarray([0.125]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_trajectories_end_where_the_blocks_do(getkey):
     model, image = configured(getkey()), images_of(getkey(), 1)[0]
     paths = model.trajectories(image)
@@ -338,7 +341,7 @@ def test_trajectories_end_where_the_blocks_do(getkey):
             ),
             "differ in nothing but their steps",
         ),
-        (lambda k: jnode.ModelConfig(pieces=()), r"as \(8,\) does for one"),
+        (lambda k: jnode.ModelConfig(segments=()), r"as \(8,\) is for one"),
         (lambda k: jnode.ModelConfig(dense=-1), "dense must be an integer"),
         (lambda k: jnode.ModelConfig(dense_hidden=4), "dense_hidden must be left out"),
         (
@@ -346,7 +349,7 @@ def test_trajectories_end_where_the_blocks_do(getkey):
             "dense_hidden must be left out",
         ),
         (
-            lambda k: small_model(k, solver=EULER, pieces=(1, 1, 1, 1)),
+            lambda k: small_model(k, solver=EULER, segments=(1, 1, 1, 1)),
             "no more blocks than the grid can be halved",
         ),
         (
@@ -371,7 +374,7 @@ def classifier(key, *layers):
 
 
 def test_a_free_encoder_in_front_of_blocks(getkey):
-    config = jnode.ModelConfig("free", encoder="conv", features=4, pieces=(1, 1))
+    config = jnode.ModelConfig("free", encoder="conv", features=4, segments=(1, 1))
     solver, shape = jnode.Solver("euler", steps=2), (16, 16, 1)
     model = jnode.build(config, solver, image_shape=shape, classes=3, key=getkey())
     assert isinstance(model.layers[0], ConvEncoder)

@@ -23,7 +23,7 @@ from jnode.linear import (
     SpectralConv,
 )
 from jnode.linear.conv import zero_padded
-from tests.helpers import dense_matrix, singular_values
+from tests.helpers import dense_matrix, singular_values, slow_but
 
 CONVS = [
     ((7, 7), 3, 4, 4),
@@ -34,7 +34,9 @@ CONVS = [
 ]
 
 
-@pytest.mark.parametrize(("grid", "size", "inputs", "outputs"), CONVS)
+@pytest.mark.parametrize(
+    ("grid", "size", "inputs", "outputs"), slow_but(CONVS, CONVS[1], unpack=True)
+)
 @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
 def test_cayley_conv_is_orthogonal(getkey, grid, size, inputs, outputs, scale):
     conv = constrained((*grid, inputs), outputs, kernel_size=size, key=getkey())
@@ -124,7 +126,9 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+    "name", slow_but(OPERATORS, "dense", "spectral", "conv by frequencies", "product")
+)
 def test_the_transpose_is_an_operator(getkey, name):
     map_, shape = OPERATORS[name](getkey())
     forward = dense_matrix(map_, shape)

@@ -141,6 +141,7 @@ def test_the_ramp():
     )
 
 
+@pytest.mark.slow
 def test_training_by_intervals_certifies(tmp_path, standard_promotion):
     """A small run on real digits, far above chance at radius 0.05, and its script."""
     from jnode.enclosed_runs import enclose_run, rounding_run

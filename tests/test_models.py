@@ -10,7 +10,7 @@ from jnode.constraints import Constrained
 from jnode.models import ConvEncoder, Lift
 from jnode.models.config import FIELDS
 from jnode.train import PRESETS, get_preset
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((28, 28, 1), 4), ((32, 32, 3), 4)])
@@ -29,7 +29,7 @@ def test_conv_encoder(getkey):
     assert encoder.lipschitz() == jnp.inf
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", slow_but(FIELDS, "gradient_flow", "free"))
 def test_model_maps_one_image_and_batches(getkey, field):
     model = small_model(getkey(), field)
     images = jr.uniform(getkey(), (3, 8, 8, 1))
@@ -40,7 +40,7 @@ def test_model_maps_one_image_and_batches(getkey, field):
     assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", slow_but(PRESETS, "contractive", "odenet"))
 def test_presets_build(name):
     config = get_preset(name)
     model = jnode.build(
@@ -81,15 +81,15 @@ def test_bad_models(getkey, act, message):
 def test_pieces_and_field_options(getkey):
     solver = jnode.Solver("euler", steps=4)
     options = dict(
-        pieces=(2,), potentials=2, decay=0.1, constraint="sll", padding="zero"
+        segments=(2,), potentials=2, decay=0.1, constraint="sll", padding="zero"
     )
     model = small_model(getkey(), "gradient_flow", solver, **options)
     field = model.blocks[0].field
     assert isinstance(field, jnode.PiecewiseField)
-    piece = field.piece(0)
-    assert isinstance(piece, jnode.GradientFlowField)
-    assert len(piece.weights) == 2 and piece.decay == 0.1
-    weight = piece.weights[0]
+    segment = field.segment(0)
+    assert isinstance(segment, jnode.GradientFlowField)
+    assert len(segment.weights) == 2 and segment.decay == 0.1
+    weight = segment.weights[0]
     assert isinstance(weight, Constrained) and weight.padding == "zero"
     image = jr.uniform(getkey(), (8, 8, 1))
     assert jnp.abs(model(image) - model.bake()(image)).max() < 1e-5
@@ -97,7 +97,7 @@ def test_pieces_and_field_options(getkey):
     free = model.with_solver(jnode.Solver("tsit5"))
     assert free.lipschitz() == jnp.inf and free(image).shape == (4,)
     with pytest.raises(ValueError, match="steps must be a multiple of 2"):
-        small_model(getkey(), solver=jnode.Solver("euler", steps=3), pieces=(2,))
+        small_model(getkey(), solver=jnode.Solver("euler", steps=3), segments=(2,))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_pieces_and_field_options(getkey):
     [
         (dict(field="resnet"), "field must be one of ortho, gradient_flow"),
         (dict(encoder="vit"), "encoder must be one of"),
-        (dict(pieces=(0,)), "pieces must be"),
+        (dict(segments=(0,)), "segments must be"),
         (dict(field="ortho", decay=0.1), "decay must be left out for field 'ortho'"),
         (dict(field="ortho", group_norm=True), "group_norm must be left out"),
         (dict(field="free", constraint="aol"), "constraint must be left out"),

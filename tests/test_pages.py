@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import jnode
+from tests.helpers import slow_but
 
 STUDIED = ("mnist", "cifar10", "cifar100", "lipschitz", "solvers")
 ROOT = Path(__file__).parent.parent
@@ -26,14 +27,16 @@ SHOWN = ("bash", "sh", "text", "json", "bibtex", "")
 MODEL = """
 import jax
 import jnode
-config, solver = jnode.ModelConfig(features=16, patch=4), jnode.Solver("rk4", steps=2)
-key, size = jax.random.key(0), {"image_shape": (28, 28, 1), "classes": 10}
+side, patch = 8, 2
+config = jnode.ModelConfig(features=patch**2, patch=patch)
+key, size = jax.random.key(0), {"image_shape": (side, side, 1), "classes": 10}
+solver = jnode.Solver("rk4", steps=2)
 model = jnode.build(config, solver, **size, key=key)
-images = jax.random.uniform(key, (2, 28, 28, 1))
+images = jax.random.uniform(key, (2, side, side, 1))
 labels = jax.vmap(model)(images).argmax(axis=1)
 """
 TAKEN_FOR_GRANTED = {
-    "adaptive": MODEL,
+    "adaptive": MODEL.replace("8, 2", "28, 4"),
     "linf": MODEL,
     "attacks": f"""{MODEL}
 targets = (labels + 1) % 10
@@ -42,6 +45,7 @@ jnode.models.save("runs/mine", model, config, solver, **size)
     "distributed": f"""{MODEL}
 from jnode.train import DataConfig, TrainConfig
 data = DataConfig(num_train=64)
+config = jnode.ModelConfig(features=16, patch=4)
 config = TrainConfig(data=data, model=config, solver=solver, epochs=1, batch_size=32)
 attacks = [(jnode.attacks.PGD(steps=2), jnode.attacks.Budget("linf", 0.1))]
 """,
@@ -66,7 +70,7 @@ def blocks(page):
 
 
 BLOCKS = [(page, *block) for page in PAGES for block in blocks(page)]
-PYTHON = [(page, code, name) for page, x, code, name in BLOCKS if x == "python"]
+PYTHON = {name: (page, code) for page, x, code, name in BLOCKS if x == "python"}
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 
 
@@ -92,11 +96,9 @@ def test_every_block_is_found():
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("page", "code"),
-    [pytest.param(page, code, id=name) for page, code, name in PYTHON],
-)
-def test_blocks_run(page, code, tmp_path):
+@pytest.mark.parametrize("name", slow_but(PYTHON, "README-1", "docs/index-2"))
+def test_blocks_run(name, tmp_path):
+    page, code = PYTHON[name]
     if "flax" in code:
         pytest.importorskip("flax")
     if "digit.png" in code:
@@ -105,6 +107,7 @@ def test_blocks_run(page, code, tmp_path):
     run(f"{granted}\n{code}", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path, tmp_path):
@@ -122,16 +125,16 @@ def draw_digit(path):
 
 
 def public_names():
-    """Every name that a room offers: `X as X` of a package, all of a module."""
-    for room in jnode._ROOMS:
-        folder = ROOT / "jnode" / room
+    """Every name that a module offers: `X as X` of a package, all of a module."""
+    for module in jnode._MODULES:
+        folder = ROOT / "jnode" / module
         package = folder.is_dir()
         source = folder / "__init__.py" if package else folder.with_suffix(".py")
         for node in ast.parse(source.read_text()).body:
             if package and isinstance(node, ast.ImportFrom):
-                yield from (f"{room}.{x.asname}" for x in node.names if x.asname)
+                yield from (f"{module}.{x.asname}" for x in node.names if x.asname)
             elif not package and (name := getattr(node, "name", "_"))[0] != "_":
-                yield f"{room}.{name}"
+                yield f"{module}.{name}"
 
 
 def test_no_public_name_is_without_a_page():
@@ -177,7 +180,7 @@ def test_names_exist(page):
     for name in re.findall(r"\bjnode(?:\.\w+)+", text):
         found = jnode
         for part in name.split(".")[1:]:
-            if not hasattr(found, part):  # a file of a room
+            if not hasattr(found, part):  # a file of a module
                 importlib.import_module(f"{found.__name__}.{part}")
             found = getattr(found, part)
     for path in re.findall(

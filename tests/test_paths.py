@@ -23,7 +23,7 @@ from jnode.certify.adaptive import adaptive_radii
 from jnode.certify.decisions import constants
 from jnode.solvers import LadderController, Solver
 from jnode.solvers.tableaus import embedded_pair
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 METHODS = {
     "heun": diffrax.Heun(),
@@ -50,7 +50,7 @@ def table_of(bounds, method, ladder, size):
     return jax.jit(make)(bounds)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_but(METHODS, "bosh3"))
 @pytest.mark.parametrize("kind", ["ortho", "flow"])
 def test_constants_hold(getkey, x64, name, kind):
     """Of neighbours at random and along the direction that parts them most."""
@@ -105,7 +105,8 @@ def test_constants_of_cocoercive_fields_are_sharper():
         assert float(found.growth[0]) < 1.001
 
 
-@pytest.mark.parametrize("kind", ["ortho", "ortho, 2 pieces"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ortho", "ortho, 2 segments"])
 def test_no_prediction_changes_where_grids_do(kind):
     """In float32; the images split over several grids."""
     solver = Solver("heun", rtol=1e-3, atol=1e-3, controller="ladder", max_steps=64)
@@ -146,6 +147,7 @@ def test_a_radius_that_is_attained(x64):
     assert ends[0] < 0.94 and ends[1] < 0.94 < ends[2]
 
 
+@pytest.mark.slow
 def test_caps_only_lower_radii(getkey, monkeypatch):
     solver = Solver("heun", rtol=3e-2, atol=3e-2, controller="ladder")
     model, bounds = jnode.resolve(model_of("ortho", solver, getkey()))
@@ -166,9 +168,10 @@ def test_caps_only_lower_radii(getkey, monkeypatch):
         assert name != "ATTEMPTS" or np.any(less < 0.9 * whole)
 
 
+@pytest.mark.slow
 def test_radius_of_a_model(getkey):
     solver = Solver("bosh3", rtol=1e-2, atol=1e-2, controller="halving")
-    model = small_model(getkey(), "gradient_flow", solver, pieces=(2,), position=True)
+    model = small_model(getkey(), "gradient_flow", solver, segments=(2,), position=True)
     images = jr.uniform(getkey(), (5, 8, 8, 1))
     found = certify.radius(model, images)
     assert certify.refusal(model) is None and jnp.isinf(model.lipschitz())

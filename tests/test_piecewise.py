@@ -17,11 +17,12 @@ from jnode import certify
 from jnode.fields import Decay
 from jnode.fields.piecewise import jumps, segment, segments
 from jnode.solvers import solve_batch, trajectory
+from tests.helpers import slow_but
 
 GRID = (0.0, 0.1, 0.5, 1.0)
 
 
-def pieces(key, count=3, kind=jnode.OrthoField, **options):
+def make_field(key, count=3, kind=jnode.OrthoField, **options):
     return jnode.PiecewiseField(
         [kind((5,), lipschitz=2.0, key=k, **options) for k in jr.split(key, count)]
     )
@@ -59,12 +60,12 @@ def test_grid_is_what_step_by_step_gives(getkey):
     ids=str,
 )
 def test_pieces_one_after_another(getkey, solver):
-    field = pieces(getkey())
+    field = make_field(getkey())
     y = y0 = jr.normal(getkey(), (5,))
     nfe = 0
     for k in range(3):
         part = solver.part(k / 3, (k + 1) / 3)
-        solution = jnode.solve(field.piece(k), y, part, t0=k / 3, t1=(k + 1) / 3)
+        solution = jnode.solve(field.segment(k), y, part, t0=k / 3, t1=(k + 1) / 3)
         y, nfe = solution.y, nfe + int(solution.stats["nfe"])
     whole = jax.jit(lambda y: jnode.solve(field, y, solver))(y0)
     assert jnp.abs(whole.y - y).max() < 1e-5
@@ -72,20 +73,20 @@ def test_pieces_one_after_another(getkey, solver):
     times, states = trajectory(field, y0, solver)
     assert (np.diff(times) > 0).all() and len(times) == len(states)
     assert jnp.abs(states[-1] - y).max() < 1e-3
-    # The weights of every piece get a gradient.
+    # The weights of every segment get a gradient.
     grad = jax.grad(lambda f: jnp.sum(jnode.solve(f, y0, solver).y))(field)
-    assert (jnp.abs(grad.pieces.first_bias).max(axis=1) > 0).all()
+    assert (jnp.abs(grad.segments.first_bias).max(axis=1) > 0).all()
 
 
 def test_pieces_rule_in_their_time(getkey):
-    field, y = pieces(getkey()), jr.normal(getkey(), (5,))
+    field, y = make_field(getkey()), jr.normal(getkey(), (5,))
     for t, k in ((-1.0, 0), (0.0, 0), (0.32, 0), (0.34, 1), (0.99, 2), (1.0, 2)):
-        assert jnp.abs(field(t, y) - field.piece(k)(t, y)).max() < 1e-6
+        assert jnp.abs(field(t, y) - field.segment(k)(t, y)).max() < 1e-6
     assert field.times() == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 def test_certificate_is_the_product_over_pieces_and_steps(getkey):
-    field = pieces(getkey())
+    field = make_field(getkey())
     single = jnode.OrthoField((5,), lipschitz=2.0, key=getkey())
     near = lambda x: pytest.approx(float(x), rel=1e-3)
     euler = jnode.Solver("euler", steps=3)
@@ -95,7 +96,7 @@ def test_certificate_is_the_product_over_pieces_and_steps(getkey):
     assert float(certify.amplification(single, grid)) == near(product)
     times = jnp.asarray([0.0, 0.2, 1.0])
     assert certify.gronwall(field, times).tolist() == near_list(np.exp([0, 0.4, 2.0]))
-    # A time-dependent L(t): pieces of different constants.
+    # A time-dependent L(t): segments of different constants.
     mixed = jnode.PiecewiseField(
         [
             jnode.OrthoField((5,), lipschitz=3.0, learnable=True, key=getkey()),
@@ -103,7 +104,7 @@ def test_certificate_is_the_product_over_pieces_and_steps(getkey):
         ]
     )
     raw = jnp.asarray([-20.0, 20.0])  # constants of all but 0 and 3
-    mixed = eqx.tree_at(lambda f: f.pieces.scale.raw, mixed, raw)
+    mixed = eqx.tree_at(lambda f: f.segments.scale.raw, mixed, raw)
     assert certify.gronwall(mixed, times).tolist() == near_list(np.exp([0, 0, 1.5]))
     two = jnode.Solver("euler", steps=2)
     assert float(certify.amplification(mixed, two)) == near(1 + 1.5)
@@ -118,8 +119,8 @@ def near_list(values):
     [(1, jnode.Solver("dopri5", rtol=1e-5)), (2, jnode.Solver("bosh3"))],
 )
 def test_frozen_steps_give_the_adaptive_result(getkey, count, adaptive):
-    field = pieces(getkey(), count)
-    field = field if count > 1 else field.piece(0)
+    field = make_field(getkey(), count)
+    field = field if count > 1 else field.segment(0)
     y0, other = jr.normal(getkey(), (2, 5))
     taken = jnode.solve(field, y0, adaptive).schedule
     frozen = adaptive.freeze(taken)
@@ -151,7 +152,7 @@ def test_frozen_steps_give_the_adaptive_result(getkey, count, adaptive):
 )
 def test_steps_that_cross_a_jump_are_refused(getkey, call, message):
     with pytest.raises(ValueError, match=message):
-        call(pieces(getkey()), jnp.ones(5))
+        call(make_field(getkey()), jnp.ones(5))
 
 
 class Own(eqx.Module):
@@ -164,19 +165,19 @@ class Own(eqx.Module):
 
 
 def test_jumps_are_found_wherever_they_stand(getkey):
-    three, six = pieces(getkey()), pieces(getkey(), 6)
-    inner = jnode.PiecewiseField([pieces(getkey(), 2) for _ in range(2)])
+    three, six = make_field(getkey()), make_field(getkey(), 6)
+    inner = jnode.PiecewiseField([make_field(getkey(), 2) for _ in range(2)])
     times = [1 / 3, 2 / 3]
     for tree in (three, three + Decay(1.0), 2.0 * three, Own([three]), {"a": (three,)}):
         assert jumps(tree) == pytest.approx(times)
-    # Thirds are sixths, up to rounding; pieces of pieces jump when they do.
+    # Thirds are sixths, up to rounding; segments of segments jump when they do.
     assert jumps((three, six)) == pytest.approx([k / 6 for k in range(1, 6)])
     assert jumps(inner) == pytest.approx([0.5])
-    assert jumps(three.piece(0)) == ()
+    assert jumps(three.segment(0)) == ()
 
 
 def test_a_segment_is_the_tree_as_it_is_there(getkey):
-    inner = [pieces(getkey(), 2) for _ in range(3)]
+    inner = [make_field(getkey(), 2) for _ in range(3)]
     tree = Own([jnode.PiecewiseField(inner)])
     times = (0.0, *jumps(tree), 1.0)
     y = jr.normal(getkey(), (5,))
@@ -194,13 +195,13 @@ def test_a_segment_is_the_tree_as_it_is_there(getkey):
 
 def whole_and_parts(getkey, kind):
     """A field that jumps, and what it is on each segment."""
-    field = pieces(getkey(), 4, activation="tanh")
+    field = make_field(getkey(), 4, activation="tanh")
     change = {
         "multiple": lambda f: 2.0 * f,
         "sum": lambda f: f + Decay(0.5),
         "own": lambda f: Own([f]),
     }[kind]
-    return change(field), [change(field.piece(k)) for k in range(4)]
+    return change(field), [change(field.segment(k)) for k in range(4)]
 
 
 def follow(parts, y, ends):
@@ -213,7 +214,7 @@ def follow(parts, y, ends):
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-@pytest.mark.parametrize("kind", ["multiple", "sum", "own"])
+@pytest.mark.parametrize("kind", slow_but(["multiple", "sum", "own"], "own"))
 @pytest.mark.parametrize(
     "solver",
     [
@@ -245,10 +246,13 @@ def test_no_step_crosses_a_hidden_jump(getkey, kind, solver):
     ],
     ids=["steps", "controller"],
 )
-@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("count", slow_but([3, 4], 3))
 def test_diffrax_stops_at_the_jumps_too(getkey, how, count):
-    field, y0 = pieces(getkey(), count, activation="tanh"), jr.normal(getkey(), (5,))
-    parts, ends = [field.piece(k) for k in range(count)], np.linspace(0, 1, count + 1)
+    field, y0 = (
+        make_field(getkey(), count, activation="tanh"),
+        jr.normal(getkey(), (5,)),
+    )
+    parts, ends = [field.segment(k) for k in range(count)], np.linspace(0, 1, count + 1)
     ends = ends.tolist()
     how = {**how, "steps": 2 * count} if "steps" in how else how
     saveat = diffrax.SaveAt(ts=jnp.asarray(ends[1:]))
@@ -257,7 +261,7 @@ def test_diffrax_stops_at_the_jumps_too(getkey, how, count):
         best = follow(parts[: k + 1], y0, ends[: k + 2])
         np.testing.assert_allclose(solution.ys[k], best, atol=5e-4)
     np.testing.assert_allclose(solution.y, best, atol=1e-4)
-    # And so does a user of Diffrax alone, whatever the number of pieces.
+    # And so does a user of Diffrax alone, whatever the number of segments.
     control = diffrax.PIDController(rtol=1e-6, atol=1e-6)
     clipped = diffrax.ClipStepSizeController(control, jump_ts=jnp.asarray(ends[1:-1]))
     term, step = diffrax.ODETerm(field), 0.1
@@ -268,8 +272,8 @@ def test_diffrax_stops_at_the_jumps_too(getkey, how, count):
 
 
 def test_parts_of_the_interval_and_beyond(getkey):
-    field, y0 = pieces(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
-    parts = [field.piece(k) for k in (0, 0, 1, 2)]
+    field, y0 = make_field(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
+    parts = [field.segment(k) for k in (0, 0, 1, 2)]
     ends = (-0.25, 0.0, 0.25, 0.5, 0.6)
     best = follow(parts, y0, ends)
     # Steps of 0.25, 0.25, 0.25 and 0.1: segments of one, one, one and another length.
@@ -286,8 +290,9 @@ def test_parts_of_the_interval_and_beyond(getkey):
         np.testing.assert_allclose(theirs.y, best, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_with_respect_to_the_times(getkey):
-    field, y0 = pieces(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
+    field, y0 = make_field(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
     solver = jnode.Solver("tsit5", steps=8)
     run = lambda t0, t1: jnode.solve(field, y0, solver, t0=t0, t1=t1).y
     end = run(0.0, 1.0)
@@ -313,7 +318,7 @@ def test_derivatives_with_respect_to_the_times(getkey):
 
 
 def test_frozen_steps_run_backwards_too(getkey):
-    field, y0 = pieces(getkey(), 2), jr.normal(getkey(), (5,))
+    field, y0 = make_field(getkey(), 2), jr.normal(getkey(), (5,))
     adaptive = jnode.Solver("bosh3", rtol=1e-4)
     taken = jnode.solve(field, y0, adaptive, t0=1.0, t1=0.0).schedule
     frozen = adaptive.freeze(taken)
@@ -326,4 +331,4 @@ def test_frozen_steps_run_backwards_too(getkey):
 
 def test_constant_steps_of_diffrax_do_not_know_jumps(getkey):
     with pytest.raises(ValueError, match="steps or ts must be given"):
-        jnode.solve(pieces(getkey()), jnp.ones(5), diffrax.Tsit5(), dt0=0.1)
+        jnode.solve(make_field(getkey()), jnp.ones(5), diffrax.Tsit5(), dt0=0.1)

@@ -104,6 +104,7 @@ def test_local_certificates_are_in_full(getkey):
         assert set(traced(certify.local_radius, model, images)) == {FULL}
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_is_certified_in_full(tmp_path):
     config = dataclasses.replace(TINY, precision="bfloat16", epochs=1)
     trained = train(config, tmp_path / "run", progress=False)

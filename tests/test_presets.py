@@ -28,6 +28,7 @@ def trained(name, folder):
     return model, jnode.data.to_float(jnode.data.load(split="test").images[:500])
 
 
+@pytest.mark.slow
 def test_every_step_of_contractive_matters(tmp_path):
     """Each moves the state far, and changes predictions if it is left out."""
     model, images = trained("contractive", tmp_path / "run")
@@ -40,7 +41,7 @@ def test_every_step_of_contractive_matters(tmp_path):
     def predict(image, left_out):
         y = model.encode(image)
         for k in range(steps):
-            step = field.piece(k)(0.0, y) / steps
+            step = field.segment(k)(0.0, y) / steps
             y = y + jnp.where(k == left_out, 0, step)
         return jnp.argmax(model.head(y.ravel()))
 

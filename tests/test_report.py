@@ -99,12 +99,16 @@ def example(name="ortho", *, metrics=True, **kwargs):
 
 @pytest.fixture
 def three():
-    twin = example("twin", clean=0.95, robust=0.1, proven=None)
+    unconstrained = example("unconstrained", clean=0.95, robust=0.1, proven=None)
     envelope = np.full(5, np.inf, np.float32)
     p = pictures()
     lost = dataclasses.replace(p, gronwall=envelope, log_norm=envelope)
-    twin = dataclasses.replace(twin, pictures=lost)
-    return [example("ortho"), example("contractive", clean=0.97, proven=0.8), twin]
+    unconstrained = dataclasses.replace(unconstrained, pictures=lost)
+    return [
+        example("ortho"),
+        example("contractive", clean=0.97, proven=0.8),
+        unconstrained,
+    ]
 
 
 @pytest.fixture
@@ -153,7 +157,7 @@ def grid(text):
 
 def test_table_holds_the_numbers(three):
     found = grid(report.table(three))
-    assert found["accuracy in %"] == ["ortho", "contractive", "twin"]
+    assert found["accuracy in %"] == ["ortho", "contractive", "unconstrained"]
     assert found["clean"] == ["90.0", "97.0", "95.0"]
     assert found["pgd-40 Linf 0.1"] == ["60.0", "60.0", "10.0"]
     assert found["worst case Linf 0.1"] == ["58.7", "58.7", "8.7"]
@@ -223,7 +227,7 @@ def legend_of(figure):
 
 def test_robustness_figure(three):
     figure = figures.robustness(three)
-    assert legend_of(figure) == ["ortho", "contractive", "twin"]
+    assert legend_of(figure) == ["ortho", "contractive", "unconstrained"]
     labels = [axes.get_xlabel() for axes in figure.axes]
     assert [("ε" in s, "σ" in s) for s in labels] == [(True, False)] * 2 + [
         (False, True)
@@ -241,13 +245,13 @@ def test_certified_figure_draws_the_proof_solid_and_attacks_dashed(three):
     figure = figures.certified(three)
     axes = figure.axes[0]
     assert "radius" in axes.get_xlabel() and "%" in axes.get_ylabel()
-    assert legend_of(figure)[:3] == ["ortho", "contractive", "twin"]
+    assert legend_of(figure)[:3] == ["ortho", "contractive", "unconstrained"]
     assert legend_of(figure)[3:] == [
         "attacked (upper bound)",
         "certified (lower bound)",
     ]
     attacked, proven, *_, last = axes.lines
-    assert len(axes.lines) == 5  # nothing is proven about the twin
+    assert len(axes.lines) == 5  # nothing is proven about the unconstrained one
     assert [line.get_linestyle() for line in axes.lines] == ["--", "-", "--", "-", "--"]
     assert proven.get_color() == attacked.get_color() != last.get_color()
     np.testing.assert_allclose(points(attacked), [[0, 90], [0.5, 75]])
@@ -282,7 +286,7 @@ def test_trajectories_start_at_one_inside_their_envelope(three):
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "ortho",
         "contractive",
-        "twin",
+        "unconstrained",
     ]
     axes = figure.axes[0]
     assert axes.get_xlabel() == "time t of the solve"
@@ -339,7 +343,7 @@ def test_training_figure(three):
     assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
     np.testing.assert_allclose(points(figure.axes[0].lines[0])[:, 1], 50)
     np.testing.assert_allclose(points(figure.axes[1].lines[0])[0, 1], 3)
-    assert legend_of(figure) == ["ortho", "contractive", "twin"]
+    assert legend_of(figure) == ["ortho", "contractive", "unconstrained"]
 
 
 @pytest.mark.parametrize(
@@ -439,15 +443,15 @@ def test_page_escapes_everything_a_run_says(tmp_path):
 
 
 def test_checks_are_in_plain_words_and_flagged_ones_marked(three, tmp_path):
-    fine = dict(says="All is well.", flags=[])
-    bad = dict(says=HOSTILE, flags=["wrong gradient: it is"])
+    fine = dict(summary="All is well.", flags=[])
+    bad = dict(summary=HOSTILE, flags=["wrong gradient: it is"])
     work = {
         kind: dict(nfe=nfe, nfe_largest=60, steps=5.0, steps_largest=9)
         for kind, nfe in (("clean", 20.0), ("attacked", 23.5))
     }
     three[0].evaluation.update(
         protocol=HOSTILE,
-        checks={"gradient": bad, "work": fine | work, HOSTILE: fine},
+        checks={"gradient": bad, "nfe": fine | work, HOSTILE: fine},
     )
     text = report.write(three, tmp_path / "report.html").read_text()
     page = Page(text)

@@ -16,7 +16,7 @@ from jnode import Bounds, certify
 from jnode.constraints import CONSTRAINTS, Free, constrained
 from jnode.fields import AbstractVectorField, Congruent
 from jnode.linear import AbstractLinear, Dense
-from tests.helpers import singular_values, small_model
+from tests.helpers import singular_values, slow_but, small_model
 from tests.test_fields import FIELDS
 
 SHAPES = {"dense": (6,), "conv": (3, 4, 4)}
@@ -86,7 +86,9 @@ def moved(tree, key):
 ACTS: dict[str, Callable] = {"decayed": decayed, "scaled": scaled, "moved": moved}
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    "name", slow_but(MAPS, "cayley conv", "newton_schulz dense", "rescaled zero")
+)
 def test_no_act_makes_the_norm_of_a_map_false(getkey, standard_promotion, name):
     make, shape = MAPS[name]
     map_ = make(getkey())
@@ -104,7 +106,10 @@ def test_no_act_makes_the_norm_of_a_map_false(getkey, standard_promotion, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["ortho", "flow", "skew", "hamiltonian", "sum", "composed"]
+    "name",
+    slow_but(
+        ["ortho", "flow", "skew", "hamiltonian", "sum", "composed"], "flow", "sum"
+    ),
 )
 def test_no_act_makes_the_bounds_of_a_field_false(getkey, standard_promotion, name):
     for act in ACTS.values():
@@ -131,7 +136,7 @@ def test_editing_one_weight(getkey):
     assert certify.amplification(edited, solver) > 1000
 
 
-@pytest.mark.parametrize("kind", ["gradient_flow", "ortho"])
+@pytest.mark.parametrize("kind", slow_but(["gradient_flow", "ortho"], "gradient_flow"))
 def test_fine_tuning_a_plain_model_keeps_its_certificate(
     getkey, standard_promotion, kind
 ):
@@ -158,22 +163,25 @@ def test_fine_tuning_a_plain_model_keeps_its_certificate(
     for _ in range(20):
         model, state = step(model, state)
     search = eqx.filter_jit(
-        lambda m, x, k: certify.strongest_stretch(m.embed, x, key=k, steps=60)
+        lambda m, x, k: certify.lipschitz_lower_bound(m.embed, x, key=k, steps=60)
     )
     found = max(float(search(model, x, getkey())) for x in images[:4])
     assert found > 1.5 * before  # a bound kept from before would be false
     assert found <= float(model.lipschitz())
 
 
-def test_the_bounds_of_the_pass_are_those_asked_for_later(getkey):
-    for kind in ("gradient_flow", "ortho", "skew", "hamiltonian"):
-        model = small_model(getkey(), kind, lipschitz=2.0, pieces=(2,))
-        plain, bounds = jnode.resolve(model)
-        assert float(bounds.lipschitz) == pytest.approx(float(model.lipschitz()))
-        assert float(bounds.layers[-1]) == float(model.blocks[0].lipschitz())
-        # Near-isometries measure themselves as well as their construction tells.
-        assert float(plain.lipschitz()) <= float(bounds.lipschitz) * 1.002
-        assert float(plain.lipschitz()) >= float(bounds.lipschitz) * 0.5
+@pytest.mark.parametrize(
+    "kind",
+    slow_but(["gradient_flow", "ortho", "skew", "hamiltonian"], "gradient_flow"),
+)
+def test_the_bounds_of_the_pass_are_those_asked_for_later(getkey, kind):
+    model = small_model(getkey(), kind, lipschitz=2.0, segments=(2,))
+    plain, bounds = jnode.resolve(model)
+    assert float(bounds.lipschitz) == pytest.approx(float(model.lipschitz()))
+    assert float(bounds.layers[-1]) == float(model.blocks[0].lipschitz())
+    # Near-isometries measure themselves as well as their construction tells.
+    assert float(plain.lipschitz()) <= float(bounds.lipschitz) * 1.002
+    assert float(plain.lipschitz()) >= float(bounds.lipschitz) * 0.5
 
 
 def test_the_bounds_are_no_leaf_of_the_plain_model(getkey):
@@ -225,8 +233,8 @@ class Doubling(AbstractLinear):
 def test_maps_of_somebody_else_in_stacks(getkey):
     """They measure themselves, one by one."""
     flow = lambda: jnode.GradientFlowField((4,), key=getkey())
-    pieces = [Congruent(flow(), Doubling(jnp.asarray(x))) for x in (1.0, 2.0)]
-    field = jnode.PiecewiseField(pieces)
+    segments = [Congruent(flow(), Doubling(jnp.asarray(x))) for x in (1.0, 2.0)]
+    field = jnode.PiecewiseField(segments)
     plain, bounds = jnode.resolve(field)
     assert float(bounds.lipschitz) == pytest.approx(4, rel=1e-3)
     assert float(plain.lipschitz()) == pytest.approx(4, rel=1e-3)

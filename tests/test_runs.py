@@ -50,6 +50,7 @@ def run_dir(tmp_path_factory):
     return run.path
 
 
+@pytest.mark.slow
 def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     found = evaluate_run(run_dir, **SETTINGS)
     written = json.loads((run_dir / "evaluation.json").read_text())
@@ -62,20 +63,32 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     left = [r["robust_accuracy"] for r in found["attacks"]]
     assert left == sorted(left, reverse=True)
     assert [w["robust_accuracy"] for w in found["worst_case"]] == [left[5], left[11]]
-    wanted = {"outputs", "adjoint", "gradient", "batch_mates", "tolerance", "work"}
+    wanted = {
+        "outputs",
+        "adjoint",
+        "gradient",
+        "batch_independence",
+        "tolerance",
+        "nfe",
+    }
     assert set(found["checks"]) == wanted
     flagged = [f for c in found["checks"].values() for f in c["flags"]]
     assert set(flagged) <= set(found["flags"])
     # Nothing is done twice.
     none = lambda *_: pytest.fail("it was finished")
     monkeypatch.setattr(loop, "_run", none)
-    for name in ("gradient", "batch_mates", "tolerance", "work"):
+    for name in ("gradient", "batch_independence", "tolerance", "nfe"):
         monkeypatch.setattr(checks, name, none)
     assert evaluate_run(run_dir, **{**SETTINGS, "progress": True}) == found
     said = capsys.readouterr().out
     assert "12 finished attacks" in said
     page = render([report.read_run(run_dir)])
-    for words in ("What was checked", "Batch mates", "via rk4x8", "protocol quick"):
+    for words in (
+        "What was checked",
+        "Batch independence",
+        "via rk4x8",
+        "protocol quick",
+    ):
         assert words in page
     assert "NFE, attacked" in report.table([report.read_run(run_dir)])
 
@@ -94,6 +107,7 @@ def test_bad_protocols(run_dir, change, message):
         evaluate_run(run_dir, **SETTINGS | change)
 
 
+@pytest.mark.slow
 def test_evaluations_are_counted_on_all_images(run_dir, monkeypatch):
     """More for one image of the last, ragged batch: the mean and the largest know."""
     harder = []

@@ -14,6 +14,7 @@ import jnode
 from jnode import certify
 from jnode.fields import Decay
 from jnode.solvers import plan, solve_batch, trajectory
+from tests.helpers import slow_but
 
 ADAPTIVE = jnode.Solver("bosh3", rtol=1e-2, atol=1e-2)
 
@@ -39,7 +40,7 @@ AROUND = {
 }
 
 
-def pieces(key, count=3):
+def segments(key, count=3):
     keys = jr.split(key, count)
     make = lambda k: jnode.OrthoField((5,), activation="tanh", lipschitz=2.0, key=k)
     return jnode.PiecewiseField([make(k) for k in keys]) if count > 1 else make(key)
@@ -54,7 +55,7 @@ def pieces(key, count=3):
     ],
 )
 def test_an_adaptive_solve_returns_what_it_did(getkey, kind, count, span):
-    field = AROUND[kind](pieces(getkey(), count))
+    field = AROUND[kind](segments(getkey(), count))
     y0, times = jr.normal(getkey(), (5,)), dict(zip(("t0", "t1"), span, strict=True))
     found = jnode.solve(field, y0, ADAPTIVE, **times)
     schedule, bare = found.schedule, plan(field, *span)
@@ -78,7 +79,7 @@ def test_an_adaptive_solve_returns_what_it_did(getkey, kind, count, span):
 
 
 def test_schedules_survive_jit_and_vmap(getkey):
-    field, states = pieces(getkey()), jr.normal(getkey(), (2, 5))
+    field, states = segments(getkey()), jr.normal(getkey(), (2, 5))
     fixed = jnode.Solver("heun", steps=6)
     bound = certify.amplification(field, fixed)
     for solver in (ADAPTIVE, fixed):
@@ -97,7 +98,7 @@ def test_schedules_survive_jit_and_vmap(getkey):
 
 
 def test_steps_that_were_not_kept(getkey):
-    field, y0 = pieces(getkey(), 1), jr.normal(getkey(), (5,))
+    field, y0 = segments(getkey(), 1), jr.normal(getkey(), (5,))
     saved = diffrax.SaveAt(ts=jnp.asarray([0.5]))
     for solution in (
         solve_batch(field, y0[None], ADAPTIVE),
@@ -122,9 +123,9 @@ def test_steps_that_were_not_kept(getkey):
     assert 0.5 <= short.schedule.t1 < 1
 
 
-@pytest.mark.parametrize("kind", AROUND)
+@pytest.mark.parametrize("kind", slow_but(AROUND, "sum"))
 def test_a_field_is_cut_the_same_way_everywhere(getkey, kind):
-    jumping = pieces(getkey())
+    jumping = segments(getkey())
     assert isinstance(jumping, jnode.PiecewiseField)
     field, y0 = AROUND[kind](jumping), jr.normal(getkey(), (5,))
     solver = jnode.Solver("rk4", steps=6)
@@ -137,10 +138,10 @@ def test_a_field_is_cut_the_same_way_everywhere(getkey, kind):
     np.testing.assert_allclose(states[-1], solution.y, atol=1e-6)
     batch = solve_batch(field, y0[None], solver).y[0]
     np.testing.assert_allclose(batch, solution.y, atol=1e-5)
-    # Each piece by itself: what the solve gives, and what is certified of it.
+    # Each segment by itself: what the solve gives, and what is certified of it.
     y, bound, growth = y0, 1.0, 1.0
     for k in range(3):
-        part = AROUND[kind](jumping.piece(k))
+        part = AROUND[kind](jumping.segment(k))
         here: dict[str, Any] = dict(t0=k / 3, t1=(k + 1) / 3)
         y = jnode.solve(part, y, solver.part(k / 3, (k + 1) / 3), **here).y
         bound *= float(
@@ -169,7 +170,7 @@ def test_a_field_is_cut_the_same_way_everywhere(getkey, kind):
     ],
 )
 def test_one_message_for_each_bad_input(getkey, solver, options, message):
-    field, said = twice(pieces(getkey())), []
+    field, said = twice(segments(getkey())), []
     calls = [
         lambda: jnode.solve(field, jnp.ones(5), solver, **options),
         lambda: certify.amplification(field, solver, **options),
@@ -187,12 +188,12 @@ def test_one_message_for_each_bad_input(getkey, solver, options, message):
 
 
 def test_a_schedule_stands_alone_in_a_certificate(getkey):
-    field, y0 = pieces(getkey(), 1), jr.normal(getkey(), (5,))
+    field, y0 = segments(getkey(), 1), jr.normal(getkey(), (5,))
     schedule = jnode.solve(field, y0, ADAPTIVE).schedule
     with pytest.raises(ValueError, match="left out beside a schedule"):
         certify.amplification(field, ADAPTIVE, steps=3, schedule=schedule)
     with pytest.raises(ValueError, match=r"ts must hold 0\.333333"):
-        certify.amplification(pieces(getkey()), ADAPTIVE, schedule=schedule)
+        certify.amplification(segments(getkey()), ADAPTIVE, schedule=schedule)
     with pytest.raises(TypeError, match="t1"):
         jax.jit(lambda t: certify.amplification(field, ADAPTIVE, t1=t))(1.0)
     still = jnode.solve(field, y0, ADAPTIVE, t0=0.5, t1=0.5).schedule
@@ -201,6 +202,7 @@ def test_a_schedule_stands_alone_in_a_certificate(getkey):
         ADAPTIVE.freeze(still)
 
 
+@pytest.mark.slow
 def test_lengths_cover_the_rounding_of_times():
     """Diffrax takes a length as the difference of two times, each rounded."""
     method, growth = diffrax.Euler(), 1e3

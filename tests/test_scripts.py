@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jnode.train import RunDir
+from tests.helpers import slow_but
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--epochs", "2", "--batch-size", "32", "--data.num-train", "64"]
@@ -26,6 +27,7 @@ def script(name, *args, check=True):
     return done
 
 
+@pytest.mark.slow
 def test_train_evaluate_certify_report(tmp_path):
     run = tmp_path / "run"
     script("train.py", "contractive", run, *TINY)
@@ -92,22 +94,24 @@ def test_train_evaluate_certify_report(tmp_path):
     assert done.returncode == 2 and "--overwrite" in done.stderr
 
 
+ERRORS = [
+    ("train.py", ("resnet", "x"), "preset must be one of ortho"),
+    ("train.py", ("ortho", "x", "--data.name", "imagenet"), "data set must be one"),
+    (
+        "train.py",
+        ("ortho", "x", "--data.name", "mnist", "--data.dir", "/nowhere"),
+        "mnist",
+    ),
+    ("train.py", ("ortho", "x", "--solver.steps", "0"), "steps must be"),
+    ("evaluate.py", ("/nowhere", "--attack", "magic:linf:1"), "attack must be one"),
+    ("evaluate.py", ("/nowhere",), "not a run folder"),
+    ("report.py", ("/nowhere",), "not a run folder"),
+    ("certify.py", ("/nowhere",), "not a run folder"),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "args", "message"),
-    [
-        ("train.py", ("resnet", "x"), "preset must be one of ortho"),
-        ("train.py", ("ortho", "x", "--data.name", "imagenet"), "data set must be one"),
-        (
-            "train.py",
-            ("ortho", "x", "--data.name", "mnist", "--data.dir", "/nowhere"),
-            "mnist",
-        ),
-        ("train.py", ("ortho", "x", "--solver.steps", "0"), "steps must be"),
-        ("evaluate.py", ("/nowhere", "--attack", "magic:linf:1"), "attack must be one"),
-        ("evaluate.py", ("/nowhere",), "not a run folder"),
-        ("report.py", ("/nowhere",), "not a run folder"),
-        ("certify.py", ("/nowhere",), "not a run folder"),
-    ],
+    ("name", "args", "message"), slow_but(ERRORS, ERRORS[1], ERRORS[4], unpack=True)
 )
 def test_errors_are_one_sentence(tmp_path, name, args, message):
     args = [str(tmp_path / "x") if a == "x" else a for a in args]
@@ -156,9 +160,16 @@ def test_exit_codes():
     assert "RuntimeError: a fault of ours" in done.stderr and done.returncode == 1
 
 
+@pytest.mark.slow
 def test_training_that_cannot_go_on_exits_with_3(tmp_path):
     done = script(
-        "train.py", "twin", tmp_path / "run", *TINY, "--max-loss", "1e-9", check=False
+        "train.py",
+        "unconstrained",
+        tmp_path / "run",
+        *TINY,
+        "--max-loss",
+        "1e-9",
+        check=False,
     )
     assert done.returncode == 3 and "error: At step 1 the loss was" in done.stderr
     assert "Traceback" not in done.stderr
@@ -167,7 +178,7 @@ def test_training_that_cannot_go_on_exits_with_3(tmp_path):
 NAMES = ("train.py", "evaluate.py", "certify.py", "report.py", "study.py")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "train.py"))
 def test_help(name):
     assert name in script(name, "--help").stdout
 

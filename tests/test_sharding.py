@@ -18,7 +18,7 @@ from jnode import sharding
 from jnode.models.batched import batched
 from jnode.train import DataConfig, LossConfig, TrainConfig
 from jnode.train.step import TrainState, make_optimizer, make_step
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -104,6 +104,7 @@ def test_training_equals_one_device(mesh, single):
     assert all(len(x.sharding.device_set) == 2 for x in jax.tree.leaves(state.step))
 
 
+@pytest.mark.slow
 def test_adaptive_training_accumulates(mesh):
     """Half the batch a device, in two parts; adversarial, by an adaptive solver."""
     loss = LossConfig(inputs="adversarial", steps=2)
@@ -147,7 +148,7 @@ def test_adaptive_solves_do_not_wait_for_each_other(adaptive):
     assert ours.total == 0
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", slow_but(["linf", "l2"], "linf"))
 def test_attacks_equal_one_device(adaptive, norm):
     attack = jnode.attacks.PGD(steps=3, restarts=2)
     budget = jnode.attacks.Budget(norm, 0.1)
@@ -222,6 +223,7 @@ def test_explicit_meshes_with_names_of_their_own(explicit, single):
     assert np.abs(ours - alone).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_images_on_explicit_axes(explicit):
     model, images = model_of(FIXED).bake(), pixels(8)
     expected = np.asarray(jax.jit(jax.vmap(model))(images))
@@ -267,6 +269,7 @@ assert np.abs(radii[0] - radii[1]).max() < 1e-5
 """
 
 
+@pytest.mark.slow
 def test_eight_devices():
     flags = "--xla_force_host_platform_device_count=8"
     env = {**os.environ, "XLA_FLAGS": flags}

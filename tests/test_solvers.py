@@ -13,6 +13,7 @@ import pytest
 
 import jnode
 from jnode.solvers import SOLVERS, tableau, trajectory
+from tests.helpers import slow_but
 
 ORDERS = {
     "euler": 1,
@@ -35,7 +36,7 @@ def field_and_state(key, dtype=jnp.float32):
     return field, jr.normal(keys[1], (6,), dtype)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", slow_but(SOLVERS, "euler", "rk4", "tsit5"))
 def test_order(x64, name):
     field, y0 = field_and_state(jr.key(0), jnp.float64)
     field = field.bake()
@@ -49,7 +50,7 @@ def test_order(x64, name):
     assert -0.4 < np.log2(errors[0] / errors[1]) - ORDERS[name] < 1
 
 
-@pytest.mark.parametrize("solver", FIXED, ids=str)
+@pytest.mark.parametrize("solver", slow_but(FIXED, FIXED[1]), ids=str)
 def test_fixed_steps_agree_with_diffrax(getkey, solver):
     field, y0 = field_and_state(getkey())
     ours = jnode.solve(field, y0, solver)
@@ -60,7 +61,7 @@ def test_fixed_steps_agree_with_diffrax(getkey, solver):
     assert ours.stats["nfe"] == 2 * len(tableau(solver.name)[1])
 
 
-@pytest.mark.parametrize("solver", ADAPTIVE, ids=str)
+@pytest.mark.parametrize("solver", slow_but(ADAPTIVE, ADAPTIVE[1]), ids=str)
 def test_nfe_counts_every_evaluation(getkey, solver):
     field, y0 = field_and_state(getkey())
     calls = []
@@ -80,7 +81,7 @@ def test_nfe_counts_every_evaluation(getkey, solver):
 
 
 @pytest.mark.parametrize("adjoint", ["direct", "checkpointed", "backsolve"])
-@pytest.mark.parametrize("steps", [None, 8])
+@pytest.mark.parametrize("steps", slow_but([None, 8], 8))
 def test_gradients(x64, adjoint, steps):
     field, y0 = field_and_state(jr.key(0), jnp.float64)
     tolerance: dict[str, Any] = dict(rtol=1e-8, atol=1e-8) if steps is None else {}
@@ -112,7 +113,7 @@ def test_trajectory_ends_where_solve_ends(getkey):
         assert jnp.abs(states[-1] - jnode.solve(field, y0, solver).y).max() < 1e-4
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", slow_but([False, True], False))
 @pytest.mark.parametrize(
     ("solver", "value", "message"),
     [
@@ -185,8 +186,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("way", slow_but(WAYS, "fixed", "adaptive"))
+@pytest.mark.parametrize("traced", slow_but([False, True], True))
 def test_time_runs_backwards(getkey, way, traced):
     field = jnode.OrthoField((4,), activation="tanh", time=True, key=getkey())
     field = eqx.tree_at(lambda f: f.clocks[0], field, jnp.ones(4))
@@ -205,6 +206,7 @@ def test_time_runs_backwards(getkey, way, traced):
     np.testing.assert_array_equal(grad, jnp.ones(4))
 
 
+@pytest.mark.slow
 def test_trajectories_run_backwards_and_stop_where_asked(getkey):
     field, y0 = field_and_state(getkey())
     for solver in (jnode.Solver("rk4", steps=8), jnode.Solver("dopri5", rtol=1e-5)):
@@ -232,7 +234,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("kind", STATES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(WAYS, "fixed"))
 def test_states_are_promoted_as_in_diffrax(getkey, kind, way):
     field = jnode.OrthoField((4,), activation="tanh", key=getkey())
     y0 = STATES[kind]
@@ -258,7 +260,7 @@ def test_numbers_and_half_precision():
         assert jnode.solve(decay, y0, euler, steps=4).y == 0.75**4
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(WAYS, "fixed"))
 def test_double_and_single_precision_meet(x64, standard_promotion, way):
     single, y0 = field_and_state(jr.key(0), jnp.float32)
     double = jax.tree.map(lambda w: w.astype(jnp.float64), single)
@@ -433,7 +435,7 @@ def test_adaptive_steps_in_forward_mode(getkey, adjoint):
     assert jnp.sum(expected * v) == pytest.approx(float(jnp.sum(change**2)), rel=1e-3)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(WAYS, "fixed"))
 def test_calls_outside_jit_compile_once(getkey, way):
     field, y0 = field_and_state(getkey())
     traces = []
@@ -490,13 +492,13 @@ def test_a_field_may_return_a_number():
     np.testing.assert_allclose(found.y, jnp.full(3, 2.0))
 
 
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("count", slow_but([1, 3], 3))
+@pytest.mark.parametrize("batch", slow_but([(), (2,)], (2,)))
 def test_steps_among_frequencies_are_the_same_steps(getkey, count, batch):
     # Each step of its own weights, so that nothing is gained in the inner units.
     make = lambda k: jnode.GradientFlowField((6, 5, 4), hidden=2, lipschitz=6.0, key=k)
-    pieces = [make(k) for k in jr.split(getkey(), count)]
-    field = pieces[0] if count == 1 else jnode.PiecewiseField(pieces)
+    segments = [make(k) for k in jr.split(getkey(), count)]
+    field = segments[0] if count == 1 else jnode.PiecewiseField(segments)
     solver = jnode.Solver("euler", steps=count)
     y0 = jr.normal(getkey(), (6, 5, *batch, 4))
 

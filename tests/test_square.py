@@ -12,7 +12,7 @@ from jnode.attacks.losses import margin
 from jnode.attacks.norms import size
 from jnode.attacks.square import _corner, _eta, _grid, _l2_windows, shares
 from jnode.evaluation import evaluate
-from tests.helpers import small_model
+from tests.helpers import slow_but, small_model
 
 
 def test_schedule():
@@ -131,7 +131,7 @@ def problem():
     return model, images, jnp.argmax(model(images), axis=1)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", slow_but(["linf", "l2"], "linf"))
 def test_nearly_as_strong_as_pgd(problem, norm):
     model, images, labels = problem
     epsilon = 0.02 if norm == "linf" else 0.12
@@ -158,7 +158,7 @@ def test_budget_and_determinism(problem, norm):
     assert (jnp.argmax(model(first), axis=1)[moved] != labels[moved]).all()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", slow_but([np.nan, np.inf, -np.inf], np.inf))
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_logits_that_are_not_finite_are_a_success(problem, norm, value):
     """Of the label's class or another's, where the image is moved at all."""
@@ -176,6 +176,7 @@ def test_logits_that_are_not_finite_are_a_success(problem, norm, value):
     assert not jnp.isfinite(model(found)).all(axis=1).any()
 
 
+@pytest.mark.slow
 def test_misleads_what_hides_its_gradient(problem):
     model, images, labels = problem
     # A steep staircase in front: the gradient is zero almost everywhere.

@@ -89,6 +89,7 @@ def finished(tmp_path_factory):
         return folder, run_study(cells, folder, progress=False, retry_failed=True)
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_nothing_unknown(finished):
     folder, _ = finished
     for cell in (GOOD, BAD, SOLVED):
@@ -123,6 +124,7 @@ def test_studies_in_one_folder_keep_each_others_rows(tmp_path):
         run_study([GOOD], tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_a_failed_cell_stops_no_other(finished):
     folder, rows = finished
     assert [row["cell"] for row in rows] == [c.name for c in (GOOD, BAD, SOLVED)]
@@ -140,6 +142,7 @@ def test_a_failed_cell_stops_no_other(finished):
     assert [json.loads(line) for line in lines] == rows
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_was(finished, monkeypatch):
     folder, rows = finished
     tried = []
@@ -155,6 +158,7 @@ def test_a_study_goes_on_where_it_was(finished, monkeypatch):
         run_study([GOOD, GOOD], folder, progress=False)
 
 
+@pytest.mark.slow
 def test_single_attacks_outlive_a_stop(finished, monkeypatch):
     """As the run folder holds one evaluation, they are kept beside it."""
     folder, (good, *_) = finished
@@ -208,7 +212,7 @@ def row(part, model, seed=0, **more):
         "nfe": 2.0,
         "ms_per_image": 0.1,
         "adaptive": {"solver": "dopri5", "nfe": 20.0},
-        "stretch": {"certified_upper_bound": 2.0, "empirical_lower_bound": 1.5},
+        "tightness": {"certified_upper_bound": 2.0, "empirical_lower_bound": 1.5},
         "alone": {**seen, "attacks": alone, "worst_case": worst},
         "ensemble": {**seen, "attacks": [], "worst_case": worst},
         **more,

@@ -55,6 +55,7 @@ def test_cycles_multiply_loops_out():
         cycles("", turns=1)
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.skipif(
     not os.environ.get("TPU_LIBRARY_PATH") and not importlib.util.find_spec("libtpu"),

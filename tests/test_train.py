@@ -35,7 +35,7 @@ from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import evaluation_images, training_images
 from jnode.train.run_dir import CONTENTS, FORMAT
 from jnode.train.step import decays, make_optimizer
-from tests.helpers import singular_values, small_model
+from tests.helpers import singular_values, slow_but, small_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -256,10 +256,10 @@ def decayed(config):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # A bias of two pieces has rank 2, and is a bias.
+        # A bias of two segments has rank 2, and is a bias.
         (
-            {"field": "gradient_flow", "pieces": (2,), "learnable": True},
-            {".layers[1].field.pieces.weights[0].weight"},
+            {"field": "gradient_flow", "segments": (2,), "learnable": True},
+            {".layers[1].field.segments.weights[0].weight"},
         ),
         (
             {"field": "ortho", "time": True, "activation": "householder"},
@@ -293,7 +293,7 @@ def test_which_weights_decay(options, expected):
 def test_decay_changes_what_decays_and_nothing_else(getkey):
     """Without a gradient: the kernel shrinks by rate times decay, all else stays."""
     config = dataclasses.replace(TINY, weight_decay=0.5)
-    model = small_model(getkey(), pieces=(2,), learnable=True)
+    model = small_model(getkey(), segments=(2,), learnable=True)
     params = eqx.filter(model, eqx.is_inexact_array)
     optimizer = make_optimizer(config, 10)
     state = optimizer.init(params)
@@ -312,6 +312,7 @@ def dtypes(model):
     return {str(x.dtype) for x in leaves(model)}
 
 
+@pytest.mark.slow
 def test_precision_of_a_run_is_kept(finished, tmp_path):
     """Read with and without jax_enable_x64, by whichever it was written."""
     folder, _ = finished
@@ -431,16 +432,16 @@ def test_unrest_of_a_field_at_rest(getkey):
     states = jr.normal(getkey(), (3, 4, 4, 4))
     mean = jnp.mean(jnp.abs(states), axis=(1, 2, 3))
     keys = jr.split(getkey(), 3)
-    unrest = losses.steady_state_unrest(decaying, states, keys)
+    penalty = losses.steady_state_penalty(decaying, states, keys)
     # The integral of |y(1)| e^-(t - 1) over [1, 2], by the trapezoidal rule.
-    assert unrest.tolist() == pytest.approx(
+    assert penalty.tolist() == pytest.approx(
         (mean * (1 - np.exp(-1))).tolist(), rel=1e-2
     )
-    assert (losses.steady_state_unrest(resting, states, keys) == 0).all()
+    assert (losses.steady_state_penalty(resting, states, keys) == 0).all()
     # J = -I is diagonal: the dominance is -1, the trace's mean is -1.
     speed = jnp.sqrt(jnp.mean(states**2, axis=(1, 2, 3)))
     expected = speed + 2 * jax.nn.softplus(-1.0)
-    ours = losses.lyapunov_unrest(decaying, states, keys)
+    ours = losses.lyapunov_penalty(decaying, states, keys)
     assert ours.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
     moving = eqx.tree_at(
         lambda m: m.blocks[0].field,
@@ -448,11 +449,11 @@ def test_unrest_of_a_field_at_rest(getkey):
         jnode.OrthoField((4, 4, 4), time=True, key=getkey()),
     )
     with pytest.raises(ValueError, match="time-invariant"):
-        losses.steady_state_unrest(moving, states, keys)
+        losses.steady_state_penalty(moving, states, keys)
 
 
-@pytest.mark.parametrize("name", ["steady_state", "lyapunov"])
-def test_training_for_rest_lessens_unrest(getkey, name):
+@pytest.mark.parametrize("name", slow_but(["steady_state", "lyapunov"], "steady_state"))
+def test_training_lowers_the_penalty(getkey, name):
     model = small_model(getkey(), "free", jnode.Solver("rk4", steps=2))
     images = jr.uniform(getkey(), (16, 8, 8, 1))
     labels = jnp.arange(16) % 4
@@ -466,12 +467,12 @@ def test_training_for_rest_lessens_unrest(getkey, name):
             model, images, labels, jr.split(jr.key(0), 16)
         )
         updates, state = optimizer.update(grads, state)
-        return eqx.apply_updates(model, updates), state, aux["unrest"]
+        return eqx.apply_updates(model, updates), state, aux["penalty"]
 
     seen = []
     for _ in range(60):
-        model, state, unrest = step(model, state)
-        seen.append(float(unrest))
+        model, state, penalty = step(model, state)
+        seen.append(float(penalty))
     assert seen[-1] < 0.8 * seen[0]
 
 
@@ -532,6 +533,7 @@ def test_batch_larger_than_the_data(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_held_out_images_judge_and_do_not_train(tmp_path):
     held_out = DataConfig(validation=3900, pad=1)
     config = dataclasses.replace(TINY, epochs=1, data=held_out)

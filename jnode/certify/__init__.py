@@ -21,7 +21,7 @@ from jnode.certify.precision import certifying as certifying
 from jnode.certify.radius import ALLOWANCE as ALLOWANCE
 from jnode.certify.radius import radius as radius
 from jnode.certify.search import estimate_lipschitz as estimate_lipschitz
-from jnode.certify.search import strongest_stretch as strongest_stretch
+from jnode.certify.search import lipschitz_lower_bound as lipschitz_lower_bound
 from jnode.certify.smoothing import SmoothedPrediction as SmoothedPrediction
 from jnode.certify.smoothing import Smoothing as Smoothing
 from jnode.certify.smoothing import smooth_certify as smooth_certify

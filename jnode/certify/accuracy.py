@@ -1,4 +1,4 @@
-"""Certified accuracy: the share of images that are right, provably, in a whole ball."""
+"""Certified robust accuracy (CRA, also called verified robust accuracy, VRA)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ UNBOUNDED = "no Lipschitz constant is known of an unconstrained part of the mode
 
 
 def refusal(model: "ODEClassifier") -> str | None:
-    """The reason why nothing of a model can be certified; `None` if something can."""
+    """The reason why a model cannot be certified, or `None` if it can."""
     if model.solver.ladder:
         return None if is_certifiable(model) else UNBOUNDED
     if model.solver.adaptive:
@@ -60,11 +60,11 @@ def certified_radii(
     """Each image's certified L2 radius, and -1 where the prediction is wrong.
 
     **Arguments:** a model; images [n, height, width, channels] with pixels in [0, 1];
-    their classes [n]; how many images at a time; over what devices to spread them
+    their classes [n]; the batch size; the devices over which to shard batches
     (`jnode.sharding.data_mesh`; by default JAX's first device).
 
     **Raises:** `TypeError` and `ValueError` for bad images or labels, or a batch that
-    cannot be spread evenly.
+    cannot be divided evenly.
     """
     check_divides(batch_size, mesh)
     images, labels = np.asarray(images), np.asarray(labels)
@@ -106,9 +106,10 @@ def locally_certified_radii(
     *,
     progress: bool = False,
 ) -> Float[np.ndarray, " n"]:
-    """As `certified_radii`, from bounds around each image (`local_radius`).
+    """As `certified_radii`, but by the local bounds of `local_radius`.
 
-    **Arguments:** a model; images and their classes; whether to draw a progress bar.
+    **Arguments:** a model; images [n, height, width, channels] and their classes [n];
+    whether to draw a progress bar.
     """
     from jnode._progress import progress_bar
 
@@ -133,9 +134,11 @@ def _local_radii(model, images, labels):
 def certified_accuracy(
     radii: Float[np.ndarray, " n"], thresholds: Sequence[float]
 ) -> list[dict]:
-    """The share of images certified right at each L2 radius, as rows for JSON.
+    """Certified robust accuracy at each L2 radius, as rows for JSON: the share of
+    rightly classified images with at least this certified radius.
 
-    **Arguments:** what `certified_radii` gave, and the radii to report, each >= 0.
+    **Arguments:** the result of `certified_radii`, [n], and the radii to report, each
+    >= 0.
 
     **Raises:** `ValueError` for a negative radius.
     """
@@ -155,11 +158,12 @@ def certified_accuracy(
 def linf_certified_accuracy(
     radii: Float[np.ndarray, " n"], thresholds: Sequence[float], *, pixels: int
 ) -> list[dict]:
-    """As `certified_accuracy`, for Linf balls, by the L2 balls that hold them.
+    """As `certified_accuracy`, for Linf balls, by the L2 balls that contain them.
 
-    **Arguments:** L2 radii; the Linf radii to report; how many pixels an image has.
+    **Arguments:** L2 radii, [n]; the Linf radii to report; the number of pixels of an
+    image.
     """
-    # Larger by this share, so that rounding never certifies more.
+    # Slightly larger, so that rounding never certifies more.
     factor = pixels**0.5 * (1 + 1e-6)
     return [
         {
@@ -176,7 +180,7 @@ def curve(
 ) -> dict[str, list[float]]:
     """Certified accuracy against the radius, for plots, up to `up_to` or further.
 
-    **Arguments:** what `certified_radii` and `locally_certified_radii` gave.
+    **Arguments:** the results of `certified_radii` and `locally_certified_radii`.
     """
     reach = max(up_to, float(np.quantile(local, 0.99)), 1e-3)
     radii = np.linspace(0, 1.05 * reach, CURVE)

@@ -1,4 +1,4 @@
-"""What is run under the name quick, standard or full: attacks, and checks."""
+"""The protocols quick, standard and full: their attacks and checks."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ BUDGETS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar100": PHOTOGRAPHS,
     "svhn_cropped": PHOTOGRAPHS,
 }
-"""The budgets that the literature reports, a data set, in pixel units."""
+"""The budgets that the literature reports for each data set, in pixel units."""
 
 
 def _few_steps(budget: Budget, classes: int) -> Sequence[Trial]:
@@ -54,15 +54,16 @@ def _standard_and_plus(budget: Budget, classes: int) -> Sequence[Trial]:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """An evaluation with a name.
+    """A named evaluation.
 
-    - `num_examples`: how many test images, unless told; `None` for all.
+    - `num_examples`: the default number of test images; `None` for all.
     - `attacks`: the white- and black-box attacks for a budget and a number of classes,
         the cheapest first.
-    - `surrogates`: through which models attacks are transferred (`SURROGATES`).
+    - `surrogates`: the kinds of surrogate models for transferred attacks
+        (`SURROGATES`).
     - `transfer`: steps and restarts of each transferred attack.
-    - `checked`: how many images the checks look at.
-    - `longer`: the steps of the PGD that stands beside PGD-20, if any.
+    - `checked`: the number of images for the checks.
+    - `long_pgd`: the steps of the PGD that is compared with PGD-20, if any.
     """
 
     num_examples: int | None
@@ -70,7 +71,7 @@ class Protocol:
     surrogates: tuple[str, ...]
     transfer: tuple[int, int]
     checked: int
-    longer: int | None = None
+    long_pgd: int | None = None
 
 
 PROTOCOLS = {
@@ -94,7 +95,7 @@ PROTOCOLS = {
         surrogates=SURROGATES,
         transfer=(100, 3),
         checked=200,
-        longer=1000,
+        long_pgd=1000,
     ),
 }
 
@@ -102,12 +103,13 @@ PROTOCOLS = {
 def budgets(
     dataset: str, norm: str | None = None, epsilons: Sequence[float] = ()
 ) -> list[Budget]:
-    """The budgets to attack with, each norm's in growing order.
+    """The budgets to attack with, in increasing order for each norm.
 
-    **Arguments:** the data set, whose usual budgets are taken unless `norm` ("linf" or
-    "l2") or `epsilons` (of that norm, by default Linf) say otherwise.
+    **Arguments:** the data set, whose usual budgets are the default; `norm` ("linf" or
+    "l2"), to use only that one; `epsilons` in that norm (by default Linf), to replace
+    them.
 
-    **Raises:** `ValueError` for another norm or an epsilon that makes no sense.
+    **Raises:** `ValueError` for another norm or an invalid epsilon.
     """
     usual = BUDGETS.get(dataset, PHOTOGRAPHS)
     if norm is not None and norm not in usual:
@@ -119,11 +121,11 @@ def budgets(
 
 
 def comparison(dataset: str) -> list[Trial]:
-    """Noise, FGSM and PGD at the usual budgets of a data set, weak ones first.
+    """Noise, FGSM and PGD at the usual budgets of a data set, the weakest first.
 
-    They are meant to be run on all samples each, so that they can be compared: three
-    levels of Gaussian noise, FGSM at the least Linf budget, and PGD at each budget, of
-    40 steps (Linf) or 20 (L2).
+    Each is meant to run on all samples, so that they can be compared: three levels of
+    Gaussian noise, FGSM at the smallest Linf budget, and PGD at each budget, with 40
+    steps (Linf) or 20 (L2).
     """
     usual, steps = budgets(dataset), {"linf": 40, "l2": 20}
     return [
@@ -142,8 +144,8 @@ def plan(
 ) -> list[Trial]:
     """The attacks of a protocol in their order: budget by budget, transfers last.
 
-    Attacks that need more classes than there are, are left out; the check of outputs
-    flags that.
+    Attacks that need more classes than the model has are left out, which the check of
+    outputs flags.
     """
     steps, restarts = protocol.transfer
     through = [
@@ -172,12 +174,11 @@ def check_model(
 ) -> dict[str, dict[str, Any]]:
     """Runs each check on the first images.
 
-    **Arguments:** the model; images and labels; the protocol, which says how many of
-    them, and how long the longest PGD is; the budget of attacked images; the seed;
-    `keep`, which is given each check's name and the function that runs it, and may
-    remember what was found.
+    **Arguments:** the model; images [n, height, width, channels] and labels [n]; the
+    protocol; the budget of the attacked images; the seed; `keep`, a function of each
+    check's name and of the function that runs it, which may store the result.
 
-    **Returns:** per check its numbers, what it `says` in words, and its `flags`.
+    **Returns:** for each check its numbers, its `summary` in words, and its `flags`.
     """
     x = jnp.asarray(images[: protocol.checked])
     y = jnp.asarray(labels[: protocol.checked])
@@ -194,7 +195,7 @@ def check_model(
         found = checks.gradient(whole, x, y, seed=seed)
         if model.solver.adaptive and not found["flags"]:
             found["held_steps"] = checks.held_steps(model, x, y)
-            found["says"] += (
+            found["summary"] += (
                 f" From the gradient of the steps that the solve took it differs by "
                 f"{found['held_steps']:.0e}."
             )
@@ -203,13 +204,13 @@ def check_model(
     every: dict[str, Callable[[], dict[str, Any]]] = {
         "adjoint": lambda: checks.adjoint(model.solver),
         "gradient": gradient,
-        "batch_mates": lambda: checks.batch_mates(whole, x, seed=seed),
+        "batch_independence": lambda: checks.batch_independence(whole, x, seed=seed),
         "tolerance": lambda: checks.tolerance(model, x, attacked()),
-        "work": lambda: checks.work(model, x, attacked(), budget, key=key),
+        "nfe": lambda: checks.nfe_under_attack(model, x, attacked(), budget, key=key),
     }
-    if protocol.longer is not None:
-        steps = (20, protocol.longer)
-        every["longer"] = lambda: checks.longer(
+    if protocol.long_pgd is not None:
+        steps = (20, protocol.long_pgd)
+        every["convergence"] = lambda: checks.convergence(
             whole, x, y, budget, key=key, steps=steps
         )
     return {name: keep(name, make) for name, make in every.items()}

@@ -1,4 +1,4 @@
-"""Finished parts of an evaluation, kept on disk."""
+"""The finished parts of an evaluation on disk, so that it can be resumed."""
 
 import contextlib
 import hashlib
@@ -26,20 +26,20 @@ DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.e
 class Store:
     """The folder of an evaluation: `evaluation/` of a run.
 
-    `arguments.json` says of what the parts are: the model, the images, the attacks and
-    all else that decides the result. Each finished attack is one `.npz`, each finished
-    check one `.json`, written at once or not at all.
+    `arguments.json` records everything that determines the result: the model, the
+    images, the attacks and so on. Each finished attack is one `.npz` file and each
+    finished check one `.json` file, written atomically.
 
-    One store at a time holds a folder, by a lock on its file `.lock`. The lock ends
-    with the store's `with` block, with `close`, or with the process.
+    Only one store at a time can open a folder; it holds a lock on the file `.lock`
+    until the end of its `with` block, `close`, or the end of the process.
     """
 
     def __init__(self, folder: str | os.PathLike, arguments: dict[str, Any]):
-        """Opens the folder, and empties it where it holds another evaluation.
+        """Opens the folder, and empties it if it holds another evaluation.
 
-        `news` is one sentence for people about what was found there, or empty.
+        `message` is one sentence about what was found there, or empty.
 
-        **Raises:** `RuntimeError` where another store holds the folder.
+        **Raises:** `RuntimeError` if another store holds the folder.
         """
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,8 +50,8 @@ class Store:
                     "it has finished: wait until that has ended, or evaluate a copy of "
                     "the folder around it."
                 )
-            self.news = self._open(arguments)
-            # A store that nobody closes lets go of the folder when nobody has it.
+            self.message = self._open(arguments)
+            # A store that is never closed releases the folder when it is collected.
             self._release = weakref.finalize(self, stack.pop_all().close)
 
     def __enter__(self) -> "Store":
@@ -61,14 +61,14 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Lets other stores have the folder. Nothing more may be kept by this one."""
+        """Releases the folder. This store must not be used afterwards."""
         self._release()
 
     def _open(self, arguments: dict[str, Any]) -> str:
-        # As JSON gives it back.
+        # In the form in which JSON returns them.
         arguments = json.loads(json.dumps(arguments))
         path = self.folder / "arguments.json"
-        news = ""
+        message = ""
         if path.is_file():
             try:
                 old = json.loads(path.read_text())
@@ -79,7 +79,7 @@ class Store:
                 taken = f"{count} finished attacks are taken from {self.folder}."
                 return taken if count else ""
             changed = [k for k in arguments if old.get(k) != arguments[k]]
-            news = (
+            message = (
                 f"Starting anew: {' and '.join(changed) or 'the format'} changed since "
                 f"the evaluation in {self.folder}."
             )
@@ -89,10 +89,10 @@ class Store:
                 elif part.name != LOCK:
                     part.unlink()
         write_json(path, arguments)
-        return news
+        return message
 
     def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
-        """What an attack found: read, if need be after it was made and written."""
+        """The result of an attack: read from disk, or else made and written."""
         path = self.folder / f"attack-{index:03d}.npz"
         if path.is_file():
             try:
@@ -105,7 +105,7 @@ class Store:
         return _read(path)
 
     def check(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What a check found: read, or else made and written."""
+        """The result of a check: read from disk, or else made and written."""
         path = self.folder / f"check-{name}.json"
         if path.is_file():
             try:
@@ -137,7 +137,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def described(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Trials as plain data, each setting of theirs included, a source by its name."""
+    """Trials as plain data with all their settings, and a surrogate by its name."""
 
     def plain(value):
         if eqx.is_array(value):

@@ -1,4 +1,4 @@
-"""An activation between two maps: orthogonal ones, the paper's field, or free ones."""
+"""An activation between two maps: orthogonal (`OrthoField`) or free (`FreeField`)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,9 +16,9 @@ from jnode.constraints import AbstractConstraint, Free, constrained, plain
 from jnode.fields.base import (
     AbstractUncertifiedField,
     AbstractVectorField,
-    Clocks,
     Scale,
     Shape,
+    TimeCoefficients,
     TwoLayer,
     add_bias,
 )
@@ -29,15 +29,15 @@ class OrthoField(AbstractVectorField):
     r"""A field of Lipschitz constant $L$ from two orthogonal maps.
 
     $f(t, y) = L\,W_2\,\sigma(W_1 y + b_1 + t c_1) + b_2 + t c_2$ with $W_1, W_2$
-    orthogonal (after Ortho-ODE, arXiv 2305.09179). Time is optional, and moves only
-    the biases, so that the constant holds at every time.
+    orthogonal (after Ortho-ODE, arXiv 2305.09179). Time is optional and enters only the
+    biases, so the constant holds at every time.
     """
 
     first: AbstractLinear
     second: AbstractLinear
     first_bias: Float[Array, " hidden"]
     second_bias: Float[Array, " channels"]
-    clocks: Clocks | None
+    time_coefficients: TimeCoefficients | None
     scale: Scale
     activation: AbstractActivation
 
@@ -59,15 +59,15 @@ class OrthoField(AbstractVectorField):
     ):
         """**Arguments:**
 
-        - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
-            for convolutions.
+        - `shape`: the state's shape, `(size,)` for dense maps, `(height, width,
+            channels)` for convolutions.
         - `lipschitz`: the constant $L > 0$; with `learnable`, the cap below which it
             is learned.
-        - `hidden`: inner units or channels; by default as many as the state has.
-        - `constraint`, `kernel_size`, `padding`: of the maps, as in
+        - `hidden`: hidden units or channels; by default as many as the state has.
+        - `constraint`, `kernel_size`, `padding`: of the maps, as for
             `jnode.constraints.constrained`.
         - `activation`: a name from `jnode.activations`.
-        - `time`: whether the biases move with $t$.
+        - `time`: whether the biases depend on $t$.
         - `key`: of the initial weights.
 
         **Raises:** `ValueError` for any of these out of its range.
@@ -83,15 +83,17 @@ class OrthoField(AbstractVectorField):
         self.second = build((*shape[:-1], hidden), shape[-1], key=keys[1])
         self.first_bias = jnp.zeros(hidden)
         self.second_bias = jnp.zeros(shape[-1])
-        self.clocks = (jnp.zeros(hidden), jnp.zeros(shape[-1])) if time else None
+        self.time_coefficients = (
+            (jnp.zeros(hidden), jnp.zeros(shape[-1])) if time else None
+        )
         self.scale = Scale(lipschitz, learnable=learnable)
 
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        return plain(self).inner_form()(t, y)
+        return plain(self).as_two_layer()(t, y)
 
-    def inner_form(self) -> TwoLayer:
+    def as_two_layer(self) -> TwoLayer:
         return TwoLayer(
             self.first,
             self.second,
@@ -99,15 +101,15 @@ class OrthoField(AbstractVectorField):
             self.scale(self.first_bias.dtype),
             self.first_bias,
             self.second_bias,
-            self.clocks,
+            self.time_coefficients,
         )
 
     def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
-        return self.inner_form().vjp_change(t, y, cotangent, distance, rounding)
+        return self.as_two_layer().vjp_change(t, y, cotangent, distance, rounding)
 
     @property
     def time_invariant(self) -> bool:
-        return self.clocks is None
+        return self.time_coefficients is None
 
     def bounds(self) -> Bounds:
         norm = self.first.norm() * self.second.norm() * self.activation.lipschitz
@@ -117,8 +119,8 @@ class OrthoField(AbstractVectorField):
 class FreeField(AbstractUncertifiedField):
     r"""Two free maps around an activation (ODENet: Chen et al., NeurIPS 2018).
 
-    $f(t, y) = W_2\,\sigma(W_1 [y, t] + b_1) + b_2$, where time and the normalisation
-    of groups of channels are optional. Nothing constrains it, and nothing is certified.
+    $f(t, y) = W_2\,\sigma(W_1 [y, t] + b_1) + b_2$, where time and group normalisation
+    are optional. It is unconstrained, and nothing is certified.
     """
 
     first: AbstractLinear
@@ -190,7 +192,7 @@ class FreeField(AbstractUncertifiedField):
     def takes_batches(self) -> bool:
         return self.norms is None
 
-    def inner_form(self) -> TwoLayer | None:
+    def as_two_layer(self) -> TwoLayer | None:
         if self.time or self.norms is not None:
             return None
         one = jnp.ones((), self.first_bias.dtype)
@@ -206,5 +208,5 @@ def _norm(channels: int) -> eqx.nn.GroupNorm:
 def channels_first(
     layer: Callable[[Array], Array], x: Float[Array, "*grid channels"]
 ) -> Float[Array, "..."]:
-    """Applies a layer that wants channels first."""
+    """Applies a layer that expects channels first."""
     return jnp.moveaxis(layer(jnp.moveaxis(x, -1, 0)), 0, -1)

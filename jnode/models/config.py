@@ -46,36 +46,39 @@ ENCODERS = ("isometric", "conv")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What model to build.
+    """The description of a model.
 
     - `field`: "ortho", "gradient_flow", "skew", "hamiltonian" or "free"
         (unconstrained).
     - `encoder`: "isometric" (norm 1) or "conv" (free, as in the ODENet literature).
     - `features`: channels of the first block's state.
     - `patch`: side of the isometric encoder's blocks of pixels.
-    - `pieces`: for each ODE block, how many fields with weights of their own it has,
+    - `segments`: for each ODE block, how many fields with weights of their own it has,
         one after another in time. From block to block the grid's sides are halved, and
         the channels become four times as many.
-    - `dense`: pieces of one more block at the end, whose fields act on the whole state
-        as a vector; by default there is none.
-    - `dense_hidden`: inner units of that block's fields; by default `hidden`.
-    - `position`: whether a bias for each position and channel is learned in front of
-        the first block, and of each block whose grid is new.
+    - `dense`: segments of one more block at the end, whose fields act on the whole
+        state as a vector; by default there is none.
+    - `dense_hidden`: hidden units of that block's fields; by default `hidden`.
+    - `position`: whether to learn a bias for each position and channel before the first
+        block, and before each block on a new grid.
     - `unit_norm`: whether the head's rows have norm 1.
 
-    All pieces last equally long, and together from 0 to 1, so the solver's steps must
-    be a multiple of their number. The Lipschitz constant is that of each field.
+    All segments have equal length and together cover the time from 0 to 1, so the
+    solver's steps must be a multiple of their number. `lipschitz` is the constant of
+    each field.
 
-    The other options are the field's, by the same names (see its class); those it does
-    not have must stay as they are. `None` leaves the choice to the field. `hidden` is
-    the first block's: it grows with the channels.
+    The other options belong to the field and have the same names there (see its class);
+    options that it does not have must keep their defaults. `None` selects the field's
+    own default. `hidden` is that of the first block: it grows with the channels.
+
+    **Raises:** `ValueError` for a value out of its range, naming the option.
     """
 
     field: str = "ortho"
     encoder: str = "isometric"
     features: int = 32
     patch: int = 4
-    pieces: tuple[int, ...] = (1,)
+    segments: tuple[int, ...] = (1,)
     dense: int = 0
     dense_hidden: int | None = None
     position: bool = False
@@ -96,13 +99,13 @@ class ModelConfig:
     def __post_init__(self):
         check_choice("field", self.field, FIELDS)
         check_choice("encoder", self.encoder, ENCODERS)
-        if not isinstance(self.pieces, tuple) or not self.pieces:
+        if not isinstance(self.segments, tuple) or not self.segments:
             raise ValueError(
-                "pieces must name the pieces of each block, as (8,) does for one, not "
-                f"{self.pieces!r}."
+                "segments must be a tuple of the number of segments of each block, as "
+                f"(8,) is for one block, not {self.segments!r}."
             )
-        for count in self.pieces:
-            check_positive(pieces=count)
+        for count in self.segments:
+            check_positive(segments=count)
         if self.dense != 0:
             check_positive(dense=self.dense)
         if self.dense_hidden is not None:
@@ -120,14 +123,15 @@ def _accepted(field: str) -> Mapping[str, Any]:
     return inspect.signature(FIELDS[field]).parameters
 
 
-# The options that are some field's; the others are the model's own.
+# The options of any field; the others belong to the model.
 _FIELD_OPTIONS = {name for field in FIELDS for name in _accepted(field)}
 
 
 def field_options(config: ModelConfig) -> dict[str, Any]:
     """The options that a configuration gives to its field's class.
 
-    **Raises:** `ValueError` for one that was set but is not the field's.
+    **Raises:** `ValueError` for an option that was set but that the field does not
+    have.
     """
     accepted = _accepted(config.field)
     options = {}
@@ -158,9 +162,10 @@ def build(
     **Arguments:** the configuration, the solver, the shape of an image (height, width,
     channels), the number of classes, and the key of the initial weights.
 
-    **Raises:** `ValueError` for a configuration that fits no such image or solver.
+    **Raises:** `ValueError` for a configuration that does not fit the image or the
+    solver.
     """
-    counts = [*config.pieces, config.dense] if config.dense else config.pieces
+    counts = [*config.segments, config.dense] if config.dense else config.segments
     total = sum(counts)
     for k in range(total):
         solver.part(k / total, (k + 1) / total)  # refuses steps that cross a jump
@@ -173,13 +178,13 @@ def build(
     shape = jax.eval_shape(first, jnp.zeros(image_shape)).shape
     hidden, done = config.hidden, 0
     for index, count in enumerate(counts):
-        if index == len(config.pieces):
+        if index == len(config.segments):
             hidden = config.dense_hidden or hidden or shape[-1]
             shape = (math.prod(shape),)
             layers.append(Flatten())
         elif index:
             hidden = 4 * hidden if hidden else None
-            shape = _halved(shape, config.pieces)
+            shape = _halved(shape, config.segments)
             layers.append(Linear(SpaceToDepth(2)))
         if config.position and len(shape) == 3:
             layers.append(PositionBias(shape))
@@ -192,12 +197,13 @@ def build(
     return ODEClassifier(layers, head, image_shape)
 
 
-def _halved(shape: tuple[int, ...], pieces: tuple[int, ...]) -> tuple[int, int, int]:
+def _halved(shape: tuple[int, ...], segments: tuple[int, ...]) -> tuple[int, int, int]:
     height, width, channels = shape
     if height % 2 or width % 2:
         raise ValueError(
-            f"pieces must name no more blocks than the grid can be halved for: {pieces}"
-            f" are {len(pieces)}, and a grid of {height} by {width} cannot be."
+            "segments must name no more blocks than the grid can be halved for: "
+            f"{segments} names {len(segments)}, and a grid of {height} by {width} "
+            "cannot be halved."
         )
     return height // 2, width // 2, 4 * channels
 

@@ -1,8 +1,8 @@
 """Fixed steps of explicit Runge-Kutta methods: a scan that JAX differentiates.
 
-Diffrax's loop costs half as much again at a known number of steps, since it must be
-ready for steps that are rejected; this one is what a user would write. A field whose
-inner units cost less is solved by way of these (see `jnode.fields.base.TwoLayer`).
+At a known number of steps Diffrax's loop costs half as much again, since it must allow
+for rejected steps; this one is what a user would write by hand. A field that is cheaper
+in its hidden space is solved there (see `jnode.fields.base.TwoLayer`).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jnode.constraints import plain
-from jnode.fields.base import TwoLayer, add_bias, inner_form
+from jnode.fields.base import TwoLayer, add_bias, as_two_layer
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import compiled, finished, statistics
 from jnode.solvers.spectral import SpectralState, spectral_field
@@ -21,7 +21,8 @@ from jnode.solvers.tableaus import Rows
 
 
 class RightHandSide(eqx.Module):
-    """$f(t, y)$ of one array, its arguments bound, its value of the state's type."""
+    """$f(t, y)$ for a state that is one array: with `args` bound, and cast to its
+    dtype."""
 
     field: Any
     args: PyTree = None
@@ -49,7 +50,7 @@ class RightHandSide(eqx.Module):
 
 
 def combine(h, weights, ks, y):
-    """The weighted sum of stages, times the step; zero weights cost nothing."""
+    """The step times the weighted sum of stages, without those of weight zero."""
     terms = [
         (h * w).astype(y.dtype) * k for w, k in zip(weights, ks, strict=True) if w != 0
     ]
@@ -76,32 +77,34 @@ def solve_fixed(
     label: str,
     throw: bool,
 ) -> tuple[Float[Array, "*state"], dict[str, Any], Array, Array]:
-    """The state after all steps of a field with its arguments; statistics; the times.
+    """The state after all steps, the statistics, and the times $t_0$ and $t_1$.
 
-    With `throw`, a state that is not finite raises, in the name of `label`.
+    `tree` is the field with its arguments. With `throw`, a state that is not finite
+    raises an error that names `label`.
     """
 
     tree = plain(tree)
-    first = inner_form(schedule.at(tree, 0)[0])
-    inside = first is not None and any(
-        first.pays(part.steps * len(method[1]), y0.shape[-1]) for part in schedule.parts
+    first = as_two_layer(schedule.at(tree, 0)[0])
+    in_hidden = first is not None and any(
+        first.hidden_is_cheaper(part.steps * len(method[1]), y0.shape[-1])
+        for part in schedule.parts
     )
-    spectral = not inside and spectral_field(first, y0) is not None
+    spectral = not in_hidden and spectral_field(first, y0) is not None
 
     def segment(tree, y, part):
         field, args = tree
-        form = inner_form(field)
+        form = as_two_layer(field)
         among_frequencies = spectral_field(form, y0) if spectral else None
         if among_frequencies is not None:
             return _scan(among_frequencies, y, part, method, keep=False)
         evaluations = part.steps * len(method[1])
-        if form is not None and form.pays(evaluations, y0.shape[-1]):
-            return _solve_inside(form, y, method, part.starts[0], part.lengths[0]), None
+        if form is not None and form.hidden_is_cheaper(evaluations, y0.shape[-1]):
+            return _solve_hidden(form, y, method, part.starts[0], part.lengths[0]), None
         return _scan(RightHandSide(field, args), y, part, method, keep=False)
 
     if spectral:
         states = SpectralState(y0.shape)
-        y = states.leave(schedule.over(tree, states.enter(y0), segment)[0])
+        y = states.decode(schedule.over(tree, states.encode(y0), segment)[0])
     else:
         y, _ = schedule.over(tree, y0, segment)
     steps = schedule.steps
@@ -135,22 +138,28 @@ def _scan(side, y, part, method, *, keep):
     return jax.lax.scan(body, y, (part.starts[0], part.lengths[0]))
 
 
-def _solve_inside(form: TwoLayer, y0, method: Rows, times, lengths):
-    """The state after these steps, by way of the inner units.
+def _solve_hidden(form: TwoLayer, y0, method: Rows, times, lengths):
+    """The state after these steps, computed in the hidden space.
 
-    They carry $u = Wy$ and the sum $q$ of weighted activations, from which the state
-    follows at the end as $y_0 + L V q$ and the drift.
+    The loop carries $u = Wy$ and the sum $q$ of weighted activations; the final state
+    is $y_0 + L V q$ plus the integral of the drift.
     """
     _, b, c = method
     drift = _along(form.drift, y0)
-    clocks = None if form.clocks is None else _along(form.clocks[1], y0)
-    pushes = [None if x is None else form.enter(x) for x in (drift, clocks)]
-    loop = form.loop()
+    time_coefficients = (
+        None
+        if form.time_coefficients is None
+        else _along(form.time_coefficients[1], y0)
+    )
+    hidden_drift = [
+        None if x is None else form.w_in(x) for x in (drift, time_coefficients)
+    ]
+    loop = form.w_hidden()
     assert loop is not None, "a form that pays has one"
 
     def speed(t, active):
-        """How fast the inner units move."""
-        constant, growing = pushes
+        """The time derivative of the hidden state."""
+        constant, growing = hidden_drift
         k = form.scale * loop(active)
         if constant is not None:
             k = k + constant
@@ -163,19 +172,19 @@ def _solve_inside(form: TwoLayer, y0, method: Rows, times, lengths):
         ks.append(speed(t + c[-1] * h, actives[-1]))
         return (u + combine(h, b, ks, u), q + combine(h, b, actives, q)), None
 
-    u = form.enter(y0)
+    u = form.w_in(y0)
     q = jnp.zeros_like(u)
     if len(times) > 1:
         (u, q), _ = jax.lax.scan(step, (u, q), (times[:-1], lengths[:-1]))
-    # The inner units at the end are not needed.
+    # The final hidden state is not needed.
     actives, _ = _stages(form, speed, method, times[-1], lengths[-1], u)
     q = q + combine(lengths[-1], b, actives, q)
-    y = y0 + form.scale * form.leave(q)
+    y = y0 + form.scale * form.w_out(q)
     if drift is not None:
         y = y + jnp.sum(lengths) * drift
-    if clocks is not None:
+    if time_coefficients is not None:
         middles = sum(w * (times + s * lengths) for w, s in zip(b, c, strict=True))
-        y = y + jnp.sum(lengths * jnp.asarray(middles, y0.dtype)) * clocks
+        y = y + jnp.sum(lengths * jnp.asarray(middles, y0.dtype)) * time_coefficients
     return y
 
 
@@ -187,15 +196,15 @@ def _stages(form, speed, method, t, h, u):
         if i:
             ks.append(speed(t + c[i - 1] * h, actives[-1]))
         bias = form.bias
-        if form.clocks is not None:
-            bias = bias + (t + c[i] * h) * form.clocks[0]
+        if form.time_coefficients is not None:
+            bias = bias + (t + c[i] * h) * form.time_coefficients[0]
         inner = add_bias(u + combine(h, a[i][:i], ks, u), bias)
         actives.append(form.activation(inner))
     return actives, ks
 
 
 def _along(channels, y):
-    """A vector of channels at each position, with room for a batch."""
+    """A vector of channels, broadcast to each position and a batch axis."""
     if channels is None:
         return None
     shape = (*y.shape[:2], *(1,) * (y.ndim - 3)) if y.ndim > 2 else (1,) * (y.ndim - 1)

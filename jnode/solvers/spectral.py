@@ -20,20 +20,24 @@ from jnode.linear.spectral_conv import check_grid, embedded, transform
 
 
 class SpectralState(eqx.Module):
-    """How states of one shape are written as `[frequencies, batch, parts * channels]`.
+    """States of one shape, transformed to `[frequencies, batch, parts * channels]`.
 
     Real parts come before imaginary ones in the last axis.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def enter(self, y: Float[Array, "*state"]) -> Float[Array, "frequencies batch two"]:
-        """The state's frequencies."""
+    def encode(
+        self, y: Float[Array, "*state"]
+    ) -> Float[Array, "frequencies batch two"]:
+        """The Fourier transform of the state."""
         f = jnp.asarray(transform(*self.shape[:2]), y.dtype)
         return to_frequencies(f, y.reshape(f.shape[2], -1, self.shape[-1]))
 
-    def leave(self, z: Float[Array, "frequencies batch two"]) -> Float[Array, "*state"]:
-        """The state of these frequencies."""
+    def decode(
+        self, z: Float[Array, "frequencies batch two"]
+    ) -> Float[Array, "*state"]:
+        """The inverse of `encode`."""
         f = jnp.asarray(transform(*self.shape[:2]), z.dtype)
         return from_frequencies(f, z).reshape(self.shape)
 
@@ -41,8 +45,8 @@ class SpectralState(eqx.Module):
 class SpectralField(eqx.Module):
     """A two-layer field of circular convolutions, on the frequencies of its states."""
 
-    enter: Float[Array, "frequencies two_channels two_hidden"]
-    leave: Float[Array, "frequencies two_hidden two_channels"]
+    w_in: Float[Array, "frequencies two_channels two_hidden"]
+    w_out: Float[Array, "frequencies two_hidden two_channels"]
     bias: Float[Array, " hidden"]
     scale: Float[Array, ""]
     activation: AbstractActivation
@@ -52,29 +56,29 @@ class SpectralField(eqx.Module):
         self, t: Any, z: Float[Array, "frequencies batch two"], args: Any = None
     ) -> Float[Array, "frequencies batch two"]:
         f = jnp.asarray(transform(*self.grid), z.dtype)
-        hidden = from_frequencies(f, state_matmul(z, self.enter))
+        hidden = from_frequencies(f, state_matmul(z, self.w_in))
         active = self.activation(add_bias(hidden, self.bias))
-        speed = state_matmul(to_frequencies(f, active), self.leave)
+        speed = state_matmul(to_frequencies(f, active), self.w_out)
         return self.scale.astype(z.dtype) * speed
 
 
 def spectral_field(
     form: TwoLayer | None, y: Float[Array, "*state"]
 ) -> SpectralField | None:
-    """A field of this form on the frequencies of states like `y`; `None` for a form
-    that is not made of circular convolutions.
+    """The field on the frequencies of states like `y`, or `None` if it is not made of
+    circular convolutions.
 
     **Raises:** `ValueError` for a state of another grid.
     """
-    if form is None or form.drift is not None or form.clocks is not None:
+    if form is None or form.drift is not None or form.time_coefficients is not None:
         return None
-    enter, leave = form.enter, form.leave
-    if not isinstance(enter, SpectralConv) or not isinstance(leave, SpectralConv):
+    w_in, w_out = form.w_in, form.w_out
+    if not isinstance(w_in, SpectralConv) or not isinstance(w_out, SpectralConv):
         return None
-    if enter.margin or leave.margin or enter.grid != leave.grid:
+    if w_in.margin or w_out.margin or w_in.grid != w_out.grid:
         return None
-    check_grid(y.shape, enter.grid)
-    if not enter.real.dtype == leave.real.dtype == y.dtype:
+    check_grid(y.shape, w_in.grid)
+    if not w_in.real.dtype == w_out.real.dtype == y.dtype:
         return None
-    weights = (embedded(enter), embedded(leave), form.bias, form.scale)
-    return SpectralField(*weights, form.activation, enter.grid)
+    weights = (embedded(w_in), embedded(w_out), form.bias, form.scale)
+    return SpectralField(*weights, form.activation, w_in.grid)

@@ -41,7 +41,7 @@ def _models(
     epsilon: float = 0.2,
     rho: float = 0.5,
 ) -> Iterator[Cell]:
-    """Trainings, each of some models, with every seed; one seed after another."""
+    """Cells for each seed, training and model, ordered by seed."""
     for seed in seeds:
         for training, models in trained:
             for model in models:
@@ -67,7 +67,7 @@ def _solvers(
     tolerances: Sequence[float],
     measures: Measures,
 ) -> Iterator[Cell]:
-    """A model trained once, naturally, and solved anew by every solver."""
+    """A model trained once, naturally, and evaluated with every solver."""
     solvers = [
         Solver(name, rtol=rtol, atol=rtol / 10, max_steps=4096)
         for rtol in tolerances
@@ -106,7 +106,7 @@ def _lipschitz(
 
 
 def _coarse(dataset, epochs, pairs, steps, measures) -> Iterator[Cell]:
-    """Trained by one number of Euler steps, solved by others."""
+    """Models trained with one number of Euler steps and evaluated with others."""
     for model, n in pairs:
         config = configure(
             model,
@@ -124,7 +124,7 @@ def _coarse(dataset, epochs, pairs, steps, measures) -> Iterator[Cell]:
 
 
 def small() -> list[Cell]:
-    """Each question once, small, on the embedded digits."""
+    """A small version of each part, on the embedded MNIST digits."""
     digits, epochs = DataConfig(), 8
     models = _models(
         digits,
@@ -146,7 +146,7 @@ def small() -> list[Cell]:
         epochs=epochs,
         seeds=(0,),
         measures=Measures(
-            few_steps(0.1), 100, radii=(0.5,), stretch=True, adaptive=DOPRI5
+            few_steps(0.1), 100, radii=(0.5,), tightness=True, adaptive=DOPRI5
         ),
     )
     odenet = configure("odenet", "natural", digits, channels=1, epochs=epochs)
@@ -167,8 +167,8 @@ def small() -> list[Cell]:
 def mnist() -> list[Cell]:
     """All models on MNIST: the protocol of TisODE, and AutoAttack beside it.
 
-    Three seeds of the four models whose order is in question, naturally trained; one
-    of all else.
+    Three seeds for the four models whose order is in question, naturally trained; one
+    seed for all others.
     """
     measures = Measures(
         TISODE,
@@ -238,9 +238,9 @@ def cifar100() -> list[Cell]:
 
 
 def solvers() -> list[Cell]:
-    """Models trained once, solved by every solver; and Euler steps of any number.
+    """Models trained once and evaluated with every solver; and numbers of Euler steps.
 
-    The bounded ones by fixed steps alone, of which something is certified.
+    Bounded models are evaluated with fixed steps only, as these are certified.
     """
     digits, steps = DataConfig("mnist"), (1, 2, 4, 8, 16, 32)
     odenet, ortho, contractive = (
@@ -256,7 +256,7 @@ def solvers() -> list[Cell]:
         *_coarse(digits, 2, [("odenet", 1), ("odenet", 4)], steps, measures),
         *_solvers("odenet", odenet, fixed, steps, adaptive, tolerances, measures),
         *_solvers("ortho", ortho, fixed, steps, (), (), proven),
-        # At least one step for each of its four pieces.
+        # At least one step for each of its four segments.
         *_solvers("contractive", contractive, fixed, steps[2:], (), (), proven),
     ]
 
@@ -264,7 +264,7 @@ def solvers() -> list[Cell]:
 def lipschitz() -> list[Cell]:
     """The Ortho field from L = 0.25 to 8, and without a constraint."""
     measures = Measures(
-        few_steps(0.1), 300, radii=(0.25, 0.5, 1.0), stretch=True, adaptive=DOPRI5
+        few_steps(0.1), 300, radii=(0.25, 0.5, 1.0), tightness=True, adaptive=DOPRI5
     )
     return [
         *_lipschitz(

@@ -20,7 +20,13 @@ from jnode._process import Interrupted, caught_signals, peak_memory, provenance
 from jnode._progress import progress_bar
 from jnode.data import Feed
 from jnode.models import ODEClassifier, save
-from jnode.sharding import check_divides, is_first, largest, meet, replicate
+from jnode.sharding import (
+    all_reduce_max,
+    barrier,
+    check_divides,
+    is_main_process,
+    replicate,
+)
 from jnode.train.checkpoints import Checkpoints
 from jnode.train.config import TrainConfig, training_images
 from jnode.train.run_dir import (
@@ -31,9 +37,9 @@ from jnode.train.run_dir import (
     without_paths,
 )
 from jnode.train.step import (
-    Tally,
-    check_tally,
-    empty_tally,
+    RunningMetrics,
+    check_metrics,
+    empty_metrics,
     epoch_means,
     init_state,
     learning_rate,
@@ -62,30 +68,31 @@ def train(
 
     A checkpoint is written after every epoch, and before stopping on Ctrl-C or SIGTERM.
     A resumed run equals an uninterrupted one, on CPU bit for bit. The folder is locked
-    meanwhile: one training at a time writes into it.
+    during training, so that only one training at a time writes into it.
 
     **Arguments:**
 
     - `config`, `run_dir`: the configuration, and the folder.
-    - `overwrite`, `resume`: replace a run that is there; go on with it.
-    - `progress`: draw a progress bar.
-    - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`; by
-        default JAX's first device). With several processes, over those of all; the
-        first alone writes and prints.
+    - `overwrite`, `resume`: whether to replace an existing run; whether to continue it.
+    - `progress`: whether to draw a progress bar.
+    - `mesh`: the devices over which to shard each batch (`jnode.sharding.data_mesh`; by
+        default JAX's first device). With several processes these are the devices of all
+        of them, and only the first process writes and prints.
     - `checkpoint_every`: steps between checkpoints within an epoch; by default none.
-    - `steps_per_dispatch`: how many steps at most the host starts at a time, in one
-        program; by default 4 on CPU and 50 elsewhere. More spare the host work, and a
-        signal waits for them. The results are the same.
-    - `tensorboard`: write the metrics for TensorBoard too, into `tensorboard/`.
+    - `steps_per_dispatch`: the most steps that the host starts at a time, in one
+        program; by default 4 on CPU and 50 elsewhere. More steps mean less work for the
+        host, but a signal waits for them. The results are the same.
+    - `tensorboard`: whether to write the metrics for TensorBoard too, into
+        `tensorboard/`.
     - `profile`: how many steps to trace with `jax.profiler`, into `profile/`.
 
     **Returns:** the trained model.
 
-    **Raises:** `FileExistsError` for a folder that holds something; `RuntimeError` for
-    one that another training writes into; `ValueError` for bad configurations, a
-    resumed run of another one, of another format or precision, or checkpoints none of
-    which can be read; a `TrainingError`; `StorageError`; `Interrupted`, a
-    `KeyboardInterrupt`, after a signal; what `jnode.data.load` raises.
+    **Raises:** `FileExistsError` for a folder that is not empty; `RuntimeError` for one
+    into which another training writes; `ValueError` for a bad configuration, for
+    resuming a run with another configuration, format or precision, and if no checkpoint
+    can be read; a `TrainingError`; `StorageError`; `Interrupted`, a
+    `KeyboardInterrupt`, after a signal; and the errors of `jnode.data.load`.
     """
     run = RunDir(run_dir)
     _check_options(overwrite, resume, profile)
@@ -102,7 +109,7 @@ def train(
     loop = _Loop(config, run, mesh, checkpoint_every, steps_per_dispatch)
     with _owned(run, resume=resume, overwrite=overwrite):
         loop.prepare(resume=resume, overwrite=overwrite)
-        loop.run(resume, progress and is_first(), tensorboard, profile)
+        loop.run(resume, progress and is_main_process(), tensorboard, profile)
     return loop.state.model
 
 
@@ -124,21 +131,21 @@ def _check_resumable(run: RunDir, config: TrainConfig) -> None:
 
 @contextmanager
 def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Keeps the folder for this training: of several processes, the first locks it."""
-    if is_first():
+    """Locks the folder for this training; of several processes only the first does."""
+    if is_main_process():
         if not resume:
             run.check_free(overwrite=overwrite)  # before a lock file is made there
         run.check_links()
-    lock = locked(run.path, "training") if is_first() else nullcontext()
+    lock = locked(run.path, "training") if is_main_process() else nullcontext()
     with explained(run.path), lock:
         yield
 
 
 class _Loop:
-    """Where training stands, and how it goes on."""
+    """The state of a training run, and its loop."""
 
     checkpoints: Checkpoints
-    tally: Tally
+    totals: RunningMetrics
     _compiled = False
 
     def __init__(
@@ -147,7 +154,7 @@ class _Loop:
         self.config, self.run_dir, self.mesh = config, run, mesh
         self.every, self.done = every, 0
         self.most = most or (4 if jax.default_backend() == "cpu" else 50)
-        # Looked at first, since it needs no data.
+        # Checked first, since it needs no data.
         self.share = check_divides(
             config.batch_size, mesh, accumulate=config.accumulate
         )
@@ -165,7 +172,7 @@ class _Loop:
         }
         self.state = init_state(config, **self.sizes, total_steps=self.total)
         key = jax.random.key_data(jax.random.key(config.seed + 1))
-        # What, with the step, the order of the images and all noise follow from.
+        # Together with the step these determine the order of the images and all noise.
         self.origin = {
             "seed": config.seed,
             "random_key": key.tolist(),
@@ -174,13 +181,13 @@ class _Loop:
         }
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Makes the run folder, unless it is gone on with."""
-        if not resume and is_first():
+        """Creates the run folder, unless the run is resumed."""
+        if not resume and is_main_process():
             self.run_dir.create(overwrite=overwrite)
             number = len(self.dataset)
             facts = {**self.sizes, "num_train": number, **provenance()}
             self.run_dir.write_config(self.config, **facts)
-        meet("the run folder is there")
+        barrier("the run folder is there")
 
     def run(
         self, resume: bool, progress: bool, tensorboard: bool, profile: int
@@ -195,7 +202,7 @@ class _Loop:
             self.steps = make_steps(self.config, self.total, self.mesh)
             self._start(resume)
             log = None
-            if is_first():
+            if is_main_process():
                 log = Log(folder, self.done, tensorboard=tensorboard)
                 stack.enter_context(closing(log))
             shown = progress_bar(
@@ -204,7 +211,7 @@ class _Loop:
             trace = Trace(folder / "profile", begin=3, steps=profile)
             with shown as bar, closing(trace):
                 self._epochs(log, trace, bar)
-            if is_first():
+            if is_main_process():
                 config = self.config
                 model = self.state.model
                 save(folder, model, config.model, config.solver, **self.sizes)
@@ -213,12 +220,12 @@ class _Loop:
         config = self.config
         how: dict = {"seed": config.seed, "longest": self.most, "mesh": self.mesh}
         self.feed = Feed(self.dataset, config.batch_size, **how)
-        self.state, self.tally = replicate((self.state, self._empty()), self.mesh)
+        self.state, self.totals = replicate((self.state, self._empty()), self.mesh)
         if resume:
-            like = (self.state, self.tally)
+            like = (self.state, self.totals)
             found = self.checkpoints.restore(like, self.origin)
             if found is not None:
-                (self.state, self.tally), self.done = found
+                (self.state, self.totals), self.done = found
 
     def _epochs(self, log: Log | None, trace: "Trace", bar: tqdm) -> None:
         begin = time.perf_counter()
@@ -241,14 +248,14 @@ class _Loop:
                 # epoch, and the row is dropped and written again.
                 if log is not None:
                     log.write({"step": self.done, "epoch": epoch + 1, **row, **facts})
-                self.tally = replicate(self._empty(), self.mesh)
+                self.totals = replicate(self._empty(), self.mesh)
                 self._save(row["loss"])
                 number = self._asked(caught)
                 if number:
                     self._stop(number, bar)
 
     def _epoch(self, epoch, trace, bar, caught) -> float:
-        """Takes the steps that are left of an epoch; returns what compiling took."""
+        """Takes the remaining steps of an epoch; returns the seconds of compilation."""
         end = (epoch + 1) * self.per_epoch
         compiling, running = 0.0, deque()
         alone = jax.process_count() == 1
@@ -259,18 +266,19 @@ class _Loop:
             if not self._compiled:
                 self._compiled, compiling = True, time.perf_counter() - begin
             bar.update(count)
-            trace.steps(count, self.tally)
-            running.append(self.tally)
+            trace.steps(count, self.totals)
+            running.append(self.totals)
             looking = self.done % LOOK < count
             if len(running) > AHEAD:
-                # So that a signal or a bad step is answered soon.
+                # So that the reaction to a signal or a bad step is prompt.
                 finished = jax.block_until_ready(running.popleft())
                 if looking:
                     _show(bar, self._check(finished))
                     self.checkpoints.check()
             if self.done == end:
                 break  # a signal waits for the epoch's row
-            # Several processes ask each other only now and then: it makes them wait.
+            # Several processes communicate about it only now and then, since that makes
+            # them wait.
             number = self._asked(caught) if looking or alone else 0
             if number:
                 self._stop(number, bar)
@@ -287,44 +295,44 @@ class _Loop:
         return min(limits)
 
     def _dispatch(self, count: int) -> None:
-        """Gives the device so many steps to take."""
+        """Starts `count` steps on the device."""
         number = replicate(jnp.asarray(count, jnp.int32), self.mesh)
-        given = (self.feed(self.done, count), self.tally, number)
-        self.state, self.tally = self.steps(given, self.state)
+        given = (self.feed(self.done, count), self.totals, number)
+        self.state, self.totals = self.steps(given, self.state)
         self.done += count
 
     def _asked(self, caught: list[int]) -> int:
-        """The signal that asks to stop, or 0; the same in every process."""
-        return largest(caught[0] if caught else 0)
+        """The number of the signal to stop, or 0; the same in every process."""
+        return all_reduce_max(caught[0] if caught else 0)
 
     def _empty(self):
-        return empty_tally(self.config.loss)
+        return empty_metrics(self.config.loss)
 
-    def _check(self, sums: Tally | None = None) -> dict:
-        """Looks at a tally, by default of all steps; returns its means."""
-        found = jax.device_get(self.tally if sums is None else sums)
+    def _check(self, sums: RunningMetrics | None = None) -> dict:
+        """Checks the totals, by default of all steps; returns its means."""
+        found = jax.device_get(self.totals if sums is None else sums)
         steps = self.checkpoints.steps()
         last = str(self.checkpoints.path(steps[-1])) if steps else "none"
-        check_tally(found, self.config, self.total, last)
+        check_metrics(found, self.config, self.total, last)
         return epoch_means(found, self.config.batch_size)
 
     def _save(self, loss: float | None = None) -> Path:
         epoch, batch = divmod(self.done, self.per_epoch)
         facts = {"step": self.done, "epoch": epoch, "batch": batch, **self.origin}
-        return self.checkpoints.save(self.done, (self.state, self.tally), facts, loss)
+        return self.checkpoints.save(self.done, (self.state, self.totals), facts, loss)
 
     def _stop(self, number: int, bar: tqdm) -> None:
         self._check()
         path = self._save()
         self.checkpoints.close()
         name = signal.Signals(number).name
-        if is_first():
+        if is_main_process():
             bar.write(f"{name}: checkpoint {path}; go on with --resume.")
         raise Interrupted(number)
 
 
 def _sizes(config: TrainConfig, mesh: Mesh | None, share: int) -> str:
-    """For people: `batch of 128 = 2 devices x 4 in turn x 16 images`."""
+    """A text such as `batch of 128 = 2 devices x 4 in turn x 16 images`."""
     devices = 1 if mesh is None else mesh.size
     turns = f" x {config.accumulate} in turn" if config.accumulate > 1 else ""
     plural = "s" if devices > 1 else ""

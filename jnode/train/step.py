@@ -1,4 +1,4 @@
-"""The training step: what it changes, on one device or many, and an epoch's sums."""
+"""The training step, on one device or many, and the running metrics of an epoch."""
 
 from collections.abc import Callable
 
@@ -25,8 +25,8 @@ from jnode.train.run_dir import NonFiniteLossError, SolverFailedError
 class TrainState(eqx.Module):
     """The model, the optimiser's state and the number of steps taken.
 
-    The order of the images and all random numbers follow from the seed and `step`, so
-    this is all that a resumed run needs.
+    The order of the images and all random numbers are determined by the seed and
+    `step`, so a resumed run needs nothing else.
     """
 
     model: ODEClassifier
@@ -35,32 +35,34 @@ class TrainState(eqx.Module):
 
 
 def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate after so many updates: a cosine whose first tenth warms up."""
+    """The learning rate by update: a cosine, after a linear warm-up over the first
+    tenth."""
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(total_steps // 10, 1), max(total_steps, 2)
     )
 
 
 def learning_rate(config: TrainConfig, total_steps: int, step: int) -> float:
-    """The rate of a step, counted from 1, none before it having been skipped."""
+    """The learning rate of a step, counted from 1, if no step was skipped before."""
     return np.asarray(make_schedule(config, total_steps)(step - 1)).item()
 
 
 def make_optimizer(
     config: TrainConfig, total_steps: int
 ) -> optax.GradientTransformation:
-    """AdamW on `make_schedule`, whose decay acts on the weights that `decays` names."""
+    """AdamW with `make_schedule`, and weight decay on the arrays selected by
+    `decays`."""
     schedule = make_schedule(config, total_steps)
     return optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
 
 
-# Constraints that divide a weight by its own size, so that it has no effect.
+# Constraints that divide a weight by its own size, so that its scale has no effect.
 _NORMALISING = (SpectralRescale, AOL, SLL, NewtonSchulz)
 _WEIGHTS = ("weight", "kernel", "matrix")
 
 
 def decays(model: PyTree) -> PyTree[bool]:
-    """Which of a model's arrays weight decay acts on: the weights of its linear maps.
+    """The arrays of a model on which weight decay acts: the weights of its linear maps.
 
     That is, an array called `weight`, `kernel` or `matrix` that belongs to a linear
     map (constrained or plain), a layer `eqx.nn.Linear` or `eqx.nn.Conv`, or a head;
@@ -68,7 +70,7 @@ def decays(model: PyTree) -> PyTree[bool]:
     rescaled, aol, sll and newton_schulz), where decay would only raise the learning
     rate. All other arrays are left alone: biases, scales of group norm, learned
     Lipschitz constants, `log_q`, angles, time coefficients, and whatever a new kind of
-    module brings. Ranks do not count, since a `PiecewiseField` stacks its pieces.
+    module brings. Ranks do not count, since a `PiecewiseField` stacks its segments.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: _decays(*_owner(model, path)), model
@@ -100,7 +102,7 @@ def _decays(owner: object, name: str) -> bool:
 
 
 def dtype_of(model: PyTree) -> jnp.dtype:
-    """The type of a model's numbers: the longest of its floating arrays'."""
+    """The dtype of a model: the most precise one of its floating-point arrays."""
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     return jnp.result_type(*leaves)
 
@@ -133,14 +135,15 @@ def make_step(
     """The jitted training step: `step((images, labels), state) -> state, metrics`.
 
     A step whose loss or gradient is not finite, or whose loss is above
-    `config.max_loss`, changes nothing but the step's number; `metrics["bad"]` tells.
+    `config.max_loss`, changes only the step number, and sets `metrics["bad"]`.
 
-    On a mesh each device differentiates the loss of its share of the batch, in
+    On a mesh each device differentiates the loss of its part of the batch, in
     `config.accumulate` parts, and one all-reduce averages gradients and metrics. All
-    random numbers belong to the images, so they are the same on any number of devices.
+    random keys belong to the images, so the numbers do not depend on the number of
+    devices.
 
-    **Arguments:** the configuration; the steps of the whole run; over what devices the
-    batches are spread, if over any.
+    **Arguments:** the configuration; the number of steps of the whole run; the mesh
+    over which batches are sharded, if any.
     """
     optimizer = make_optimizer(config, total_steps)
     gradients = averaged(_gradients(make_loss(config.loss), config.accumulate), mesh)
@@ -163,7 +166,7 @@ def make_step(
         params = eqx.filter(state.model, eqx.is_inexact_array)
         updates, opt = optimizer.update(grads, state.optimizer_state, params)
         model = eqx.apply_updates(state.model, updates)
-        # The sum of squares may overflow where no gradient does: an explosion too.
+        # The sum of squares may overflow although no gradient does; that counts too.
         size = sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))
         good = jnp.isfinite(size) & (value <= config.max_loss)
         model, opt = jax.tree.map(
@@ -182,28 +185,29 @@ def make_steps(
 ) -> Callable:
     """Many training steps as one program.
 
-    `steps((batches, tally, count), state) -> state, tally` takes `count` steps of
-    `make_step`, on the batches that `batches` (`jnode.data.device`) gives by the number
-    of the step, and adds what they tell to the tally. The count is data: one program
-    serves any, and its results do not depend on how many steps are taken at a time.
+    `steps((batches, totals, count), state) -> state, totals` takes `count` steps of
+    `make_step`, on the batches that `batches` (`jnode.data.device`) returns for each
+    step number, and adds their metrics to the totals. The count is data, so one program
+    serves any count, and the results do not depend on how many steps are taken at a
+    time.
 
-    **Arguments:** as of `make_step`.
+    **Arguments:** as for `make_step`.
     """
     step = make_step(config, total_steps, mesh)
 
     @eqx.filter_jit(donate="all-except-first")
     def steps(given, state: TrainState):
-        batches, tally, count = given
+        batches, totals, count = given
         arrays, static = eqx.partition(state, eqx.is_array)
 
         def body(_, carried):
-            arrays, tally = carried
+            arrays, totals = carried
             state, metrics = step(batches(arrays.step), eqx.combine(arrays, static))
-            tally = add_step(tally, metrics, state.step)
-            return eqx.filter(state, eqx.is_array), tally
+            totals = add_step(totals, metrics, state.step)
+            return eqx.filter(state, eqx.is_array), totals
 
-        arrays, tally = jax.lax.fori_loop(0, count, body, (arrays, tally))
-        return eqx.combine(arrays, static), tally
+        arrays, totals = jax.lax.fori_loop(0, count, body, (arrays, totals))
+        return eqx.combine(arrays, static), totals
 
     return steps
 
@@ -229,17 +233,17 @@ def _gradients(loss: Loss, accumulate: int) -> Callable:
     return gradients
 
 
-class Tally(eqx.Module):
+class RunningMetrics(eqx.Module):
     """Sums over the steps of one epoch, kept on the device.
 
-    A resumed epoch goes on adding where the checkpoint left off, and the host looks
-    only now and then, at sums that are long finished: no step waits for it.
+    A resumed epoch continues from the sums in the checkpoint. The host reads them only
+    now and then, and only sums that are already computed, so no step waits for it.
 
-    - `sums`: of each metric, over the steps that were taken.
+    - `sums`: the sum of each metric over the steps that were taken.
     - `steps`: how many were taken.
-    - `skipped`: how many were not, their loss or gradient being bad.
-    - `bad_step`, `bad_loss`: the first of those, counted from 1, and its loss; 0
-        where there was none.
+    - `skipped`: how many were skipped, because their loss or gradient was bad.
+    - `bad_step`, `bad_loss`: the first skipped step, counted from 1, and its loss; 0 if
+        there was none.
     """
 
     sums: dict[str, Float[Array, ""]]
@@ -249,67 +253,72 @@ class Tally(eqx.Module):
     bad_loss: Float[Array, ""]
 
 
-def empty_tally(loss: LossConfig) -> Tally:
-    """The tally at an epoch's start, of what this loss and `make_loss` tell."""
-    rest = ("unrest",) if loss.name in ("steady_state", "lyapunov") else ()
+def empty_metrics(loss: LossConfig) -> RunningMetrics:
+    """The totals at an epoch's start, with the names that this loss has."""
+    rest = ("penalty",) if loss.name in ("steady_state", "lyapunov") else ()
     rest = ("certified",) if loss.name == "ibp" else rest
     names = ("loss", "accuracy", "nfe", "failed", *rest)
     number, count = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-    return Tally(dict.fromkeys(names, number), count, count, count, number)
+    return RunningMetrics(dict.fromkeys(names, number), count, count, count, number)
 
 
 @jax.jit
-def add_step(tally: Tally, metrics: dict[str, Array], step: Int[Array, ""]) -> Tally:
-    """With one step more: what `make_step` told of it, and its number from 1."""
+def add_step(
+    totals: RunningMetrics, metrics: dict[str, Array], step: Int[Array, ""]
+) -> RunningMetrics:
+    """The totals after one more step, from its metrics and its number, counted from
+    1."""
     metrics = dict(metrics)
     bad = metrics.pop("bad")
-    # Under jax_enable_x64 some are longer: the sums keep their type, step after step.
-    metrics = {k: v.astype(tally.sums[k].dtype) for k, v in metrics.items()}
-    first = bad & (tally.bad_step == 0)
-    return Tally(
-        {k: v + jnp.where(bad, 0, metrics[k]) for k, v in tally.sums.items()},
-        tally.steps + jnp.where(bad, 0, 1),
-        tally.skipped + jnp.where(bad, 1, 0),
-        jnp.where(first, step, tally.bad_step),
-        jnp.where(first, metrics["loss"], tally.bad_loss),
+    # Under jax_enable_x64 some metrics are float64; the sums keep their own dtype.
+    metrics = {k: v.astype(totals.sums[k].dtype) for k, v in metrics.items()}
+    first = bad & (totals.bad_step == 0)
+    return RunningMetrics(
+        {k: v + jnp.where(bad, 0, metrics[k]) for k, v in totals.sums.items()},
+        totals.steps + jnp.where(bad, 0, 1),
+        totals.skipped + jnp.where(bad, 1, 0),
+        jnp.where(first, step, totals.bad_step),
+        jnp.where(first, metrics["loss"], totals.bad_loss),
     )
 
 
-def epoch_means(tally: Tally, batch_size: int) -> dict[str, float | int]:
-    """The epoch's row: means of the metrics, and what was skipped or failed.
+def epoch_means(totals: RunningMetrics, batch_size: int) -> dict[str, float | int]:
+    """The epoch's row: the mean metrics, and the skipped steps and failed solves.
 
     `failed_solves` is the number of images whose solve ended at `max_steps`.
     """
-    steps = int(tally.steps)
-    row: dict = {k: float(v) / max(steps, 1) for k, v in tally.sums.items()}
+    steps = int(totals.steps)
+    row: dict = {k: float(v) / max(steps, 1) for k, v in totals.sums.items()}
     row["failed_solves"] = round(row.pop("failed") * steps * batch_size)
-    row["skipped_steps"] = int(tally.skipped)
+    row["skipped_steps"] = int(totals.skipped)
     return row
 
 
-def check_tally(tally: Tally, config: TrainConfig, total_steps: int, last: str) -> None:
-    """Looks at a tally that the host has.
+def check_metrics(
+    totals: RunningMetrics, config: TrainConfig, total_steps: int, last: str
+) -> None:
+    """Checks the totals on the host.
 
-    **Arguments:** the tally; the configuration; the steps of the whole run; the last
-    good checkpoint, for people.
+    **Arguments:** the totals; the configuration; the number of steps of the whole run;
+    the last good checkpoint, for the message.
 
-    **Raises:** `NonFiniteLossError` for a bad step, unless such are skipped or where
-    nothing else is left; `SolverFailedError` past the limit.
+    **Raises:** `NonFiniteLossError` for a bad step, unless bad steps are skipped and
+    others remain; `SolverFailedError` for more failed solves than allowed.
     """
     step, steps, skipped = (
-        int(x) for x in (tally.bad_step, tally.steps, tally.skipped)
+        int(x) for x in (totals.bad_step, totals.steps, totals.skipped)
     )
     hopeless = steps == 0 and skipped >= 10
     if step and (hopeless or not config.skip_nonfinite):
         rate = learning_rate(config, total_steps, step)
         skipping = "" if config.skip_nonfinite else ", or set skip_nonfinite"
         raise NonFiniteLossError(
-            f"At step {step} the loss was {float(tally.bad_loss):g}, or its gradient "
+            f"At step {step} the loss was {float(totals.bad_loss):g}, or its gradient "
             f"not finite, at a learning rate of {rate:.3g}: lower learning_rate"
             f"{skipping}. The weights of that step were not taken; the last good "
             f"checkpoint is {last}."
         )
-    share = float(tally.sums["failed"]) / max(steps, 1)
+    share = float(totals.sums["failed"]) / max(steps, 1)
     if share > config.max_failed:
         raise SolverFailedError(
             f"{share:.1%} of this epoch's solves ended at max_steps="
