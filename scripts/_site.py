@@ -7,7 +7,8 @@ format, are executed and become pages, with the notebook to download beside each
 `JNODE_NOTEBOOKS=skip` they are shown as they are written.
 """
 
-# pyright: reportMissingImports=false  # MkDocs and Jupyter come with the extra `docs`.
+# MkDocs and Jupyter come with the extra `docs`, which not everybody installs.
+# pyright: reportMissingImports=false
 
 import os
 import posixpath
