@@ -66,10 +66,12 @@ def run(
     `exit_codes`, or 2 for bad input.
 
     The cache lies in `JAX_COMPILATION_CACHE_DIR`, else ~/.cache/jnode. With
-    `JNODE_TRACEBACK=1` errors come with their traceback.
+    `JNODE_TRACEBACK=1` errors come with their traceback; with `NO_COLOR` nothing is
+    coloured.
     """
     keep_freed_memory()
     hush_orbax()
+    _obey_no_color()
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     folder = Path(cache) if cache else Path.home() / ".cache" / "jnode"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -96,6 +98,13 @@ def run(
         if several:
             _leave(known[-1] if known else 1)
         raise SystemExit(known[-1]) from None
+
+
+def _obey_no_color() -> None:
+    """As https://no-color.org asks: tyro, which writes the help, ignores it."""
+    if os.environ.get("NO_COLOR"):
+        options = getattr(sys.modules.get("tyro"), "_experimental_options", {})
+        options["ansi_codes"] = False
 
 
 def _leave(code: int) -> None:

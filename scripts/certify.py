@@ -71,6 +71,9 @@ class Args(Hosts):
     data_dir: str | None = None
     """The TFDS folder; by default TFDS_DATA_DIR."""
 
+    quiet: bool = False
+    """Show no progress."""
+
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
@@ -99,6 +102,7 @@ def certify(args: Args) -> None:
         "num_examples": args.num_examples,
         "seed": args.seed,
         "data_dir": args.data_dir,
+        "progress": not args.quiet,
     }
     if args.smoothing is not None:
         smoothing = Smoothing(args.smoothing, n=args.samples, alpha=args.alpha)

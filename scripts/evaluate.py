@@ -49,7 +49,7 @@ class Args(Hosts):
     """The TFDS folder; by default TFDS_DATA_DIR."""
 
     quiet: bool = False
-    """Print no table."""
+    """Show no progress, and print no table: only flags and errors."""
 
 
 def main() -> None:
@@ -75,6 +75,7 @@ def evaluate(args: Args) -> None:
             batch_size=args.batch_size or shareable(250, mesh),
             seed=args.seed,
             data_dir=args.data_dir,
+            progress=not args.quiet,
             mesh=mesh,
         )
     except KeyboardInterrupt:

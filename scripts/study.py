@@ -33,6 +33,9 @@ class Args:
     data_dir: str | None = None
     """The TFDS folder; by default TFDS_DATA_DIR."""
 
+    quiet: bool = False
+    """Show no progress."""
+
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
@@ -49,6 +52,7 @@ def main() -> None:
             args.folder,
             data_dir=args.data_dir,
             retry_failed=args.retry_failed,
+            progress=not args.quiet,
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on after the last finished cell.")

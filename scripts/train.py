@@ -48,6 +48,9 @@ class Options(Hosts):
     profile: int = 0
     """How many steps to trace with jax.profiler, into RUN_DIR/profile."""
 
+    quiet: bool = False
+    """Show no progress, and print nothing but errors."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Args(Options):
@@ -87,9 +90,10 @@ def main(argv: list[str]) -> None:
     names = {f.name for f in dataclasses.fields(Options)}
     names -= {f.name for f in dataclasses.fields(Hosts)}
     options = {name: getattr(args, name) for name in names}
+    quiet = options.pop("quiet")
     with args.joined():
-        train(config, mesh=sharding.all_devices(), **options)
-        if sharding.is_main_process():
+        train(config, mesh=sharding.all_devices(), progress=not quiet, **options)
+        if sharding.is_main_process() and not quiet:
             print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")
 
 

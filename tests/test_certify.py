@@ -58,7 +58,7 @@ def test_contractive_up_to_the_radius_and_not_beyond(name):
 
 @pytest.mark.parametrize("steps", slow_but([1, 3], 3))
 @pytest.mark.parametrize("name", slow_but(["euler", "rk4", "tsit5"], "rk4"))
-@pytest.mark.parametrize("kind", ["ortho", "flow"])
+@pytest.mark.parametrize("kind", slow_but(["ortho", "flow"], "flow"))
 def test_no_search_exceeds_the_certificate(getkey, x64, kind, name, steps):
     make = jnode.OrthoField if kind == "ortho" else jnode.GradientFlowField
     solver = jnode.Solver(name, steps=steps)
@@ -169,7 +169,7 @@ BACKWARD = {
 
 
 @pytest.mark.parametrize("name", slow_but(["euler", "rk4"], "rk4"))
-@pytest.mark.parametrize("kind", slow_but(BACKWARD, "flow decaying", "segments"))
+@pytest.mark.parametrize("kind", slow_but(BACKWARD, "segments"))
 def test_backward_solves_are_certified(getkey, x64, kind, name):
     """By the field of reversed time, in which a contraction expands."""
     solver = jnode.Solver(name, steps=8)

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
-from tqdm import tqdm
 
 from jnode._batches import check_batch_size, padded_batches
+from jnode._progress import progress_bar
 from jnode.attacks.base import check_classes, perturb
 from jnode.attacks.budget import Budget
 from jnode.attacks.goals import AbstractGoal, Targeted, Untargeted
@@ -32,7 +32,8 @@ from jnode.sharding import (
     shareable,
 )
 
-ROBUST, MISCLASSIFIED = -1, -2
+ROBUST = -1
+MISCLASSIFIED = -2
 SHOWN = 16
 """How many attacked images are kept of each trial, adversarial or not."""
 SMALL = 32
@@ -214,7 +215,7 @@ def _in_order(trials, problem, key, successive, keep, progress) -> list[Attacked
     """What each trial found on the samples that it is not spared."""
     right = classes_of(problem.logits) == problem.labels
     attacked: list[Attacked] = []
-    with tqdm(total=len(trials), disable=not progress, bar_format=BAR) as bar:
+    with progress_bar(len(trials), show=progress, bar_format=BAR) as bar:
         for i, trial in enumerate(trials):
             left = right.copy()
             for earlier, found in zip(trials[:i], attacked, strict=True):

@@ -137,12 +137,12 @@ def locally_certified_radii(
 
 @certifying
 def _locally_certified(model, images, labels, mesh, progress):
-    from tqdm import tqdm
+    from jnode._progress import progress_bar
 
     total, shared = len(images), replicate(model, mesh)
     size = shareable(min(LOCAL * (1 if mesh is None else mesh.size), total), mesh)
     parts = []
-    with tqdm(total=total, disable=not progress, unit="image") as bar:
+    with progress_bar(total, show=progress, unit="image") as bar:
         bar.set_description("local certificates")
         for _, batch, mask in padded_batches((images, labels), size):
             x, y = shard_batch(batch, mesh)

@@ -249,13 +249,13 @@ def _votes(
     sigma = jnp.asarray(smoothing.sigma, jnp.float32)
 
     def some(rows, mesh):
-        from tqdm import tqdm
+        from jnode._progress import progress_bar
 
         shared = replicate((model, sigma, key), mesh)
         given = replicate([jnp.asarray(pair, jnp.int32) for pair in numbered], mesh)
         how = classes + 1, batch_size, mesh
         found = []
-        with tqdm(total=len(rows), disable=not progress, unit="image") as bar:
+        with progress_bar(len(rows), show=progress, unit="image") as bar:
             group = 1 if mesh is None else mesh.size
             for _, batch, mask in padded_batches((rows, images[rows]), group):
                 numbers, x = shard_batch(batch, mesh)

@@ -13,3 +13,6 @@ from jnode.constraints.resolve import plain as plain
 from jnode.constraints.resolve import resolve as resolve
 from jnode.constraints.sll import SLL as SLL
 from jnode.constraints.spectral_rescale import SpectralRescale as SpectralRescale
+from jnode.constraints.vanilla import BoundedConv2d as BoundedConv2d
+from jnode.constraints.vanilla import BoundedLinear as BoundedLinear
+from jnode.constraints.vanilla import vanilla_export as vanilla_export

@@ -97,7 +97,7 @@ def cards(runs: Sequence[RunReport]) -> str:
             for label, value in numbers
         )
         made.append(
-            f"<div class='card' style='--c:{colour(i)}'><h3>{escape(run.name)}</h3>"
+            f"<div class='card' style='--c:{colour(i)}'><h2>{escape(run.name)}</h2>"
             f"<dl>{items}</dl></div>"
         )
     return f"<div class='cards'>{''.join(made)}</div>"

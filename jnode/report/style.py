@@ -127,7 +127,8 @@ p, li, figcaption { max-width: 46rem; }
          grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 .card { border: 1px solid var(--line); border-top: 5px solid var(--c);
         border-radius: 8px; padding: .7rem 1rem 1rem; break-inside: avoid; }
-.card h3 { margin: 0 0 .5rem; }
+.card h2 { margin: 0 0 .5rem; padding: 0; border: 0; font-size: 1.05rem;
+           overflow-wrap: anywhere; }
 .card dl { display: grid; grid-template-columns: repeat(3, 1fr); gap: .3rem .8rem;
            margin: 0; }
 .card div { display: flex; flex-direction: column; }
@@ -142,7 +143,8 @@ p, li, figcaption { max-width: 46rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
          font-variant-numeric: tabular-nums; font-weight: 400; }
-thead th { font-weight: 650; border-bottom-width: 2px; overflow-wrap: anywhere; }
+thead th { font-weight: 650; border-bottom-width: 2px; overflow-wrap: anywhere;
+           min-width: 7rem; }
 th:first-child { text-align: left; white-space: nowrap; }
 .results { width: min(100%, 18rem + 17rem * var(--runs)); }
 .results td { min-width: 8rem; width: calc(75% / var(--runs)); }
@@ -161,10 +163,14 @@ tr.group th { font-weight: 650; font-size: .88rem; padding-top: 1rem; }
 figure { margin: 1.2rem 0 2rem; break-inside: avoid; }
 figure img { display: block; max-width: 100%; background: white; border-radius: 8px;
              padding: .5rem; border: 1px solid var(--line); }
-figcaption { margin-top: .5rem; font-size: .93rem; }
+figcaption { margin-top: .5rem; font-size: .93rem; position: sticky; left: 0; }
 details { margin: .5rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: var(--soft); padding: .8rem; font-size: .82rem;
       border-radius: 6px; }
+/* On a telephone a figure scrolls, as its labels could not be read any smaller. */
+@media screen and (max-width: 40rem) {
+  figure { overflow-x: auto; } figure img { max-width: max(100%, 40rem); }
+}
 @media print {
   :root { color-scheme: light; print-color-adjust: exact;
           -webkit-print-color-adjust: exact; }

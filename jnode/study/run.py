@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jnode._files import as_path, claimed, in_bucket, write_atomic, write_json
 from jnode._process import drop_programs_if_many, versions
+from jnode._progress import progress_bar
 from jnode.models import load, save
 from jnode.models.file import DESCRIPTION
 from jnode.study.cells import Cell
@@ -57,7 +58,7 @@ def run_study(
         raise ValueError(f"cells must have names of their own; twice: {twice[0]}.")
     folder.mkdir(parents=True, exist_ok=True)
     rows = gather(cells, folder)
-    with tqdm(total=len(cells), disable=not progress, unit="cell") as bar:
+    with progress_bar(len(cells), show=progress, unit="cell") as bar:
         waiting = list(cells)
         # First the cells that no process is working on, then all others.
         for wait in (False, True):

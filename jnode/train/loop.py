@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jnode._checks import check_positive
 from jnode._files import in_bucket, locked
 from jnode._process import Interrupted, caught_signals, peak_memory, provenance
+from jnode._progress import progress_bar
 from jnode.data import Feed
 from jnode.models import ODEClassifier, save
 from jnode.sharding import (
@@ -212,11 +213,11 @@ class _Loop:
             if is_main_process():
                 log = Log(folder, self.done, tensorboard=tensorboard)
                 stack.enter_context(closing(log))
-            bar = tqdm(
-                total=self.total, initial=self.done, disable=not progress, unit="step"
+            shown = progress_bar(
+                self.total, initial=self.done, show=progress, unit="step"
             )
             trace = Trace(folder / "profile", begin=3, steps=profile)
-            with bar, closing(trace):
+            with shown as bar, closing(trace):
                 self._epochs(log, trace, bar)
             if is_main_process():
                 config = self.config
