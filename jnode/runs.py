@@ -139,14 +139,15 @@ def evaluate_run(
         summary |= _proven(run, batch_size, mesh) | _counted(model, run, batch_size)
         if pictures:
             _draw(run, model, attacks, result)
-        write_summary(run.path / "evaluation.json", summary)
-        return summary
+        return write_summary(run.path / "evaluation.json", summary)
 
 
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Writes a file of a run folder; of several processes the first does."""
+def write_summary(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Writes a file of a run folder, and returns its content; of several processes the
+    first writes."""
     if is_main_process():
         write_json(path, summary)
+    return summary
 
 
 def _check_request(attacks, protocol, norm, epsilons, batch_size, mesh) -> None:
@@ -275,15 +276,8 @@ def certify_run(
     run = read(run_dir, num_examples, data_dir)
     model = _certifiable(run, freeze, data_dir)
     progress = progress and is_main_process()
-    # As many images on each device as on one alone: then the radii are the same bits.
-    size = BATCH * (1 if mesh is None else mesh.size)
-    proven = certify.certified_radii(
-        model, run.images, run.test.labels, batch_size=size, mesh=mesh
-    )
+    proven, local = _both_radii(model, run, num_attacked, progress, mesh)
     some, labels = run.images[:num_attacked], run.test.labels[:num_attacked]
-    local = accuracy.locally_certified_radii(
-        model, some, labels, progress=progress, mesh=mesh
-    )
     positive = sorted({float(r) for r in radii if r > 0})
     attacks = [Trial(PGD(steps=steps), Budget("l2", r)) for r in positive]
     how: dict = dict(batch_size=shareable(BATCH, mesh), mesh=mesh, seed=seed)
@@ -306,8 +300,19 @@ def certify_run(
             proven[: len(some)], local, up_to=max(radii, default=1)
         ),
     }
-    write_summary(run.path / "certificate.json", summary)
-    return summary
+    return write_summary(run.path / "certificate.json", summary)
+
+
+def _both_radii(model, run: Opened, num_attacked, progress, mesh):
+    """The certified radii of all images, and the local ones of some."""
+    images, labels = run.images, run.test.labels
+    # As many images on each device as on one alone: then the radii are the same bits.
+    size = BATCH * (1 if mesh is None else mesh.size)
+    how: dict = {"batch_size": size, "mesh": mesh}
+    proven = certify.certified_radii(model, images, labels, **how)
+    some = images[:num_attacked], labels[:num_attacked]
+    how = {"progress": progress, "mesh": mesh}
+    return proven, accuracy.locally_certified_radii(model, *some, **how)
 
 
 def _check_radii(radii, linf) -> None:

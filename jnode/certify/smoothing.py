@@ -141,9 +141,8 @@ def smooth_certify(
     **Raises:** `TypeError` and `ValueError` for bad arguments; at run time, any error
     of the model on one of the noisy images.
     """
-    stages = (0, smoothing.n0), (1, smoothing.n)
     predictions, radii = [], []
-    votes = _votes(model, images, smoothing, stages, key, progress, mesh)
+    votes = _votes(model, images, smoothing, (0, 1), key, progress, mesh)
     for selection, estimation in votes:
         # The last count is that of samples without a prediction, which is not a class.
         chosen = int(np.argmax(selection[:-1]))
@@ -177,8 +176,8 @@ def smooth_predict(
     # Late, since it takes a second.
     from scipy.stats import binomtest
 
-    predictions, stages = [], ((1, smoothing.n),)
-    for (votes,) in _votes(model, images, smoothing, stages, key, progress, mesh):
+    predictions = []
+    for (votes,) in _votes(model, images, smoothing, (1,), key, progress, mesh):
         second, first = np.argsort(votes, kind="stable")[-2:]
         wins, losses = int(votes[first]), int(votes[second])
         sure = binomtest(wins, wins + losses, 0.5).pvalue <= smoothing.alpha
@@ -243,8 +242,9 @@ def _checked(model, images, smoothing):
 def _votes(
     model, images, smoothing, stages, key, progress, mesh
 ) -> Int32[np.ndarray, "n stages answers"]:
-    """The votes on each image in each of some stages, pairs (stream, samples)."""
+    """The votes on each image in some stages: 0, which chooses a class, and 1."""
     images, model, classes = _checked(model, images, smoothing)
+    numbered = [(i, (smoothing.n0, smoothing.n)[i]) for i in stages]
     batch_size = min(smoothing.batch_size, max(smoothing.n0, smoothing.n))
     sigma = jnp.asarray(smoothing.sigma, jnp.float32)
 
@@ -252,7 +252,7 @@ def _votes(
         from jnode._progress import progress_bar
 
         shared = replicate((model, sigma, key), mesh)
-        given = replicate([jnp.asarray(stage, jnp.int32) for stage in stages], mesh)
+        given = replicate([jnp.asarray(pair, jnp.int32) for pair in numbered], mesh)
         how = classes + 1, batch_size, mesh
         found = []
         with progress_bar(len(rows), show=progress, unit="image") as bar:
