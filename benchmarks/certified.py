@@ -96,8 +96,8 @@ def table(rows: list[dict]) -> str:
             f"{row['epochs']} epochs in {row['training_seconds'] / 60:.0f} minutes on "
             f"{row['versions']['device']}; {row['solver']}; "
             f"{row['num_examples']:,} test images, clean accuracy "
-            f"{100 * row['clean_accuracy']:.1f} %. Stretch from pixels to features: "
-            f"certified at most {tight['certified_upper_bound']:.4f}, found "
+            f"{100 * row['clean_accuracy']:.1f} %. Lipschitz constant from pixels to "
+            f"features: certified at most {tight['certified_upper_bound']:.4f}, found "
             f"{tight['empirical_lower_bound']:.4f} (ratio {tight['ratio']:.2f}).",
             "",
             f"| L2 radius | certified accuracy | certified, first "

@@ -184,7 +184,7 @@ def table(summary) -> str:
         f"{summary['args']['repeats']} taken in turn on "
         f"{summary['versions']['device']}. Accuracies in % on 1,000 digits after "
         f"{summary['args']['epochs']} epochs on 4,000 others. Tightness: the certified "
-        "constant over the strongest stretch that a search found.",
+        "constant over the largest ratio that a search found.",
         "",
         "`python benchmarks/fields.py`",
         "",

@@ -145,7 +145,7 @@ class Args:
     """A hunt for violations of the certificates."""
 
     instances: int = 3
-    """Random instances of each combination; as many are trained to stretch."""
+    """Random instances of each combination; as many are trained to amplify."""
 
     search: int = 150
     """Steps of each search."""
@@ -240,7 +240,7 @@ def doubled(field, key):
 ACTS = {"fine-tuned": finetuned, "cast": rounded, "scaled": doubled}
 
 
-def stretchy(field, case: Case, key, steps):
+def amplifying(field, case: Case, key, steps):
     """The field after training to part pairs of states."""
     shape, span = case.shape, {"t0": case.t0, "t1": case.t1}
     keys = jr.split(key, 2)
@@ -264,12 +264,12 @@ def stretchy(field, case: Case, key, steps):
 
 
 def hunt(args: Args, case: Case, seed: int) -> dict:
-    """Bounds, strongest stretches and float32 errors of one combination."""
+    """Bounds, lower bounds and float32 errors of one combination."""
     keys = jr.split(jr.key(seed), args.instances)
     shape, solver, span = case.shape, case.solver, {"t0": case.t0, "t1": case.t1}
     fields = [case.make(shape, case.lipschitz, key) for key in keys]
     fields += [
-        eqx.filter_jit(stretchy)(field, case, key, args.train)
+        eqx.filter_jit(amplifying)(field, case, key, args.train)
         for field, key in zip(fields, keys, strict=True)
     ]
     # Of what was edited, what the plain weights themselves tell is certified; of what
@@ -472,8 +472,8 @@ def table(summary) -> str:
         f"{summary['instances']} instances, half of the small ones trained to part "
         "states, many edited as users do: "
         f"{summary['violations']} violations. A ratio is the certified upper bound "
-        "over the strongest stretch found in float64 (an empirical lower bound); below "
-        "1 would refute the certificate. Float32 solves err by at most "
+        "over the largest amplification found in float64 (an empirical lower bound); "
+        "below 1 would refute the certificate. Float32 solves err by at most "
         f"{100 * summary['float32_share']:.0f} % of the allowance for rounding. "
         f"{summary['tight']} bounds are within 2 % of what was found; with these "
         "bounds lowered by 2 %, a second search from other starts refutes "

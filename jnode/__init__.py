@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 __version__ = own_version()
 
-_ROOMS = (
+_MODULES = (
     "activations",
     "attacks",
     "bounds",
@@ -69,7 +69,7 @@ _ROOMS = (
     "study",
     "train",
 )
-# Where each name comes from; the same as above, which type checkers read.
+# The module of each name: the imports above again, which are for type checkers.
 _HOMES = {
     "AbstractVectorField": "fields",
     "Bounds": "bounds",
@@ -95,11 +95,11 @@ _HOMES = {
     "solve": "solvers",
 }
 
-__all__ = sorted([*_ROOMS, *_HOMES])  # pyright: ignore[reportUnsupportedDunderAll]  # lazy
+__all__ = sorted([*_MODULES, *_HOMES])  # pyright: ignore[reportUnsupportedDunderAll]  # lazy
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _MODULES:
         return importlib.import_module(f"jnode.{name}")
     if name in _HOMES:
         found = getattr(importlib.import_module(f"jnode.{_HOMES[name]}"), name)

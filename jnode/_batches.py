@@ -1,4 +1,4 @@
-"""Images and labels that users bring: checked, and in batches of one size."""
+"""Checks of users' images and labels, and batches of one size."""
 
 from collections.abc import Iterator, Sequence
 
@@ -86,11 +86,12 @@ def padded_batches(
 ) -> Iterator[Batch]:
     """Batches of (which samples, arrays, mask) in order, all `size` long.
 
-    The last is filled up by repeating its samples, and `mask` is false at the fill, so
-    that one compilation serves every batch.
+    The last batch is padded by repeating its samples, and `mask` is false at the
+    padding, so that one compilation serves every batch.
 
-    **Arguments:** arrays that hold something of each sample, such as images and labels;
-    how many samples at a time; which samples, by default all.
+    **Arguments:** arrays of shape `[n, ...]` with one row for each sample, such as
+    images and labels; the batch size, at least 1; the indices of the samples, by
+    default all.
 
     **Raises:** `ValueError` at the call for arrays of no samples or of unequal numbers.
     """

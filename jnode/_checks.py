@@ -1,4 +1,4 @@
-"""Checks of arguments that several rooms take."""
+"""Checks of arguments that several subpackages share."""
 
 from typing import Any
 

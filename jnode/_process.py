@@ -1,4 +1,4 @@
-"""The process itself: how scripts start, stop and fail, and what they run on."""
+"""How scripts start, stop and report errors, and the machine they run on."""
 
 import ctypes
 import importlib.metadata
@@ -19,7 +19,7 @@ import jax
 
 from jnode._files import FolderInUse
 
-# What users can mend: told in one sentence.
+# Errors that users can mend: reported in one sentence.
 EXPECTED = (
     ValueError,
     TypeError,
@@ -31,9 +31,9 @@ EXPECTED = (
 
 
 class Interrupted(KeyboardInterrupt):
-    """Stopped by SIGINT or SIGTERM where it can go on later; `signal` says by which.
+    """Stopped by SIGINT or SIGTERM at a point from which it can resume.
 
-    Of several processes all stop together, at the same place.
+    `signal` is the number of the signal. Several processes all stop at the same step.
     """
 
     def __init__(self, number: int):
@@ -62,8 +62,8 @@ def run(
 ) -> None:
     """Runs a script with a persistent compilation cache and one-sentence errors.
 
-    The process exits with 128 + the signal's number where it was stopped, else with
-    the code of the error in `exit_codes`, else with 2 for bad input.
+    The exit code is 128 + the signal's number after a signal, the error's code in
+    `exit_codes`, or 2 for bad input.
 
     The cache lies in `JAX_COMPILATION_CACHE_DIR`, else ~/.cache/jnode. With
     `JNODE_TRACEBACK=1` errors come with their traceback.
@@ -84,14 +84,14 @@ def run(
     except Exception as error:
         codes = {**dict.fromkeys(EXPECTED, 2), **(exit_codes or {})}
         known = [code for kind, code in codes.items() if isinstance(error, kind)]
-        told = bool(known) and os.environ.get("JNODE_TRACEBACK") != "1"
+        brief = bool(known) and os.environ.get("JNODE_TRACEBACK") != "1"
         several = jax.distributed.is_initialized()
-        if not told and not several:
+        if not brief and not several:
             raise
         where = f" in process {jax.process_index()}" if several else ""
         name = f"{type(error).__name__}: " if several else ""
         print(f"error{where}: {name}{error}", file=sys.stderr)
-        if not told:
+        if not brief:
             traceback.print_exception(error)
         if several:
             _leave(known[-1] if known else 1)
@@ -99,9 +99,10 @@ def run(
 
 
 def _leave(code: int) -> None:
-    """Ends the process at once, so that the others see their connections closed.
+    """Ends the process at once, so that the other processes see a closed connection.
 
-    By an exception JAX would first wait for the others, and they for this one.
+    If it ended by an exception, JAX would first wait for the other processes, which
+    wait for this one.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -109,11 +110,11 @@ def _leave(code: int) -> None:
 
 
 def hush_orbax() -> None:
-    """Keeps back what Orbax tells of errors that are raised here anyway.
+    """Silences Orbax's own reports of errors that are raised here anyway.
 
-    Each of its threads writes a page of an error in writing. Of one in reading the
-    arrays that are still under way complain, for some time after, that the event loop
-    is gone which Orbax closed when the first of them failed.
+    When a write fails, each of its threads prints a page about it. When a read fails,
+    the other reads that are still running complain for some time afterwards that the
+    event loop is gone, since Orbax closed it at the first failure.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -126,7 +127,7 @@ def hush_orbax() -> None:
     def of_readers(unraisable):
         error, text = unraisable.exc_value, str(unraisable.exc_value)
         closed = isinstance(error, RuntimeError) and text == "Event loop is closed"
-        # A reader that had not begun, where warnings are errors.
+        # A reader that had not started yet, if warnings are errors.
         unbegun = isinstance(error, RuntimeWarning) and "never awaited" in text
         if not closed and not unbegun:
             unraisable_hook(unraisable)
@@ -139,13 +140,13 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed, up to 2 GB, for what is asked for next.
+    """Tells glibc to keep freed memory, up to 2 GB, for the next allocations.
 
     XLA's CPU backend frees its buffers after each run of a program. By default glibc
-    gives large ones back to Linux, and each of their pages, asked for anew, costs an
-    interrupt: 26,000 of them in a training step of `certified_cifar10`, a quarter of
-    its CPU time. All threads share one arena, as those of other threads than the main
-    one give memory back whatever they are told. Does nothing elsewhere than on Linux.
+    returns large buffers to Linux, and every page of the next allocation costs a page
+    fault: 26,000 of them in a training step of `certified_cifar10`, a quarter of its
+    CPU time. All threads share one arena, since the arenas of threads other than the
+    main one return memory whatever the settings are. Only Linux is affected.
     """
     if sys.platform != "linux":
         return
@@ -159,8 +160,8 @@ def keep_freed_memory() -> None:
 def drop_programs_if_many(limit: int = 45_000) -> None:
     """Drops compiled programs before they use up the process's memory mappings.
 
-    A small model built and solved takes about 90, of which Linux allows 65,530 by
-    default; past that LLVM aborts. A study of many models would come there.
+    Building and solving a small model takes about 90 mappings. Linux allows 65,530 by
+    default, and LLVM aborts beyond that, which a study of many models would reach.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -204,7 +205,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """What `config.json` keeps beside the configuration.
+    """What `config.json` records beside the configuration.
 
     `command` as it was given; `git`, the commit of the working directory and whether
     files differ from it, or `None` outside a repository; `versions` with the device;

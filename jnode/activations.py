@@ -12,7 +12,7 @@ from jnode.bounds import gamma
 
 
 class AbstractActivation(eqx.Module):
-    """A map that acts on each position of a grid alike, along its channels."""
+    """A map that acts on the channels of each position of a grid in the same way."""
 
     @abc.abstractmethod
     def __call__(
@@ -35,7 +35,7 @@ class AbstractActivation(eqx.Module):
         r"""A certified bound on $\|(\sigma'(z) - \sigma'(x))^\top g\|$ near $x$.
 
         It holds for all $z$ with $\|z - x\| \le$ `distance`, where the entries of `x`
-        are known up to `rounding`. By default from the Lipschitz constant alone.
+        are known up to `rounding`. The default uses the Lipschitz constant alone.
         """
         del x, distance, rounding
         tiny = jnp.asarray(jnp.finfo(cotangent.dtype).tiny, cotangent.dtype)
@@ -54,10 +54,10 @@ class AbstractActivation(eqx.Module):
 class Elementwise(AbstractActivation):
     r"""A monotone function of each entry.
 
-    - `function`: itself.
+    - `function`: the function of one entry.
     - `least`: its smallest slope; the largest is 1.
-    - `curvature`: the Lipschitz constant of its slope; `None` where the slope jumps, at
-        0 alone.
+    - `curvature`: the Lipschitz constant of its slope; `None` if the slope jumps, which
+        it may do only at 0.
     """
 
     function: Callable[[Array], Array] = eqx.field(static=True)
@@ -95,8 +95,8 @@ class Elementwise(AbstractActivation):
 class GroupSort(AbstractActivation):
     """Sorts groups of channels, largest first (Anil, Lucas & Grosse, ICML 2019).
 
-    Norm-preserving in the gradient: its Jacobian is a permutation. Groups of 2 are
-    called MaxMin.
+    Its Jacobian is a permutation, so it preserves the norm of gradients. Groups of 2
+    are called MaxMin.
     """
 
     size: int = eqx.field(static=True)
@@ -137,8 +137,8 @@ class Householder(AbstractActivation):
     r"""Reflects pairs of channels at a learned line (Singla et al., ICLR 2022).
 
     A pair $z$ stays where $\langle v, z\rangle > 0$ and becomes $z - 2v\langle v,
-    z\rangle$ elsewhere, $v = (\sin\theta/2, -\cos\theta/2)$. Continuous, and
-    norm-preserving in the gradient. At $\theta = \pi/2$ it is MaxMin.
+    z\rangle$ elsewhere, $v = (\sin\theta/2, -\cos\theta/2)$. It is continuous and
+    preserves the norm of gradients. At $\theta = \pi/2$ it is MaxMin.
     """
 
     angle: Float[Array, " pairs"]
@@ -171,25 +171,25 @@ def switching_bound(
 ) -> Float[Array, ""]:
     r"""A bound on $\sqrt{\sum_S g_i^2}$ over all $S$ with $\sum_S c_i^2 \le b^2$.
 
-    $S$ is a set of units that a perturbation of norm $b$ can switch together, each of
-    which needs a move of its own of at least its cost $c_i$ (none where $c_i \le 0$).
-    A knapsack, whose fractional relaxation is solved greedily (Dantzig 1957), exactly
-    up to rounding.
+    $S$ is a set of units that a perturbation of norm $b$ can switch together: to switch
+    unit $i$, the perturbation of its pre-activation must be at least $c_i$ (nothing if
+    $c_i \le 0$). This is a knapsack problem; the bound is its fractional relaxation,
+    which a greedy choice solves exactly up to rounding (Dantzig 1957).
     """
     costs = jnp.square(jnp.maximum(costs.ravel(), 0))
     gains = jnp.square(gains.ravel())
-    # What costs next to nothing counts as free, so that no derivative overflows.
+    # Tiny costs count as zero, so that no derivative overflows.
     costs = jnp.where(costs < 1e-12, 0, costs)
     tiny = jnp.asarray(jnp.finfo(costs.dtype).tiny * 1e6, costs.dtype)
     slack = 2 * gamma(costs.size + 8, costs.dtype)
     order = jnp.argsort(-gains / jnp.maximum(costs, tiny))
     costs, gains = costs[order], gains[order]
     before = jnp.concatenate([jnp.zeros_like(costs[:1]), jnp.cumsum(costs)[:-1]])
-    # The share of each unit that the rest of the budget pays for.
+    # The fraction of each unit that fits into the remaining budget.
     share = budget**2 * (1 + slack) - before * (1 - slack)
     share = jnp.clip(share / jnp.where(costs > 0, costs, 1), 0, 1)
     share = jnp.where(costs > 0, share, 1)
-    # The smallest addend keeps the derivative finite where nothing is gained.
+    # The tiny addend keeps the derivative finite at zero.
     return jnp.sqrt(jnp.sum(share * gains) + tiny) * (1 + slack)
 
 
@@ -222,7 +222,7 @@ ACTIVATIONS = tuple(_KNOWN)
 """The known names, all 1-Lipschitz in L2 up to rounding."""
 
 MONOTONE = ("relu", "leaky_relu", "tanh", "softplus")
-"""Those that are elementwise with slopes in [0, 1], as gradient flows need."""
+"""The elementwise ones with slopes in [0, 1], which gradient flows need."""
 
 
 def make_activation(name: str, channels: int) -> AbstractActivation:
@@ -244,7 +244,10 @@ def make_activation(name: str, channels: int) -> AbstractActivation:
 
 
 def make_monotone(name: str, channels: int, field: str) -> AbstractActivation:
-    """As `make_activation`, but `ValueError` for one that is not monotone."""
+    """As `make_activation`, for a monotone one.
+
+    **Raises:** `ValueError` for an activation that is not monotone.
+    """
     activation = make_activation(name, channels)
     if activation.slopes is None:
         raise ValueError(

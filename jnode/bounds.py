@@ -1,4 +1,4 @@
-r"""What is known of a vector field: its constants as one value, with its algebra.
+r"""Certified constants of a vector field as one value, and the algebra of such values.
 
 Every operation rounds outwards, so a bound computed in float32 or float64 holds in
 exact arithmetic. Rounding allowances are those of Higham, *Accuracy and Stability of
@@ -25,8 +25,8 @@ _TOLERANCE = 1e-4
 class Bounds(eqx.Module):
     r"""Certified bounds of a vector field $f(t, \cdot)$, holding at every $t$.
 
-    All are of the L2 norm of the ravelled state, and hold for every Jacobian $J$ of the
-    field (or, where it has none, for every difference quotient).
+    All refer to the L2 norm of the ravelled state, and hold for every Jacobian $J$ of
+    the field (or, where it is not differentiable, for every difference quotient).
 
     - `lipschitz`: $L \ge \|J\|_2$; `inf` where none is known.
     - `log_norm`: two numbers $(\mu_-, \mu_+)$ between which all eigenvalues of
@@ -50,24 +50,24 @@ class Bounds(eqx.Module):
         log_norm: tuple[ArrayLike, ArrayLike] | None = None,
         cocoercivity: ArrayLike = 0.0,
     ):
-        r"""**Arguments:**
+        r"""**Arguments:** numbers, or arrays [*stack] for a stack of fields:
 
         - `lipschitz`: at least 0, or `inf`.
         - `log_norm`: $(\mu_-, \mu_+)$, each within $[-L, L]$ or infinite; by default
-          $(-L, L)$, which is what the Lipschitz constant alone tells.
-        - `cocoercivity`: at least 0 and at most $1/L$. Where $\mu_+ < 0$ a cocoercivity
-          of $-\mu_+/L^2$ follows, which is taken if it is larger.
+          $(-L, L)$, which follows from the Lipschitz constant.
+        - `cocoercivity`: at least 0 and at most $1/L$. If $\mu_+ < 0$ a cocoercivity of
+            $-\mu_+/L^2$ follows, which is used if it is larger.
 
-        **Raises:** `ValueError` for numbers that contradict each other (where they are
-        traced, nothing is known instead: `lipschitz` is `inf`), `TypeError` for a type
-        that is neither float32 nor float64.
+        **Raises:** `ValueError` for numbers that contradict each other (traced numbers
+        that do so make `lipschitz` `inf` instead), `TypeError` for a dtype that is
+        neither float32 nor float64.
         """
         low, high = (-np.inf, np.inf) if log_norm is None else log_norm
         dtype = _dtype(lipschitz, low, high, cocoercivity)
         lipschitz, high = _up(lipschitz, dtype), _up(high, dtype)
         low, c = -_up(_negated(low), dtype), -_up(_negated(cocoercivity), dtype)
         contradictory = _contradiction(lipschitz, low, high, c)
-        # Of traced numbers nothing can be said: then nothing is known of the field.
+        # Traced numbers cannot be checked here: if they contradict, L becomes inf.
         lipschitz = jnp.where(contradictory, jnp.inf, lipschitz)
         low, high = (
             jnp.where(contradictory, -jnp.inf, low),
@@ -81,7 +81,7 @@ class Bounds(eqx.Module):
         self.cocoercivity = jnp.maximum(c, _contraction(high, lipschitz))
 
     def __add__(self, other: "Bounds") -> "Bounds":
-        """Of $f + g$.
+        """The bounds of $f + g$.
 
         Constants and logarithmic norms add up. The cocoercivity is the harmonic sum,
         as $|u|^2/a + |v|^2/b \\ge |u + v|^2/(a + b)$.
@@ -95,7 +95,7 @@ class Bounds(eqx.Module):
         )
 
     def __mul__(self, factor: float) -> "Bounds":
-        """Of $a f$ for a finite number $a$ of either sign."""
+        """The bounds of $a f$ for a finite number $a$ of either sign."""
         if factor != 0 and not 1e-30 <= abs(factor) <= 1e30:
             raise ValueError(
                 "factor must be finite, and between 1e-30 and 1e30 in size where it is "
@@ -107,7 +107,7 @@ class Bounds(eqx.Module):
         size, (low, high) = abs(float(factor)), self.log_norm
         c = self.cocoercivity
         if factor < 0:
-            # The field of reversed time: what contracts forward expands backward.
+            # The time-reversed field expands where the field contracts.
             low, high, c = -high, -low, jnp.zeros_like(c)
         return Bounds(
             up(size * self.lipschitz),
@@ -118,15 +118,16 @@ class Bounds(eqx.Module):
     __rmul__ = __mul__
 
     def __neg__(self) -> "Bounds":
-        """Of $-f$: the field in reversed time."""
+        """The bounds of $-f$, the time-reversed field."""
         return -1.0 * self
 
     def __matmul__(self, inner: "Bounds") -> "Bounds":
-        """Of $f(t, g(t, y))$: the constants multiply, and nothing else is known."""
+        """The bounds of $f(t, g(t, y))$: Lipschitz constants multiply, no more is
+        known."""
         return Bounds(up(_times(self.lipschitz, inner.lipschitz)))
 
     def congruence(self, norm: Float[Array, "*stack"]) -> "Bounds":
-        r"""Of $W^\top f(t, Wy)$ with $\|W\|_2 \le$ `norm`.
+        r"""The bounds of $W^\top f(t, Wy)$ with $\|W\|_2 \le$ `norm`.
 
         Its Jacobian is $W^\top J W$, so a logarithmic norm of at most 0 stays one, and
         $c$-cocoercivity becomes $c/\|W\|^2$-cocoercivity.
@@ -143,7 +144,7 @@ class Bounds(eqx.Module):
         )
 
     def over_time(self) -> "Bounds":
-        """What holds at all times, of bounds that are stacked along a first axis."""
+        """The bounds that hold at all times, from bounds stacked along a first axis."""
         low, high = self.log_norm
         return Bounds(
             jnp.max(self.lipschitz, axis=0),
@@ -179,13 +180,13 @@ def gamma(n: int, dtype) -> float:
 
 
 def up(bound: Float[Array, "*stack"]) -> Float[Array, "*stack"]:
-    """Not below what a few products and sums of like sign gave, rounding included."""
+    """The value rounded up, by more than a few products and sums can have erred."""
     size = jnp.where(jnp.isfinite(bound), jnp.abs(bound), 0)
     return bound + 32 * unit_roundoff(bound.dtype) * size
 
 
 def down(bound: Float[Array, "*stack"]) -> Float[Array, "*stack"]:
-    """Not above what a few products and sums of like sign gave, rounding included."""
+    """The value rounded down, by more than a few products and sums can have erred."""
     return -up(-bound)
 
 
@@ -226,7 +227,7 @@ def _negated(x):
 
 
 def _dtype(*values: ArrayLike) -> np.dtype:
-    """The type of the arrays among these; numbers take on the type of what they meet.
+    """The dtype of the arrays among these; Python numbers take the arrays' dtype.
 
     **Raises:** `TypeError` for half precision.
     """
@@ -240,7 +241,7 @@ def _dtype(*values: ArrayLike) -> np.dtype:
 
 
 def _up(x: ArrayLike, dtype: np.dtype) -> Array:
-    """As an array, rounded up where its type is shorter than what was given."""
+    """The value as an array of `dtype`, rounded up if that is less precise."""
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(dtype)
     if isinstance(x, Tracer):
@@ -253,7 +254,8 @@ def _up(x: ArrayLike, dtype: np.dtype) -> Array:
 
 
 def _contradiction(lipschitz, low, high, c):
-    """Whether the claims contradict each other: raised, or an array where traced."""
+    """Raises if the claims contradict each other; returns an array if they are
+    traced."""
     largest = lipschitz * (1 + _TOLERANCE)
     outside = [jnp.isfinite(x) & (jnp.abs(x) > largest) for x in (low, high)]
     positive = lipschitz > 0

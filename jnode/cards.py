@@ -18,17 +18,20 @@ def check_card(
     **Arguments:** its name; where the data lie, by default `TFDS_DATA_DIR`.
 
     **Returns:** for each accuracy of the card the L2 `radius` in pixel units (0 for
-    clean accuracy), what is on the `card`, and what was `found`. They differ by no more
-    than images so near the radius that another machine's rounding decides.
+    clean accuracy), what is on the `card`, and what was `found`. The two may differ by
+    the images whose radius is so close to the given one that the rounding of another
+    machine decides.
 
-    **Raises:** `ValueError` for an unknown name; what `jnode.data.load` raises.
+    **Raises:** `ValueError` for an unknown name; and the errors of `jnode.data.load`.
     """
     card = shipped.card(name)
     run = read(shipped.folder(name), card["num_examples"], data_dir)
     proven = certify.certified_radii(run.model, run.images, run.test.labels)
-    told = [(0.0, card["clean_accuracy"])]
-    told += [(r["radius"], r["certified_accuracy"]) for r in card["certified_accuracy"]]
+    stated = [(0.0, card["clean_accuracy"])]
+    stated += [
+        (r["radius"], r["certified_accuracy"]) for r in card["certified_accuracy"]
+    ]
     return [
         {"radius": radius, "card": share, "found": float(np.mean(proven >= radius))}
-        for radius, share in told
+        for radius, share in stated
     ]

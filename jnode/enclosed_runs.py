@@ -1,4 +1,4 @@
-"""What intervals prove of a run: robustness in Linf, and the rounding of features."""
+"""Interval certificates of a run: robustness in Linf, and the rounding of features."""
 
 import os
 from collections.abc import Sequence
@@ -9,11 +9,10 @@ import numpy as np
 
 from jnode import certify
 from jnode._batches import padded_batches
-from jnode._files import write_json
 from jnode.certify import linf
 from jnode.evaluation import evaluate
 from jnode.models.batched import batched
-from jnode.runs import Opened, read
+from jnode.runs import Opened, read, write_summary
 
 BATCH = 500
 
@@ -30,12 +29,12 @@ def enclose_run(
     **Arguments:** the folder; the Linf radii, in pixel units; how many test images, by
     default all; where the data lie, if elsewhere than in training.
 
-    **Returns:** what the file holds. Its `widest` is the largest width that an interval
-    of the features has at the last radius: where that is many times the features
-    themselves (`features`), intervals tell nothing of this model.
+    **Returns:** what the file holds. Its `widest` is the width of the widest interval
+    of the features at the last radius. If that is many times the size of the features
+    themselves (`features`), intervals prove nothing about this model.
 
     **Raises:** `ValueError` for a negative radius, an adaptive solver, or an operation
-    without a rule; what `jnode.load` and `jnode.data.load` raise.
+    without a rule; and the errors of `jnode.load` and `jnode.data.load`.
     """
     for epsilon in epsilons:
         if not epsilon >= 0:
@@ -49,14 +48,14 @@ def enclose_run(
     whole = batched(run.model.bake())
     seen = evaluate(whole, run.images, run.test.labels, (), progress=False)
     summary = {
-        **_told(run),
+        **_header(run),
         "rounding": "proven, given the measured accuracy of elementary functions",
         "clean_accuracy": seen.summary["clean_accuracy"],
         "certified_accuracy": rows,
         "widest": float(np.max(widths)),
         "features": float(np.max(sizes)),
     }
-    write_json(run.path / "certificate-linf.json", summary)
+    write_summary(run.path / "certificate-linf.json", summary)
     return summary
 
 
@@ -68,10 +67,10 @@ def rounding_run(
 ) -> dict[str, Any]:
     """How far rounding moves the features of a run's test images: proven, and allowed.
 
-    Writes `certificate-rounding.json`. Arguments and errors as of `enclose_run`.
+    Writes `certificate-rounding.json`. Arguments and errors are those of `enclose_run`.
 
-    **Returns:** what the file holds: the largest bound that is proven, and what the L2
-    certificate allows for, beside it; `None` where no Lipschitz constant is known.
+    **Returns:** what the file holds: the largest proven bound and, beside it, the
+    allowance of the L2 certificate, which is `None` if no Lipschitz constant is known.
     """
     run = read(run_dir, num_examples, data_dir)
     size = min(BATCH, len(run.images))
@@ -80,7 +79,7 @@ def rounding_run(
         for _, (x,), mask in padded_batches((run.images,), size)
     ]
     proven, stated = np.concatenate(pairs, axis=1)
-    summary = {**_told(run), "largest_proven": float(np.max(proven)), "allowed": None}
+    summary = {**_header(run), "largest_proven": float(np.max(proven)), "allowed": None}
     if np.all(np.isfinite(stated)):
         ratio = stated / np.maximum(proven, np.finfo(proven.dtype).tiny)
         summary["allowed"] = {
@@ -89,11 +88,11 @@ def rounding_run(
             "median_ratio": float(np.median(ratio)),
             "covered": float(np.mean(proven <= stated)),
         }
-    write_json(run.path / "certificate-rounding.json", summary)
+    write_summary(run.path / "certificate-rounding.json", summary)
     return summary
 
 
-def _told(run: Opened) -> dict[str, Any]:
+def _header(run: Opened) -> dict[str, Any]:
     return {
         "dataset": run.test.name,
         "split": run.test.split,

@@ -1,4 +1,4 @@
-"""What can be done to a run folder: evaluate it, certify it, certify it smoothed."""
+"""Evaluation and certification of a trained model in its run folder."""
 
 import os
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from jnode._files import write_json
 from jnode._process import versions
 from jnode.attacks import PGD, Budget, Trial
 from jnode.attacks.trial import Pair, as_trial
-from jnode.certify import Smoothing, accuracy
+from jnode.certify import accuracy
 from jnode.certify.search import tightness
 from jnode.certify.survey import survey
 from jnode.data import Dataset
@@ -37,7 +36,7 @@ from jnode.evaluation.store import described, fingerprint
 from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
 from jnode.report.pictures import pairs
-from jnode.sharding import check_divides, shareable
+from jnode.sharding import check_divides, is_main_process, shareable
 from jnode.solvers import Solver
 from jnode.train import RunDir, evaluation_images, training_images
 
@@ -48,11 +47,11 @@ BATCH = 250
 
 
 class Opened(NamedTuple):
-    """A run folder, read: its model, still constrained, and the images that judge it.
+    """A run folder that was read: its model, still constrained, and its test images.
 
-    - `solver`: of the run's configuration; `num_train`: how many images trained it.
-    - `test`: the test images or, if the run held out some of the training images,
-        those (its `split` tells); `images`: the same as floats in [0, 1].
+    - `solver`: the configuration's solver; `num_train`: the number of training images.
+    - `test`: the test images or, if the run held out some of the training images, those
+        (see its `split`); `images`: the same as floats in [0, 1].
     """
 
     path: Path
@@ -70,7 +69,7 @@ def read(
 ) -> Opened:
     """Reads a run folder, and all its test images or the first `num_examples`.
 
-    **Raises:** what `jnode.load` and `jnode.data.load` raise.
+    **Raises:** the errors of `jnode.load` and `jnode.data.load`.
     """
     run = RunDir(run_dir)
     config, facts = run.read_config()
@@ -99,28 +98,26 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Attacks, checks and certifies the model of a run on its test images.
 
-    Writes `evaluation.json` and `pictures.npz` into the run folder, and what each
-    finished attack and check found into its folder `evaluation/`: called again with the
-    same arguments after an interruption, it goes on from there.
+    Writes `evaluation.json`, `pictures.npz` and, into `evaluation/`, each finished
+    attack and check, from which the same call resumes after an interruption.
 
     **Arguments:** the folder; `attacks` with their budgets (`jnode.attacks.Trial`),
-    each run on all samples, or, if `successive`, on those still robust; or else a
-    `protocol`, "quick", "standard" or "full", with its budgets, by default those usual
-    for the data, whose attacks run on those still robust; how many test images, by
-    default all or the protocol's number; images at a time; the attacks' seed; the
-    data's folder, if another than in training; whether to draw a bar, and to keep
-    attacked images for the report; over what devices to spread images.
+    each run on all samples or, if `successive`, on those still robust; or instead a
+    `protocol` ("quick", "standard" or "full", always successive) and its budgets, by
+    default the usual ones for the data; the number of test images, by default all or
+    the protocol's; the batch size; the attacks' seed; another data folder; whether to
+    draw a progress bar, and to keep images for the report; the devices for each batch.
 
     **Returns:** what `evaluation.json` holds.
 
-    **Raises:** `ValueError` for both attacks and a protocol, or an unknown one;
-    `RuntimeError` while another process evaluates this run; what reading raises.
+    **Raises:** `ValueError` for both attacks and a protocol, or an unknown protocol;
+    `RuntimeError` while another process evaluates this run; and the errors of `read`.
     """
     _check_request(attacks, protocol, norm, epsilons, batch_size, mesh)
     if num_examples is None and protocol is not None:
         num_examples = PROTOCOLS[protocol].num_examples
     run = read(run_dir, num_examples, data_dir)
-    # Attacked many times, so baked; what is certified is the trained one.
+    # Baked for the attacks; the certificate is that of the trained model.
     model, wanted = run.model.bake(), []
     attacks = [as_trial(pair) for pair in attacks]
     if protocol is not None:
@@ -128,8 +125,11 @@ def evaluate_run(
         attacks = _planned(model, run, PROTOCOLS[protocol], wanted)
     how: dict = dict(successive=successive, seed=seed, batch_size=batch_size)
     images, labels = run.images, run.test.labels
-    # Held to the end: another evaluation would write the same files.
-    with Store(run.path / "evaluation", _told(run, attacks, protocol, how)) as store:
+    # Locked to the end, since another evaluation would write the same files.
+    with Store(
+        run.path / "evaluation", _arguments(run, attacks, protocol, how)
+    ) as store:
+        progress = progress and is_main_process()
         if progress and store.message:
             print(store.message, flush=True)
         how |= {"keep": store.attack, "progress": progress, "mesh": mesh}
@@ -139,8 +139,14 @@ def evaluate_run(
         summary |= _proven(run, batch_size, mesh) | _counted(model, run, batch_size)
         if pictures:
             _draw(run, model, attacks, result)
-        write_json(run.path / "evaluation.json", summary)
+        write_summary(run.path / "evaluation.json", summary)
         return summary
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Writes a file of a run folder; of several processes the first does."""
+    if is_main_process():
+        write_json(path, summary)
 
 
 def _check_request(attacks, protocol, norm, epsilons, batch_size, mesh) -> None:
@@ -161,8 +167,8 @@ def _planned(
     return plan(protocol, wanted, through, classes=run.test.num_classes)
 
 
-def _told(run: Opened, attacks, protocol, how: dict[str, Any]) -> dict[str, Any]:
-    """All that decides what an evaluation finds."""
+def _arguments(run: Opened, attacks, protocol, how: dict[str, Any]) -> dict[str, Any]:
+    """All settings that determine the result of an evaluation."""
     return {
         "the model": fingerprint(run.path / "model.eqx", run.solver),
         "the data": fingerprint(run.images, run.test.labels),
@@ -175,7 +181,7 @@ def _told(run: Opened, attacks, protocol, how: dict[str, Any]) -> dict[str, Any]
 def _checked(
     model: ODEClassifier, run: Opened, protocol, wanted, seed, store: Store
 ) -> dict[str, Any]:
-    """The checks of the model; without a protocol that of its adjoint alone."""
+    """The checks of the model; without a protocol only the check of its adjoint."""
     if protocol is None:
         return {"adjoint": checks.adjoint(model.solver)}
     some, how = (run.images, run.test.labels), PROTOCOLS[protocol]
@@ -184,7 +190,7 @@ def _checked(
 
 def _draw(run: Opened, model: ODEClassifier, attacks, result: Evaluation) -> None:
     kept = pairs(model, attacks, result.outcome)
-    if kept is not None:
+    if kept is not None and is_main_process():
         kept.save(run.path)
 
 
@@ -209,7 +215,7 @@ def _summary(
 
 
 def _proven(run: Opened, batch_size, mesh) -> dict[str, Any]:
-    """The solver, and what an evaluation says of the certificate."""
+    """The solver and the certificate, as an evaluation reports them."""
     rows, reason = [], certify.refusal(run.model)
     note = f"none: {reason}"
     if reason is None:
@@ -252,30 +258,37 @@ def certify_run(
     r"""Certifies a run's model on its test images, and writes `certificate.json`.
 
     **Arguments:** the folder; the L2 radii to report, in pixel units; Linf radii to
-    report too, each certified by the L2 ball of $\sqrt n$ times its radius, $n$ the
-    number of pixels, which holds the Linf ball; how many test images, by default all;
-    how many of them to attack, to certify locally and to search for a Lipschitz lower
-    bound, which takes longer; the steps of PGD; whether to `freeze` an adaptive model
-    on the steps for the first training image (see `ODEClassifier.freeze`); the seed;
-    where the data lie, if elsewhere than in training; whether to draw progress bars;
-    over what devices to spread batches of global certificates and attacks.
+    report as well, each certified by the L2 ball of $\sqrt n$ times its radius, $n$ the
+    number of pixels, which contains the Linf ball; the number of test images, by
+    default all; how many of them to attack, to certify locally and to search for a
+    lower bound on the Lipschitz constant, which take longer; the steps of PGD; whether
+    to `freeze` an adaptive model on the steps for the first training image (see
+    `ODEClassifier.freeze`); the seed; another data folder; whether to draw progress
+    bars; the devices over which images are sharded.
 
     **Returns:** what `certificate.json` holds.
 
-    **Raises:** `ValueError` where nothing can be certified, with the reason, and for a
-    negative radius; what `jnode.load` and `jnode.data.load` raise.
+    **Raises:** `ValueError` if nothing can be certified, with the reason, and for a
+    negative radius; and the errors of `jnode.load` and `jnode.data.load`.
     """
     _check_radii(radii, linf)
     run = read(run_dir, num_examples, data_dir)
     model = _certifiable(run, freeze, data_dir)
-    spread: dict = dict(batch_size=shareable(BATCH, mesh), mesh=mesh)
-    proven = certify.certified_radii(model, run.images, run.test.labels, **spread)
+    progress = progress and is_main_process()
+    # As many images on each device as on one alone: then the radii are the same bits.
+    size = BATCH * (1 if mesh is None else mesh.size)
+    proven = certify.certified_radii(
+        model, run.images, run.test.labels, batch_size=size, mesh=mesh
+    )
     some, labels = run.images[:num_attacked], run.test.labels[:num_attacked]
-    local = accuracy.locally_certified_radii(model, some, labels, progress=progress)
+    local = accuracy.locally_certified_radii(
+        model, some, labels, progress=progress, mesh=mesh
+    )
     positive = sorted({float(r) for r in radii if r > 0})
     attacks = [Trial(PGD(steps=steps), Budget("l2", r)) for r in positive]
-    spread |= {"seed": seed, "progress": progress}
-    seen = evaluate(batched(model.bake()), some, labels, attacks, **spread)
+    how: dict = dict(batch_size=shareable(BATCH, mesh), mesh=mesh, seed=seed)
+    whole = batched(model.bake())
+    seen = evaluate(whole, some, labels, attacks, progress=progress, **how)
     summary = {
         **_certificate(run, model, proven, radii, linf),
         "frozen_grid": model.solver.grid if freeze else None,
@@ -293,7 +306,7 @@ def certify_run(
             proven[: len(some)], local, up_to=max(radii, default=1)
         ),
     }
-    write_json(run.path / "certificate.json", summary)
+    write_summary(run.path / "certificate.json", summary)
     return summary
 
 
@@ -304,7 +317,7 @@ def _check_radii(radii, linf) -> None:
 
 
 def _certifiable(run: Opened, freeze: bool, data_dir) -> ODEClassifier:
-    """The model, or itself frozen on the steps for the first training image."""
+    """The model or, with `freeze`, that model on the steps for one training image."""
     model = run.model
     if freeze:
         config, _ = RunDir(run.path).read_config()
@@ -319,7 +332,7 @@ def _certifiable(run: Opened, freeze: bool, data_dir) -> ODEClassifier:
 def _certificate(
     run: Opened, model: ODEClassifier, proven, radii, linf
 ) -> dict[str, Any]:
-    """What is proven, by the radii of all images."""
+    """The rows of the certificate, from the radii of all images."""
     pixels = run.images[0].size
     return {
         "dataset": run.test.name,
@@ -339,7 +352,7 @@ def _certificate(
 
 
 def _attacked_rows(radii, proven, local, seen: Evaluation) -> list[dict[str, float]]:
-    # An attack with a smaller budget counts for a larger one too.
+    # A success within a smaller budget is a success within a larger one.
     robust = np.logical_and.accumulate(seen.outcome.robust)
     return [
         {
@@ -350,51 +363,3 @@ def _attacked_rows(radii, proven, local, seen: Evaluation) -> list[dict[str, flo
         }
         for r, mask in zip(radii, robust, strict=True)
     ]
-
-
-def smooth_run(
-    run_dir: str | os.PathLike,
-    smoothing: Smoothing,
-    radii: Sequence[float],
-    *,
-    num_examples: int | None = None,
-    seed: int = 0,
-    data_dir: str | os.PathLike | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Certifies the smoothed classifier of a run, whatever its solver.
-
-    Writes `certificate-smoothed.json` into the run folder. It speaks of the smoothed
-    classifier, and holds up to the probability `alpha` for each image.
-
-    **Arguments:** the folder; how to smooth; the L2 radii to report; how many test
-    images; the seed of the noise; where the data lie; whether to draw a progress bar.
-
-    **Raises:** what `jnode.load`, `jnode.data.load` and `smooth_certify` raise.
-    """
-    run = read(run_dir, num_examples, data_dir)
-    test = run.test
-    found = certify.smooth_certify(
-        run.model, run.images, smoothing, key=jr.key(seed), progress=progress
-    )
-    proven = np.where(found.predictions == test.labels, found.radii, -1.0)
-    summary = {
-        "dataset": test.name,
-        "split": test.split,
-        "num_examples": len(test),
-        "num_train": run.num_train,
-        "solver": str(run.model.solver),
-        "smoothing": {
-            "sigma": smoothing.sigma,
-            "n0": smoothing.n0,
-            "n": smoothing.n,
-            "alpha": smoothing.alpha,
-            "seed": seed,
-            "largest_radius": smoothing.largest_radius,
-        },
-        "abstained": float(np.mean(found.predictions == -1)),
-        "clean_accuracy": float(np.mean(proven >= 0)),
-        "certified_accuracy": certify.certified_accuracy(proven, radii),
-    }
-    write_json(run.path / "certificate-smoothed.json", summary)
-    return summary

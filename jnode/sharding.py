@@ -1,11 +1,11 @@
 """One batch over many devices, and several processes as one.
 
-Every device of a mesh holds the model and a share of the batch.
+Every device of a mesh holds the whole model and a part of each batch.
 
-Under plain `jit` a batch that is spread over devices is still one program, so that an
-adaptive solve asks all devices before each step whether any of them is still at work.
-Here each device runs its own program on its own share (`jax.shard_map`): a loop ends
-where its samples are done, and nothing is exchanged inside it.
+Under plain `jit` a sharded batch is still one program, so an adaptive solve
+communicates between all devices before each step, to find out whether any sample is
+unfinished. Here each device runs its own program on its own part (`jax.shard_map`): a
+loop ends when the samples of its device are done, and involves no communication.
 
 A mesh may have any number of axes, of any names and types: the batch is spread over all
 of its devices.
@@ -19,6 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
@@ -29,7 +30,7 @@ from jnode._process import Interrupted
 
 AXIS = "batch"
 """The name of the axis of `data_mesh`."""
-# Seconds until the others are missed: while starting, while running, while ending.
+# Timeouts in seconds for the other processes: at the start, while running, at the end.
 START, SILENCE, END = 300, 60, 30
 
 
@@ -38,22 +39,22 @@ def data_mesh(
 ) -> Mesh:
     """A mesh of one axis over these devices; by default all, of all processes."""
     devices = jax.devices() if devices is None else list(devices)
-    # The order follows the machine's own ring where it has one.
+    # The order follows the machine's interconnect, if that is a ring.
     return jax.make_mesh(
         (len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
     )
 
 
 def all_devices() -> Mesh | None:
-    """The mesh of all devices, or `None` where there is but one."""
+    """The mesh of all devices, or `None` if there is only one."""
     return data_mesh() if jax.device_count() > 1 else None
 
 
 def _auto(mesh: Mesh) -> Mesh:
-    """The same devices under the same names, the compiler placing what is between.
+    """The same devices and axis names, with axes in Auto mode.
 
-    The axes of `jax.make_mesh` are Explicit by default: then every reshape would have
-    to say how its result is spread.
+    The axes of `jax.make_mesh` are Explicit by default, and then every reshape would
+    have to state the sharding of its result.
     """
     if all(kind == AxisType.Auto for kind in mesh.axis_types):
         return mesh
@@ -61,18 +62,32 @@ def _auto(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
 
+def as_auto(x: Array) -> Array:
+    """An array as it is, or on the same devices in Auto mode where axes are Explicit.
+
+    What a function that JAX is tracing is given stays as it is.
+    """
+    place = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    if not isinstance(place, NamedSharding) or not isinstance(place.mesh, Mesh):
+        return x
+    if AxisType.Explicit not in place.mesh.axis_types:
+        return x
+    return jax.device_put(x, NamedSharding(_auto(place.mesh), place.spec))
+
+
 def _rows(mesh: Mesh) -> PartitionSpec:
-    """The first axis of an array, spread over all devices of a mesh."""
+    """The spec that shards the first axis of an array over all devices of a mesh."""
     return PartitionSpec(mesh.axis_names)
 
 
 def shareable(rows: int, mesh: Mesh | None) -> int:
-    """The least batch of so many rows or more that can be shared out evenly."""
+    """The smallest batch size of at least `rows` that divides evenly among devices."""
     return rows if mesh is None else -(-rows // mesh.size) * mesh.size
 
 
 def check_divides(batch_size: int, mesh: Mesh | None, *, accumulate: int = 1) -> int:
-    """The images that a device takes at a time, of a batch in `accumulate` parts.
+    """How many images a device takes at a time, if a batch is cut into `accumulate`
+    parts.
 
     **Raises:** `ValueError` where the batch cannot be shared out evenly.
     """
@@ -90,23 +105,32 @@ def check_divides(batch_size: int, mesh: Mesh | None, *, accumulate: int = 1) ->
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """The arrays of a tree, whole on every device; the rest as it is.
+    """Copies the arrays of a tree to every device; leaves the rest as it is.
 
     With several processes each gives the same values, which JAX checks.
     """
     if mesh is None:
         return tree
     whole = NamedSharding(_auto(mesh), PartitionSpec())
-    return jax.tree.map(
-        lambda x: jax.device_put(x, whole) if eqx.is_array(x) else x, tree
-    )
+
+    def one(x):
+        if not eqx.is_array(x):
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            # JAX refuses to place keys themselves on devices of other processes.
+            data = jax.device_put(jax.random.key_data(x), whole)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.device_put(x, whole)
+
+    return jax.tree.map(one, tree)
 
 
 def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[Array]:
     """Arrays whose first axis is the batch, spread over the devices.
 
-    Without a mesh they go to JAX's first device. Arrays that are spread already, over
-    Explicit axes say, are taken too, and spread over the same devices in Auto mode.
+    Without a mesh they go to JAX's first device. Arrays that are already sharded, over
+    Explicit axes for example, are accepted and sharded over the same devices in Auto
+    mode.
 
     With several processes each gives its own rows (`local_rows`), and gets arrays of
     the whole batch of which it holds those rows.
@@ -128,11 +152,60 @@ def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[A
     return jax.tree.map(one, tree)
 
 
-def spread_rows(x: Array, mesh: Mesh | None) -> Array:
-    """Inside jit: an array whose first axis is the batch, to each device its share.
+def scatter(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[Array]:
+    """As `shard_batch`, of arrays that every process holds whole.
 
-    What is computed from it row by row is spread alike, so that no device computes the
-    rows of another.
+    **Raises:** `ValueError` where the rows cannot be shared out evenly.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return shard_batch(tree, mesh)
+
+    def own(x):
+        check_divides(len(x), mesh)
+        return np.asarray(x)[local_rows(len(x), mesh)]
+
+    return shard_batch(jax.tree.map(own, tree), mesh)
+
+
+def gather(tree: PyTree[Array]) -> PyTree[np.ndarray]:
+    """The arrays of a tree as NumPy's, whole in every process."""
+
+    def whole(x):
+        there = not isinstance(x, jax.Array) or x.is_fully_addressable
+        if there or x.is_fully_replicated:
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def split_rows(
+    f: Callable[[Int[np.ndarray, " rows"], Mesh | None], np.ndarray],
+    rows: int,
+    mesh: Mesh | None,
+) -> np.ndarray:
+    """`f(indices, mesh)` of all rows, of which each process computes its share.
+
+    **Arguments:** a function of the indices of some rows and the mesh of one process,
+    which returns an array with an entry for each; the number of rows; the mesh of all
+    processes, which exchange their results at the end, or of this one alone.
+    """
+    if mesh is None or len(mesh.local_devices) == mesh.size:
+        return f(np.arange(rows), mesh)
+    share = -(-rows // jax.process_count())  # equally many, the first over again
+    own = (np.arange(share) + share * jax.process_index()) % rows
+    found = np.ascontiguousarray(f(own, data_mesh(mesh.local_devices)))
+    raw = np.frombuffer(found.tobytes(), np.uint8).reshape(share, -1)
+    every = multihost_utils.process_allgather(raw).reshape(-1, raw.shape[1])
+    whole = np.frombuffer(np.ascontiguousarray(every).tobytes(), found.dtype)
+    return whole.reshape(-1, *found.shape[1:])[:rows]
+
+
+def spread_rows(x: Array, mesh: Mesh | None) -> Array:
+    """Inside jit: shards an array [batch, *rest] along its first axis.
+
+    Whatever is computed from it row by row is sharded in the same way, so that no
+    device computes the rows of another.
     """
     if mesh is None:
         return x
@@ -150,22 +223,23 @@ def local_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " rows"]:
 
 
 def sharded(f: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """`f(shared, *batches) -> rows`, of which each device computes its own rows.
+    """`f(shared, *batches) -> rows`, with each device computing its own rows.
 
-    For functions of one sample at a time, mapped: a row of the result must depend on
-    no other row of the batches. `shared` is whole on every device (a model, say).
+    A row of the result must depend on the same row of the batches only, as under
+    `jax.vmap`. `shared`, such as a model, is replicated on every device.
     """
     return f if mesh is None else _on_each_device(f, mesh, _rows(mesh))
 
 
 def averaged(f: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """`f(shared, *batches) -> means` over the rows, as means over all devices' rows.
+    """`f(shared, *batches) -> means`, averaged over the rows of all devices.
 
-    `means` is a tree of float arrays of one type. Costs one all-reduce, at the end.
+    `means` is a tree of float arrays of one dtype. The cost is one all-reduce at the
+    end.
     """
 
     def mean(tree):
-        # In one piece: an all-reduce of each leaf would wait for the slowest each time.
+        # One all-reduce, since each one waits for the slowest device.
         flat, unravel = ravel_pytree(tree)
         return unravel(jax.lax.pmean(flat, axes))
 
@@ -182,8 +256,8 @@ def _on_each_device(f, mesh, out, finish=lambda tree: tree):
         def whole(arrays, *batches):
             return f(eqx.combine(arrays, static), *batches)
 
-        # Traced before the mesh is entered: gradients of Diffrax's loops compare the
-        # types of what they are called with, and types know of the mesh inside it.
+        # Traced outside of the mesh: gradients of Diffrax's loops compare the types of
+        # their arguments, and inside a mesh these types include the mesh.
         shapes = jax.tree.map(_shape, arrays), *jax.tree.map(share, batches)
         closed, result = jax.make_jaxpr(whole, return_shape=True)(*shapes)
 
@@ -211,11 +285,11 @@ def _shape(x, shape=None):
 
 
 class Sharded(eqx.Module):
-    """A classifier of batches whose images are shared out over a mesh.
+    """A classifier of batches whose images are sharded over a mesh.
 
-    What attacks do around the model keeps to whole batches, so their random numbers do
-    not depend on the number of devices; the solves inside the model are each device's
-    own. Differentiable in the images alone, in reverse mode.
+    Attacks handle whole batches around it, so their random numbers do not depend on the
+    number of devices; only the solves inside the model run on each device separately.
+    It is differentiable with respect to the images, in reverse mode.
     """
 
     model: Callable
@@ -224,10 +298,12 @@ class Sharded(eqx.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
-        """Logits of each image; as many images as the devices divide.
+        """The logits of each image; the batch size must be a multiple of the devices.
 
-        **Raises:** `ValueError` for images that are spread over Explicit axes.
+        **Raises:** `ValueError` for images that are sharded over Explicit axes in a
+        function that JAX is tracing; outside of one they are taken.
         """
+        images = as_auto(images)
         if AxisType.Explicit in jax.typeof(images).sharding.mesh.axis_types:
             raise ValueError(
                 "images must not be spread over Explicit axes, which are those of "
@@ -249,7 +325,7 @@ def _classify_fwd(perturbed, images, model, mesh):
 
     def local(model, x):
         logits, pull = jax.vjp(model, x)
-        # Whatever a device keeps for the way back is a row of its own.
+        # What each device stores for the backward pass is one row of the result.
         return logits, jax.tree.map(lambda kept: kept[None], pull)
 
     return sharded(local, mesh)(model, images)
@@ -271,11 +347,11 @@ def distributed_context(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[None]:
-    """Joins this process to the others for the length of the block.
+    """Connects this process to the others while the block runs.
 
-    If the block fails in one process, that process stays joined until it ends, as
-    leaving waits for the others, and they for it; it should end soon, so that they find
-    their connections closed and end too.
+    If the block fails in one process, that process stays connected until it ends: to
+    disconnect it would have to wait for the others, which wait for it. It should end
+    soon, so that the others see a closed connection and end too.
 
     **Arguments:** the address `host:port` of process 0, how many processes there are,
     and which of them this is; on TPU pods and under SLURM or Open MPI leave all out.
@@ -300,7 +376,7 @@ def distributed_context(
     try:
         yield
     except Interrupted:
-        # All of them stop together, at the same step.
+        # All processes stop at the same step.
         jax.distributed.shutdown()
         raise
     jax.distributed.shutdown()
@@ -312,13 +388,13 @@ def is_main_process() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here."""
+    """Waits until every process has called this with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest of all processes' values, the same in each."""
+    """The largest value of all processes, returned in each of them."""
     if jax.process_count() == 1:
         return value
     return int(np.max(multihost_utils.process_allgather(np.asarray(value))))

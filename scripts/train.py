@@ -5,12 +5,12 @@ python scripts/train.py PRESET --help lists the options of a preset.
 
 import dataclasses
 import sys
-from contextlib import nullcontext
 from typing import Annotated
 
 import tyro
 
 from jnode import sharding
+from jnode._hosts import Hosts
 from jnode._process import run, versions
 from jnode.train import (
     PRESETS,
@@ -24,7 +24,7 @@ from jnode.train import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Hosts):
     """Where a run is written, and how it is run."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
@@ -47,18 +47,6 @@ class Options:
 
     profile: int = 0
     """How many steps to trace with jax.profiler, into RUN_DIR/profile."""
-
-    distributed: bool = False
-    """Join the processes on several hosts (docs/distributed.md)."""
-
-    coordinator: str | None = None
-    """With --distributed, outside of TPU pods and SLURM: HOST:PORT of process 0."""
-
-    num_processes: int | None = None
-    """With --coordinator: how many processes there are."""
-
-    process_id: int | None = None
-    """With --coordinator: which of them this is, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +84,10 @@ def main(argv: list[str]) -> None:
             default=Args(run_dir=tyro.MISSING, config=preset),
         )
         config = args.config
-    options = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
-    hosts = [options.pop(k) for k in ("coordinator", "num_processes", "process_id")]
-    distributed = options.pop("distributed")
-    if not distributed and any(value is not None for value in hosts):
-        raise ValueError("--coordinator and its like need --distributed beside them.")
-    with sharding.distributed_context(*hosts) if distributed else nullcontext():
+    names = {f.name for f in dataclasses.fields(Options)}
+    names -= {f.name for f in dataclasses.fields(Hosts)}
+    options = {name: getattr(args, name) for name in names}
+    with args.joined():
         train(config, mesh=sharding.all_devices(), **options)
         if sharding.is_main_process():
             print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")

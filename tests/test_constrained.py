@@ -91,7 +91,8 @@ def test_newton_schulz_states_its_residual(getkey):
         rank = int(np.prod(shape[:-1])) * min(out, shape[-1])
         worst = np.abs(values[:rank] ** 2 - 1).max()
         column = real_column(map_.matrix) if len(shape) == 1 else map_.column
-        assert worst <= float(isometry_residual(column)) < 0.05
+        # The transforms of a convolution round too, when it is applied.
+        assert worst - 1e-6 <= float(isometry_residual(column)) < 0.05
 
 
 def test_rescaled_conv_reaches_its_bound(getkey):
@@ -116,6 +117,25 @@ def test_gram_iteration_is_an_upper_bound_at_every_iteration(getkey):
     zero = jnp.zeros((1, 4, 2))
     assert 0 <= gram_iteration(zero)[0] < 1e-3
     assert jnp.isfinite(jax.grad(lambda z: gram_iteration(z)[0])(zero)).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 + 1e-4, 0.3, 20.0])
+def test_residual_is_an_upper_bound_and_close(scale):
+    # Tall, square and wide; isometries up to rounding, and scaled ones.
+    rng = np.random.default_rng(0)
+    for rows, columns in [(128, 32), (32, 32), (16, 64), (1500, 24)]:
+        q = rng.normal(size=(rows, columns)) + 1j * rng.normal(size=(rows, columns))
+        u, _, v = np.linalg.svd(q, full_matrices=False)
+        q = scale * u @ v
+        column = jnp.asarray(np.concatenate([q.real, q.imag])[None], jnp.float32)
+        held = np.asarray(column[0], np.float64)
+        held = held[:rows] + 1j * held[rows:]
+        gram = held.conj().T @ held if rows >= columns else held @ held.conj().T
+        exact = np.linalg.norm(gram - np.eye(len(gram)), 2)
+        found = float(jax.jit(isometry_residual)(column))
+        assert exact <= found
+        if scale == 1:
+            assert found < 3e-4
 
 
 def test_residual_sees_imaginary_parts():

@@ -341,7 +341,7 @@ def test_trajectories_end_where_the_blocks_do(getkey):
             ),
             "differ in nothing but their steps",
         ),
-        (lambda k: jnode.ModelConfig(segments=()), r"as \(8,\) does for one"),
+        (lambda k: jnode.ModelConfig(segments=()), r"as \(8,\) is for one"),
         (lambda k: jnode.ModelConfig(dense=-1), "dense must be an integer"),
         (lambda k: jnode.ModelConfig(dense_hidden=4), "dense_hidden must be left out"),
         (

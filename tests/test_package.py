@@ -69,9 +69,9 @@ def test_every_public_name_resolves():
     import jnode
     for module in pkgutil.walk_packages(jnode.__path__, "jnode."):
         importlib.import_module(module.name)
-    named = [n for n in jnode.__all__ if n not in jnode._ROOMS]
+    named = [n for n in jnode.__all__ if n not in jnode._MODULES]
     assert not [n for n in named if inspect.ismodule(getattr(jnode, n))]
-    assert all(inspect.ismodule(getattr(jnode, n)) for n in jnode._ROOMS)
+    assert all(inspect.ismodule(getattr(jnode, n)) for n in jnode._MODULES)
     assert set(jnode.__all__) <= set(dir(jnode))
     assert jnode.resolve is importlib.import_module("jnode.constraints").resolve
     """
@@ -90,7 +90,7 @@ def test_type_checkers_see_the_names_that_there_are():
             assert alias.asname == alias.name
             homes[alias.name] = node.module
     rooms = {name for name, home in homes.items() if home == "jnode"}
-    assert rooms == set(jnode._ROOMS)
+    assert rooms == set(jnode._MODULES)
     names = {k: v.removeprefix("jnode.") for k, v in homes.items() if k not in rooms}
     assert names == jnode._HOMES
 

@@ -22,7 +22,7 @@ from tests.helpers import slow_but
 GRID = (0.0, 0.1, 0.5, 1.0)
 
 
-def piecewise(key, count=3, kind=jnode.OrthoField, **options):
+def make_field(key, count=3, kind=jnode.OrthoField, **options):
     return jnode.PiecewiseField(
         [kind((5,), lipschitz=2.0, key=k, **options) for k in jr.split(key, count)]
     )
@@ -60,7 +60,7 @@ def test_grid_is_what_step_by_step_gives(getkey):
     ids=str,
 )
 def test_pieces_one_after_another(getkey, solver):
-    field = piecewise(getkey())
+    field = make_field(getkey())
     y = y0 = jr.normal(getkey(), (5,))
     nfe = 0
     for k in range(3):
@@ -79,14 +79,14 @@ def test_pieces_one_after_another(getkey, solver):
 
 
 def test_pieces_rule_in_their_time(getkey):
-    field, y = piecewise(getkey()), jr.normal(getkey(), (5,))
+    field, y = make_field(getkey()), jr.normal(getkey(), (5,))
     for t, k in ((-1.0, 0), (0.0, 0), (0.32, 0), (0.34, 1), (0.99, 2), (1.0, 2)):
         assert jnp.abs(field(t, y) - field.segment(k)(t, y)).max() < 1e-6
     assert field.times() == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 def test_certificate_is_the_product_over_pieces_and_steps(getkey):
-    field = piecewise(getkey())
+    field = make_field(getkey())
     single = jnode.OrthoField((5,), lipschitz=2.0, key=getkey())
     near = lambda x: pytest.approx(float(x), rel=1e-3)
     euler = jnode.Solver("euler", steps=3)
@@ -119,7 +119,7 @@ def near_list(values):
     [(1, jnode.Solver("dopri5", rtol=1e-5)), (2, jnode.Solver("bosh3"))],
 )
 def test_frozen_steps_give_the_adaptive_result(getkey, count, adaptive):
-    field = piecewise(getkey(), count)
+    field = make_field(getkey(), count)
     field = field if count > 1 else field.segment(0)
     y0, other = jr.normal(getkey(), (2, 5))
     taken = jnode.solve(field, y0, adaptive).schedule
@@ -152,7 +152,7 @@ def test_frozen_steps_give_the_adaptive_result(getkey, count, adaptive):
 )
 def test_steps_that_cross_a_jump_are_refused(getkey, call, message):
     with pytest.raises(ValueError, match=message):
-        call(piecewise(getkey()), jnp.ones(5))
+        call(make_field(getkey()), jnp.ones(5))
 
 
 class Own(eqx.Module):
@@ -165,8 +165,8 @@ class Own(eqx.Module):
 
 
 def test_jumps_are_found_wherever_they_stand(getkey):
-    three, six = piecewise(getkey()), piecewise(getkey(), 6)
-    inner = jnode.PiecewiseField([piecewise(getkey(), 2) for _ in range(2)])
+    three, six = make_field(getkey()), make_field(getkey(), 6)
+    inner = jnode.PiecewiseField([make_field(getkey(), 2) for _ in range(2)])
     times = [1 / 3, 2 / 3]
     for tree in (three, three + Decay(1.0), 2.0 * three, Own([three]), {"a": (three,)}):
         assert jumps(tree) == pytest.approx(times)
@@ -177,7 +177,7 @@ def test_jumps_are_found_wherever_they_stand(getkey):
 
 
 def test_a_segment_is_the_tree_as_it_is_there(getkey):
-    inner = [piecewise(getkey(), 2) for _ in range(3)]
+    inner = [make_field(getkey(), 2) for _ in range(3)]
     tree = Own([jnode.PiecewiseField(inner)])
     times = (0.0, *jumps(tree), 1.0)
     y = jr.normal(getkey(), (5,))
@@ -195,7 +195,7 @@ def test_a_segment_is_the_tree_as_it_is_there(getkey):
 
 def whole_and_parts(getkey, kind):
     """A field that jumps, and what it is on each segment."""
-    field = piecewise(getkey(), 4, activation="tanh")
+    field = make_field(getkey(), 4, activation="tanh")
     change = {
         "multiple": lambda f: 2.0 * f,
         "sum": lambda f: f + Decay(0.5),
@@ -248,7 +248,10 @@ def test_no_step_crosses_a_hidden_jump(getkey, kind, solver):
 )
 @pytest.mark.parametrize("count", slow_but([3, 4], 3))
 def test_diffrax_stops_at_the_jumps_too(getkey, how, count):
-    field, y0 = piecewise(getkey(), count, activation="tanh"), jr.normal(getkey(), (5,))
+    field, y0 = (
+        make_field(getkey(), count, activation="tanh"),
+        jr.normal(getkey(), (5,)),
+    )
     parts, ends = [field.segment(k) for k in range(count)], np.linspace(0, 1, count + 1)
     ends = ends.tolist()
     how = {**how, "steps": 2 * count} if "steps" in how else how
@@ -269,7 +272,7 @@ def test_diffrax_stops_at_the_jumps_too(getkey, how, count):
 
 
 def test_parts_of_the_interval_and_beyond(getkey):
-    field, y0 = piecewise(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
+    field, y0 = make_field(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
     parts = [field.segment(k) for k in (0, 0, 1, 2)]
     ends = (-0.25, 0.0, 0.25, 0.5, 0.6)
     best = follow(parts, y0, ends)
@@ -289,7 +292,7 @@ def test_parts_of_the_interval_and_beyond(getkey):
 
 @pytest.mark.slow
 def test_derivatives_with_respect_to_the_times(getkey):
-    field, y0 = piecewise(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
+    field, y0 = make_field(getkey(), 4, activation="tanh"), jr.normal(getkey(), (5,))
     solver = jnode.Solver("tsit5", steps=8)
     run = lambda t0, t1: jnode.solve(field, y0, solver, t0=t0, t1=t1).y
     end = run(0.0, 1.0)
@@ -315,7 +318,7 @@ def test_derivatives_with_respect_to_the_times(getkey):
 
 
 def test_frozen_steps_run_backwards_too(getkey):
-    field, y0 = piecewise(getkey(), 2), jr.normal(getkey(), (5,))
+    field, y0 = make_field(getkey(), 2), jr.normal(getkey(), (5,))
     adaptive = jnode.Solver("bosh3", rtol=1e-4)
     taken = jnode.solve(field, y0, adaptive, t0=1.0, t1=0.0).schedule
     frozen = adaptive.freeze(taken)
@@ -328,4 +331,4 @@ def test_frozen_steps_run_backwards_too(getkey):
 
 def test_constant_steps_of_diffrax_do_not_know_jumps(getkey):
     with pytest.raises(ValueError, match="steps or ts must be given"):
-        jnode.solve(piecewise(getkey()), jnp.ones(5), diffrax.Tsit5(), dt0=0.1)
+        jnode.solve(make_field(getkey()), jnp.ones(5), diffrax.Tsit5(), dt0=0.1)

@@ -212,7 +212,7 @@ def row(part, model, seed=0, **more):
         "nfe": 2.0,
         "ms_per_image": 0.1,
         "adaptive": {"solver": "dopri5", "nfe": 20.0},
-        "stretch": {"certified_upper_bound": 2.0, "empirical_lower_bound": 1.5},
+        "tightness": {"certified_upper_bound": 2.0, "empirical_lower_bound": 1.5},
         "alone": {**seen, "attacks": alone, "worst_case": worst},
         "ensemble": {**seen, "attacks": [], "worst_case": worst},
         **more,

@@ -1,4 +1,4 @@
-"""Auto-PGD: steps that halve themselves (Croce & Hein, ICML 2020)."""
+"""Auto-PGD: gradient steps that halve automatically (Croce & Hein, ICML 2020)."""
 
 import abc
 from typing import Any, ClassVar, NamedTuple
@@ -21,14 +21,15 @@ from jnode.attacks.losses import (
 )
 from jnode.attacks.norms import choose, size, steepest, wide
 
-# A step is three parts of its own direction and one of the step before.
+# Momentum: a step is 3/4 of its own direction and 1/4 of the step before.
 MOMENTUM = 0.25
-# The share of steps that must raise the loss for the step length to stay.
+# The step length stays if at least this fraction of steps raised the loss.
 RHO = 0.75
 
 
 def checkpoints(steps: int) -> Int[np.ndarray, " steps"]:
-    """For each step, how many steps the check after it looks back on; 0 for no check.
+    """For each step the number of steps that the checkpoint after it covers; 0 for
+    none.
 
     Intervals shrink from 22 % of all steps by 3 % each time, to 6 % at least.
     """
@@ -44,13 +45,13 @@ def checkpoints(steps: int) -> Int[np.ndarray, " steps"]:
 
 
 class AbstractAPGD(AbstractAttack):
-    """Gradient ascent with momentum whose step halves when it ceases to help.
+    """Gradient ascent with momentum, whose step halves when it no longer helps.
 
-    The step starts at twice epsilon. At checkpoints a sample's step halves, and it
-    goes back to its best point, if the loss grew in at most 75 % of the steps since
-    the last one, or if neither step nor best loss changed since. Each restart begins
-    anew for samples on which none succeeded before; where none does, the image of the
-    largest loss comes back. Stops when it has succeeded on the whole batch.
+    The step starts at twice epsilon. At checkpoints a sample's step halves, and it goes
+    back to its best point, if the loss grew in at most 75 % of the steps since the last
+    one, or if neither step nor best loss changed since. Each restart runs for the
+    samples on which no earlier one succeeded; if none succeeds, the image with the
+    largest loss is returned. The attack stops when it has succeeded on the whole batch.
     """
 
     steps: int = count_field("steps", 100)
@@ -63,7 +64,8 @@ class AbstractAPGD(AbstractAttack):
         clean: Logits,
         restart: Int[Array, ""],
     ) -> Float[Array, " batch"]:
-        """What a restart maximises, from the logits and those of the clean images."""
+        """The loss that a restart maximises, from the logits and those of the clean
+        images."""
 
     def search(self, model, images, goal, clean, budget, *, key):
         def restart(carry, this):
@@ -83,12 +85,12 @@ class AbstractAPGD(AbstractAttack):
 
 
 class _State(NamedTuple):
-    """Where each sample of a climb is.
+    """The state of each sample in a restart.
 
-    `best` is the image of the largest loss with its gradient and loss, `met` the first
-    adversarial image and whether there was one. At the last checkpoint the largest
-    loss was `best_then`, and the step was halved or not; since then the loss `grew` so
-    many times.
+    `best` is the image with the largest loss, with its gradient and loss; `met` is the
+    first adversarial image and whether there was one. `best_then` is the largest loss
+    at the last checkpoint, where the step was or was not halved; `grew` counts the
+    steps since then in which the loss grew.
     """
 
     step: Int[Array, ""]
@@ -119,9 +121,9 @@ class _Climb(NamedTuple):
     def run(
         self, done: Bool[Array, " batch"], key: PRNGKeyArray
     ) -> tuple[Images, Bool[Array, " batch"], Float[Array, " batch"]]:
-        """Of each sample an adversarial image, else that of the largest loss; whether
-        it is adversarial; the largest loss. Stops when there is one of each sample that
-        was not `done` before."""
+        """For each sample an adversarial image, or else the one with the largest loss;
+        whether it is adversarial; and the largest loss. It stops when every sample that
+        was not `done` before has an adversarial image."""
         schedule = checkpoints(self.attack.steps)
         windows = jnp.asarray(schedule)
         enough = jnp.asarray(np.floor(RHO * schedule).astype(int))
@@ -175,12 +177,12 @@ class _Climb(NamedTuple):
             ),
             key=key,
         )
-        # What is not a number is no way to go.
+        # A NaN is no direction.
         losses = jnp.nan_to_num(losses, nan=-jnp.inf)
         return losses, self.goal.reached(logits), gradient
 
     def moved(self, state: _State) -> _State:
-        """One step with momentum, of which there is none in the first."""
+        """One step with momentum, except in the first step."""
         key, this = jr.split(state.key)
         momentum = jnp.where(state.step > 0, MOMENTUM, 0.0)
         x, budget = state.x, self.budget
@@ -204,7 +206,7 @@ class _Climb(NamedTuple):
     def halved(
         self, state: _State, checking: Bool[Array, ""], enough: Int[Array, ""]
     ) -> _State:
-        """At a checkpoint, half the step and back to the best point where it helps."""
+        """At a checkpoint, halves the step and returns to the best point if needed."""
         stuck = state.grew <= enough
         stuck |= ~state.halved_then & (state.best_then >= state.best[2])
         halve = stuck & checking
@@ -228,7 +230,7 @@ class APGDCE(AbstractAPGD):
 
 
 class APGDDLR(AbstractAPGD):
-    """Auto-PGD on the difference of logits ratio; with targets on the targeted one."""
+    """Auto-PGD on the difference of logits ratio, or on its targeted form."""
 
     name: ClassVar[str] = "apgd-dlr"
     least_classes: ClassVar[int] = 3
@@ -238,10 +240,10 @@ class APGDDLR(AbstractAPGD):
 
 
 class APGDT(AbstractAPGD):
-    """Targeted Auto-PGD: restart by restart towards the next likely class.
+    """Targeted Auto-PGD: each restart moves towards the next likely class.
 
     `restarts` is the number of targets, the classes of the largest clean logits after
-    the predicted one: 9 in AutoAttack. With targets of the call, each restart is a
+    the predicted one: 9 in AutoAttack. If the call gives targets, each restart is a
     random start towards these.
     """
 

@@ -1,4 +1,4 @@
-"""What every attack is: a search for an image with another prediction."""
+"""The interface of attacks."""
 
 import abc
 import dataclasses
@@ -20,7 +20,8 @@ from jnode.attacks.norms import wide
 
 
 def as_count(name: str) -> Callable[[int], int]:
-    """A converter of the field `name` that refuses all but integers of at least 1."""
+    """A converter of the field `name` that raises unless it is an integer of at least
+    1."""
 
     def convert(count):
         if not isinstance(count, int) or count < 1:
@@ -31,7 +32,7 @@ def as_count(name: str) -> Callable[[int], int]:
 
 
 def count_field(name: str, default: int) -> Any:
-    """A count that decides what is compiled; given by keyword."""
+    """A static count, given by keyword; another value recompiles."""
     return eqx.field(
         default=default, static=True, kw_only=True, converter=as_count(name)
     )
@@ -40,14 +41,14 @@ def count_field(name: str, default: int) -> Any:
 class AbstractAttack(eqx.Module):
     r"""An algorithm that searches for an image with another prediction.
 
-    How far it may go is an argument of the call, a `Budget`. An attack is untargeted
-    unless the call is given `targets`.
+    The `Budget`, which limits the perturbation, is an argument of the call. An attack
+    is untargeted unless the call has `targets`.
 
     **Arguments:**
 
-    - `steps`: how many steps, or queries.
-    - `restarts`: how many random starts, or targets; `first` is the number of the
-        first of them, where an attack is a part of another (`parts`).
+    - `steps`: the number of steps or, for black-box attacks, queries.
+    - `restarts`: the number of random starts, or of targets; `first` is the number of
+        the first one, if the attack is one of the `parts` of another.
 
     **Raises:** `ValueError` for a number below 1.
     """
@@ -60,7 +61,7 @@ class AbstractAttack(eqx.Module):
         default=0, init=False, converter=lambda i: jnp.asarray(i, jnp.int32)
     )
     via: str = eqx.field(default="", init=False, static=True)
-    """The model that the images are made through, where it is not the one attacked."""
+    """The surrogate model that a transferred attack uses, or `None`."""
 
     def __call__(
         self,
@@ -72,37 +73,38 @@ class AbstractAttack(eqx.Module):
         targets: Classes | None = None,
         key: PRNGKeyArray,
     ) -> Images:
-        r"""Attacked images, each in [0, 1] and within the budget around its original.
+        r"""The attacked images, each in [0, 1] and within the budget of its original.
 
-        An image whose prediction is wanted already comes back untouched: without
-        targets one that is misclassified, be it by the model's mistake or a wrong
-        label, so that labels never leak; with targets one that is given its target.
+        An image for which the goal is already reached is returned unchanged, so that
+        labels never leak: without targets a misclassified image (whether the model or
+        the label is wrong), with targets an image that is predicted as its target.
 
-        Compiled once for each model, attack, norm and shape: later calls, with another
-        epsilon too, compile nothing. A model that is an `equinox.Module` may change its
-        arrays; a function defined anew at each call is another model each time.
+        It is compiled once for each model, attack, norm and shape; another epsilon does
+        not recompile. Neither do new arrays in a model that is an `equinox.Module`, but
+        a function that is defined again for each call is a new model each time.
 
         **Arguments:**
 
         - `model`: any map from a batch of images to logits; it is differentiated as it
-            is, solver and all. A model of one image is wrapped in `jnode.batched`, one
-            that draws random numbers in `RandomModel`. Logits of another type than the
-            images are cast to theirs.
+            is, including its solver. Wrap a model of one image in `jnode.batched`, and
+            one that draws random numbers in `RandomModel`. Logits are cast to the dtype
+            of the images.
         - `images`: [batch, height, width, channels], float32 or (in JAX's 64-bit mode)
             float64, with pixels in [0, 1]; the batch may be empty.
         - `labels`: [batch], the true classes as integers.
         - `budget`: the norm and epsilon, for example `Budget("linf", 8 / 255)`; epsilon
             may be an array, one value for each image.
-        - `targets`: [batch], a class for each image, not its label. If they are given
-            the attack succeeds where the prediction is the target, and not otherwise.
+        - `targets`: [batch], a class for each image other than its label. With targets
+            the attack succeeds on an image if the prediction is its target.
         - `key`: of the random starts; the same key gives the same images.
 
         **Returns:** images of the shape and dtype of the given ones.
 
         **Raises:** `TypeError` for images, labels, targets or a budget of another type;
         `ValueError` for another shape, for pixels outside [0, 1], classes that the
-        model does not have, or labels as targets (where values are known: not while JAX
-        traces the call), and for a model of too few classes or of single images.
+        model does not have, or targets that equal the label (none of which can be
+        checked while JAX traces the call), and for a model with too few classes or one
+        of single images.
         """
         images, goal = as_input(images, labels, targets)
         budget = check_budget(budget).of_each(images)
@@ -123,18 +125,18 @@ class AbstractAttack(eqx.Module):
         *,
         key: PRNGKeyArray,
     ) -> Images:
-        """The attacked images; what it returns where the goal is reached already is
-        thrown away.
+        """The attacked images; those for which the goal was already reached are
+        discarded.
 
-        **Arguments:** the model and images of the call; the goal, which says when the
-        attack has succeeded; the logits of the images; the budget, with an epsilon for
-        each image. Images, logits and epsilon are of one dtype."""
+        **Arguments:** the model and images of the call; the goal, which decides when
+        the attack has succeeded; the logits of the images; the budget, with an epsilon
+        for each image. Images, logits and epsilon are of one dtype."""
 
     def parts(self) -> tuple["AbstractAttack", ...]:
-        """The same attack cut into restarts (or targets), to be run one after another.
+        """The same attack as a sequence of single restarts (or targets).
 
-        Images on which one part succeeds need not be given to the next. All parts
-        compile to one program.
+        Images on which one part succeeds can be left out of the next. All parts share
+        one compiled program.
         """
         if self.restarts == 1:
             return (self,)
@@ -146,7 +148,7 @@ class AbstractAttack(eqx.Module):
 
 
 def check_budget(budget: Budget | None) -> Budget:
-    """The budget. **Raises:** `TypeError` where it is none."""
+    """The budget itself. **Raises:** `TypeError` if it is not a `Budget`."""
     if not isinstance(budget, Budget):
         raise TypeError(
             "budget must be a jnode.attacks.Budget, for example "
@@ -159,9 +161,9 @@ def check_budget(budget: Budget | None) -> Budget:
 
 
 def compiled(function: Callable, *arguments: Any) -> Any:
-    """`function(*arguments)` as one program, kept for the next call of its kind.
+    """`function(*arguments)` as one compiled program, cached for similar calls.
 
-    Where JAX is tracing already it becomes a part of that program.
+    If JAX is already tracing, it becomes part of that program.
     """
     leaves = jax.tree.leaves(arguments)
     if any(isinstance(leaf, Tracer) for leaf in leaves):
@@ -169,7 +171,7 @@ def compiled(function: Callable, *arguments: Any) -> Any:
     return _compiled(function, *arguments)
 
 
-# One for all calls: what is compiled is kept by the jitted function.
+# One function for all calls, since the jitted function holds the cache.
 @eqx.filter_jit
 def _compiled(function, *arguments):
     return function(*arguments)
@@ -184,7 +186,7 @@ def perturb(
     budget: Budget,
     key: PRNGKeyArray,
 ) -> Images:
-    """The attack on a batch whose logits are known, of arguments that were checked."""
+    """The attack on a batch with known logits, for arguments that were checked."""
     return compiled(_attack, attack, model, images, goal, clean, budget, key)[0]
 
 
@@ -197,7 +199,7 @@ def _attack(attack, model, images, goal, clean, budget, key):
 
 
 def check_classes(attack: Any, classes: int) -> None:
-    """Raises `ValueError` where the attack needs a model of more classes."""
+    """Raises `ValueError` if the attack needs a model with more classes."""
     if classes < attack.least_classes:
         raise ValueError(
             f"{attack.name} needs a model of at least {attack.least_classes} classes, "

@@ -1,4 +1,4 @@
-"""How far an attack may go: a ball around each image, within the box of pixels."""
+"""Budgets of attacks: a ball around each image, intersected with [0, 1]."""
 
 import math
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jnode.attacks.norms import NORMS, Images, shortened, size, steepest, wide
 
 TOLERANCE = 1e-6
-"""By how much rounding may take an image past its budget."""
+"""The tolerance for rounding when a budget is checked."""
 
 
 def _as_norm(norm):
@@ -60,9 +60,10 @@ class Budget(eqx.Module):
     epsilon: Float[Array, "*batch"] = eqx.field(converter=_as_epsilon)
 
     def of_each(self, images: Images) -> "Budget":
-        """The same budget with an epsilon for each of the images, of their dtype.
+        """The same budget with an array of one epsilon for each image, of the images'
+        dtype.
 
-        So a number and an array are one program to JAX.
+        So a number and an array compile to the same program.
 
         **Raises:** `ValueError` for another number of epsilons than images.
         """
@@ -83,7 +84,8 @@ class Budget(eqx.Module):
     def project(self, adversarial: Images, images: Images) -> Images:
         """The nearest image in the ball, then clipped to [0, 1].
 
-        Clipping moves every pixel towards the original, so the ball is not left.
+        Clipping moves every pixel towards the original, so the result stays in the
+        ball.
         """
         delta = shortened(adversarial - images, wide(self.epsilon), self.norm)
         return jnp.clip(images + delta, 0.0, 1.0)
@@ -101,9 +103,11 @@ class Budget(eqx.Module):
         return self.project(images + epsilon * radius * direction, images)
 
     def check(self, name: str, images: ArrayLike, adversarial: ArrayLike) -> None:
-        """Refuses what the attack of this name returned outside [0, 1] or the ball.
+        """Checks the images of the attack `name`: in [0, 1], and in the ball.
 
-        **Raises:** `RuntimeError`.
+        **Arguments:** the name; the original images and the attacked ones, both
+        [batch, height, width, channels].
+        **Raises:** `RuntimeError` if they are not.
         """
         images, adversarial = jnp.asarray(images), jnp.asarray(adversarial)
         low, high = float(jnp.min(adversarial)), float(jnp.max(adversarial))

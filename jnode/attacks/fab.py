@@ -17,7 +17,7 @@ from jnode.attacks.inputs import Classes, as_input, check_ranges
 from jnode.attacks.losses import AsImages, Classifier, Images, Labels
 from jnode.attacks.norms import choose, size, steepest, wide
 
-# How far past the hyperplane, how much towards the original at most, and how far back.
+# Overshoot past the hyperplane, largest bias towards the original, and backward step.
 OVERSHOOT, BIAS, BACK = 1.05, 0.1, 0.9
 NEWTON = 12
 
@@ -30,14 +30,15 @@ def to_hyperplane(
     With $\langle w, x\rangle - b$ = `gaps` the change $d$ has $\langle w, d\rangle =
     -$`gaps`: each pixel moves against $w$ by $\min(\lambda, r_i)$ (Linf) or
     $\min(\lambda|w_i|, r_i)$ (L2), $r_i$ the room that [0, 1] leaves it. The left side
-    is concave in $\lambda$, so Newton's iteration climbs to the root from 0. Where all
-    room is not enough, all of it.
+    is concave in $\lambda$, so Newton's iteration from 0 converges to the root from
+    below. If no change within [0, 1] reaches the hyperplane, the largest one is
+    returned.
     """
     # Flat: over one or three channels XLA's CPU backend takes sums one by one.
     shape = images.shape
     images, normals = (x.reshape(len(x), -1) for x in (images, normals))
     steep = jnp.abs(normals)
-    # Towards smaller w.x where the gap is positive, towards larger where negative.
+    # Decreases w.x if the gap is positive and increases it if negative.
     direction = -jnp.sign(normals) * jnp.where(gaps >= 0, 1.0, -1.0)[:, None]
     room = jnp.where(direction > 0, 1 - images, images)
     speed = jnp.ones_like(steep) if norm == "linf" else steep
@@ -66,10 +67,10 @@ class AbstractFAB(AbstractAttack):
     """Looks for the nearest adversarial image.
 
     Each step linearises the classifier between the label and another class, projects
-    both the iterate and the original to that boundary within [0, 1], and goes between
-    the two. An adversarial iterate is pulled back towards the original. It minimises
-    the distance; the budget only judges the result. Stops when it has succeeded within
-    the budget on the whole batch.
+    both the iterate and the original to that boundary within [0, 1], and moves to a
+    point between the two. An adversarial iterate is pulled back towards the original.
+    It minimises the distance; the budget is only used to judge the result. It stops
+    when it has succeeded within the budget on the whole batch.
     """
 
     steps: int = count_field("steps", 100)
@@ -83,7 +84,7 @@ class AbstractFAB(AbstractAttack):
         restart: Int[Array, ""],
         key: PRNGKeyArray,
     ) -> Images:
-        """Where a restart begins, no farther than `radius` from the images."""
+        """The first iterate of a restart, at most `radius` from the images."""
 
     @abc.abstractmethod
     def boundary(
@@ -94,15 +95,15 @@ class AbstractFAB(AbstractAttack):
         targets: Labels,
         norm: str,
     ) -> tuple[Images, Float[Array, " batch"]]:
-        """The gap between two logits, above 0 while the goal is not reached: its
-        gradient and value."""
+        """The gradient and value of the gap between two logits, which is positive until
+        the goal is reached."""
 
     def search(self, model, images, goal, clean, budget, *, key):
         within = budget.epsilon
         found, distance = _shorten(
             self, model, images, goal, clean, budget, within, key
         )
-        # Rounding of the distance must not leave the budget.
+        # Rounding of the distance must not exceed the budget.
         found = budget.project(found, images)
         return jnp.where(wide(distance <= within), found, images)
 
@@ -116,18 +117,18 @@ class AbstractFAB(AbstractAttack):
         targets: Classes | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Images, Float[Array, " batch"]]:
-        """The nearest adversarial image that was met, and how far away it is.
+        """The nearest adversarial image that was found, and its distance.
 
-        The image itself at distance 0 where its prediction is wanted already, and at
-        distance `inf` where no adversarial image was met.
+        If the goal is already reached for an image, the image itself at distance 0; if
+        no adversarial image was found, the image itself at distance `inf`.
 
-        **Arguments:** as of a call, with the `norm` of the distance in place of a
+        **Arguments:** as for a call, with the `norm` of the distance instead of a
         budget; the key is that of random starts, if any.
 
         **Returns:** images of the shape and dtype of the given ones, and [batch]
         distances.
 
-        **Raises:** as a call.
+        **Raises:** as for a call.
         """
         images, goal = as_input(images, labels, targets)
         # No two images are farther apart.
@@ -149,8 +150,8 @@ def _nearest(attack, model, images, goal, whole, key):
 
 
 def _shorten(attack, model, images, goal, clean, budget, enough, key):
-    """The nearest adversarial images and their distances; it may stop when all are as
-    near as `enough`. Random starts keep to the budget."""
+    """The nearest adversarial images and their distances. The search may stop when all
+    distances are at most `enough`. Random starts lie within the budget."""
     norm = budget.norm
 
     def step(carry):
@@ -204,8 +205,8 @@ class FABT(AbstractFAB):
     """FAB towards one class after another.
 
     `restarts` is the number of targets, the classes of the largest clean logits after
-    the predicted one: 9 in AutoAttack. It draws no random numbers, so with targets of
-    the call one restart is enough.
+    the predicted one: 9 in AutoAttack. It draws no random numbers, so if the call gives
+    targets one restart is enough.
     """
 
     name: ClassVar[str] = "fab-t"
@@ -219,11 +220,11 @@ class FABT(AbstractFAB):
 
 
 class FAB(AbstractFAB):
-    """FAB towards the class whose linearised boundary is nearest, step by step.
+    """FAB towards the class whose linearised boundary is nearest at each step.
 
     The first restart begins at the image, the others at a random point halfway to the
     nearest adversarial image or to the budget. Each step costs as many gradients as
-    there are classes; with targets of the call one.
+    there are classes, or one if the call gives targets.
     """
 
     name: ClassVar[str] = "fab"

@@ -1,4 +1,4 @@
-"""What an attack is after: any other class than the true one, or one that is given."""
+"""The goals of attacks: untargeted, any class but the true one; or targeted."""
 
 import abc
 from typing import Any
@@ -22,7 +22,7 @@ from jnode.attacks.losses import (
 
 
 class AbstractGoal(eqx.Module):
-    """When an attack has succeeded, and the losses that grow on the way there.
+    """The condition of an attack's success, and losses that increase towards it.
 
     `classes` are the true classes of an untargeted attack, and the targets of a
     targeted one.
@@ -33,23 +33,23 @@ class AbstractGoal(eqx.Module):
     @staticmethod
     @abc.abstractmethod
     def met(predictions: Any, classes: Any) -> Any:
-        """Where these are the predictions wanted, as arrays; -1 is no class."""
+        """Where predictions (-1 for none) reach the goal, as an array."""
 
     def reached(self, logits: Logits) -> Bool[Array, " batch"]:
-        """Of which images these are the logits wanted."""
+        """Whether the logits of each image reach the goal."""
         return self.met(prediction(logits), self.classes)
 
     @abc.abstractmethod
     def loss(self, logits: Logits) -> PerSample:
-        """The cross-entropy, with the sign with which it is to grow."""
+        """The cross-entropy, with the sign for which the attack maximises it."""
 
     @abc.abstractmethod
     def ratio(self, logits: Logits) -> PerSample:
-        """The difference of logits ratio (Croce & Hein, ICML 2020), likewise."""
+        """The difference of logits ratio (Croce & Hein, ICML 2020), to be maximised."""
 
     @abc.abstractmethod
     def margin(self, logits: Logits) -> PerSample:
-        """The difference of two logits that is below 0 where the goal is reached."""
+        """The difference of two logits, which is negative if the goal is reached."""
 
     @abc.abstractmethod
     def rival(self, logits: Logits) -> Labels:
@@ -57,11 +57,12 @@ class AbstractGoal(eqx.Module):
 
     @abc.abstractmethod
     def target(self, clean: Logits, rank: Int[Array, ""]) -> Labels:
-        """The class that the part of an attack with this number heads for."""
+        """The class towards which an attack's part of this number moves."""
 
 
 class Untargeted(AbstractGoal):
-    """Any prediction but the true class; none, as logits are not finite, counts too."""
+    """Any prediction but the true class, including none (logits that are not
+    finite)."""
 
     @staticmethod
     def met(predictions, classes):
@@ -84,7 +85,7 @@ class Untargeted(AbstractGoal):
 
 
 class Targeted(AbstractGoal):
-    """The target as prediction. All parts of an attack head for it."""
+    """The target as the prediction, in all parts of an attack."""
 
     @staticmethod
     def met(predictions, classes):

@@ -1,4 +1,4 @@
-"""What attacks take: images in [0, 1], the true classes, and targets if any."""
+"""Checks of the arguments of attacks: images, labels and targets."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jnode.attacks.goals import AbstractGoal, Targeted, Untargeted
+from jnode.sharding import as_auto
 
 Classes = ArrayLike | Sequence[int]
 """A class for each image, as an array or a list of integers."""
@@ -30,20 +31,22 @@ def as_input(
 def check_input(
     images: ArrayLike, labels: Classes, targets: Classes | None = None
 ) -> tuple[Known, Known, Known | None]:
-    """All three as arrays, NumPy's where they were no JAX arrays.
+    """All three, checked, as arrays: JAX arrays as they are, all else as NumPy arrays.
 
     **Arguments:**
 
-    - `images`: [batch, height, width, channels], float32 or float64, with pixels in
-        [0, 1]. The range is looked at where the pixels are known, so not in a function
-        that JAX is tracing. The batch may be empty.
+    - `images`: [batch, height, width, channels], float32 or float64, with pixels in [0,
+        1]. The range is checked only if the pixels are known, not in a function that
+        JAX is tracing. The batch may be empty.
     - `labels`: [batch], integers.
-    - `targets`: [batch], integers, each other than the label, which is looked at
+    - `targets`: [batch], integers that differ from the label, which is checked
         likewise; or `None`.
 
+    Arrays that are sharded over explicit mesh axes come back in Auto mode.
+
     **Raises:** `TypeError` for another dtype; `ValueError` for another shape, pixels
-    outside [0, 1], a label as target, or arrays that are sharded over explicit mesh
-    axes.
+    outside [0, 1], a target that equals the label, or arrays that are sharded over
+    explicit mesh axes in a function that JAX is tracing.
     """
     images = check_images(images)
     labels = _classes("labels", labels, len(images))
@@ -55,7 +58,7 @@ def check_input(
 
 
 def check_images(images: ArrayLike) -> Known:
-    """The images alone, likewise."""
+    """As `check_input`, for the images only."""
     images = _array(images)
     _check_dtype(images)
     if images.ndim != 4 or 0 in images.shape[1:]:
@@ -66,7 +69,7 @@ def check_images(images: ArrayLike) -> Known:
         )
     _check_sharding(images)
     if len(images) and _known(images):
-        # Images that are known may meet a function that JAX is tracing.
+        # Known images may be an argument of a function that JAX is tracing.
         with jax.ensure_compile_time_eval():
             low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):
@@ -78,7 +81,7 @@ def check_images(images: ArrayLike) -> Known:
 
 
 def check_ranges(labels: Classes, targets: Classes | None, count: int) -> None:
-    """Checks, where they are known, that the model has these classes.
+    """Checks that the model has these classes, if their values are known.
 
     **Raises:** `ValueError` that names the argument.
     """
@@ -128,14 +131,14 @@ def _check_dtype(images):
 
 
 def _array(value):
-    return value if isinstance(value, jax.Array) else np.asarray(value)
+    return as_auto(value) if isinstance(value, jax.Array) else np.asarray(value)
 
 
 def _check_sharding(array):
     if not isinstance(array, jax.Array):
         return
     sharding = jax.typeof(array).sharding
-    # An axis that no dimension is spread over is named by no part of the spec.
+    # The spec names only mesh axes over which a dimension is sharded.
     names = {
         name
         for part in sharding.spec
@@ -145,7 +148,8 @@ def _check_sharding(array):
     kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
     if any(kinds[name] == AxisType.Explicit for name in names):
         raise ValueError(
-            "images, labels and targets must not be sharded over explicit mesh axes: "
-            "make the mesh with Auto axes, as jnode.sharding.data_mesh does "
+            "images, labels and targets must not be sharded over explicit mesh axes "
+            "in a function that JAX is tracing: call the attack outside of it, or make "
+            "the mesh with Auto axes, as jnode.sharding.data_mesh does "
             "(jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,)))."
         )

@@ -1,4 +1,4 @@
-"""Attacks one after another, on the images that are still classified rightly."""
+"""Runs attacks one after another on the images that are still classified rightly."""
 
 import dataclasses
 import math
@@ -26,8 +26,9 @@ from jnode.attacks.trial import Pair, Trial, as_trial, describe
 from jnode.sharding import (
     Sharded,
     check_divides,
+    gather,
     replicate,
-    shard_batch,
+    scatter,
     shareable,
 )
 
@@ -40,15 +41,15 @@ SMALL = 32
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-    """The samples of one trial, and what became of them.
+    """The samples of one trial and its results on them.
 
-    - `samples`: which; those on which no trial had succeeded before.
+    - `samples`: the indices of the samples on which the trial ran.
     - `predictions`: the class given to each one's attacked image, -1 where its logits
         are not finite.
-    - `successes`: on which of all samples it succeeded.
-    - `images`: the adversarial images of these, the proof of it.
+    - `successes`: the indices of the samples on which it succeeded. - `images`: the
+        adversarial images of the successes.
     - `shown`: the attacked images of the first samples, adversarial or not.
-    - `seconds`: how long it took, compilation included.
+    - `seconds`: the run time, including compilation.
     """
 
     samples: Int[np.ndarray, " attacked"]
@@ -61,11 +62,11 @@ class Attacked:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What `run` found.
+    """The result of `run`.
 
     - `images`, `labels`: the clean images and their classes.
     - `logits`: of the clean images.
-    - `attacked`: what each trial did.
+    - `attacked`: the result of each trial.
     """
 
     images: Float[np.ndarray, "n height width channels"]
@@ -89,8 +90,8 @@ class Outcome:
 
     @property
     def first_success(self) -> Int[np.ndarray, " n"]:
-        """The number of the first trial that succeeded on each sample; `ROBUST` (-1)
-        where none did, `MISCLASSIFIED` (-2) where the clean image was wrong already."""
+        """The number of the first trial that succeeded on each sample; `ROBUST` (-1) if
+        none did, `MISCLASSIFIED` (-2) if the clean image is already misclassified."""
         right = self.predictions == self.labels
         first = np.where(right, ROBUST, MISCLASSIFIED)
         for i, found in reversed([*enumerate(self.attacked)]):
@@ -107,7 +108,8 @@ class Outcome:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of samples classified rightly on which no trial succeeded.
+        """The share of all samples that are classified rightly and on which no trial
+        succeeded.
 
         The worst case over all trials; NaN where there are no samples.
         """
@@ -132,42 +134,42 @@ def run(
     progress: bool = True,
     mesh: Mesh | None = None,
 ) -> Outcome:
-    """Attacks what is classified rightly, and judges each attacked image anew.
+    """Attacks the rightly classified images, and classifies each attacked image again.
 
-    An attack's restarts are run one after another: samples on which one succeeds are
-    spared the next. What is left is gathered into full batches, or smaller ones where
-    there is less: one compilation an attack and size.
+    The restarts of an attack run one after another, and each leaves out the samples on
+    which an earlier one succeeded. The remaining samples are gathered into full
+    batches, or into smaller ones if there are fewer, with one compilation for each
+    attack and batch size.
 
     **Arguments:**
 
-    - `model`: a map from a batch of images to logits (of single images wrapped in
-        `jnode.batched`, a random one in `RandomModel`).
+    - `model`: a map from a batch of images to logits (wrap a model of one image in
+        `jnode.batched`, and a random one in `RandomModel`).
     - `images`: [n, height, width, channels], float32 or float64, in [0, 1]. They are
         attacked in float32 unless JAX is in its 64-bit mode.
     - `labels`: [n], the true classes as integers.
     - `trials`: attacks with their budgets, in order: pairs such as
         `(PGD(), Budget("linf", 8 / 255))`, or `autoattack(Budget("linf", 8 / 255))`.
-    - `targets`: [n], a class for each image, not its label: then an attack succeeds
-        where the prediction is the target, and not otherwise.
+    - `targets`: [n], a class for each image other than its label. With targets an
+        attack succeeds on an image if the prediction is its target.
     - `key`: of the attacks' random numbers; the same gives the same result.
     - `batch_size`: images at a time.
-    - `successive`: whether a trial is spared the samples on which one before it
-        succeeded, in the same norm with at most the same epsilon.
-    - `keep`: is given each trial's number and the function that runs it, and may
-        remember what was found; `progress`: whether to draw a progress bar.
-    - `mesh`: over what devices to spread each batch, by default JAX's first. Results
-        are the same, unless random numbers are drawn for a smaller batch, which is made
-        a multiple of the devices.
+    - `successive`: whether a trial leaves out the samples on which an earlier one
+        succeeded in the same norm with at most the same epsilon.
+    - `keep`: a function of each trial's number and of the function that runs it, which
+        may store the result; `progress`: whether to draw a progress bar.
+    - `mesh`: the devices for each batch, by default JAX's first. Results are the same,
+        except for random numbers in a smaller last batch, a multiple of the devices.
 
     **Returns:** an `Outcome`; its images lie in [0, 1], within the budgets.
 
-    **Raises:** `TypeError` or `ValueError` for bad arguments, or a model of too few
-    classes; `RuntimeError` for an attack that leaves its budget.
+    **Raises:** `TypeError` or `ValueError` for bad arguments, or a model with too few
+    classes; `RuntimeError` for an attack that exceeds its budget.
     """
     check_batch_size(batch_size)
     check_divides(batch_size, mesh)
     x, y, aims = check_input(images, labels, targets)
-    # Float64 in JAX's 64-bit mode alone.
+    # Float64 only in JAX's 64-bit mode.
     images = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     labels = np.asarray(y, int)
     trials = [_fitting(as_trial(trial), len(labels)) for trial in trials]
@@ -184,11 +186,11 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
 
 
 def over_devices(model: Callable, mesh: Mesh | None) -> Callable:
-    """The classifier of batches that are spread over the devices of a mesh, if any.
+    """The classifier with its batches sharded over the devices of a mesh, if any.
 
-    What is or holds a `RandomModel` draws for the whole batch, as on one device: it
-    stays one program, which JAX spreads, and an adaptive solve in it ends on all
-    devices at once.
+    A `RandomModel`, or a model that holds one, draws random numbers for the whole
+    batch, as on one device. So it remains one program, which JAX shards, and an
+    adaptive solve in it ends on all devices at once.
     """
     if mesh is None:
         return model
@@ -242,10 +244,7 @@ def _clean_pass(model, images, labels, targets, batch_size, mesh) -> _Problem:
 def _clean_logits(model, images, length, mesh):
     batches = padded_batches((images,), length)
     return np.concatenate(
-        [
-            np.asarray(logits_of(model, shard_batch(x, mesh)))[mask]
-            for _, (x,), mask in batches
-        ]
+        [gather(logits_of(model, scatter(x, mesh)))[mask] for _, (x,), mask in batches]
     )
 
 
@@ -259,7 +258,8 @@ def _fitting(trial: Trial, n: int) -> Trial:
 
 
 def _within(earlier: Trial, trial: Trial, n: int) -> Bool[np.ndarray, " n"]:
-    """For which samples what `earlier` returned is in `trial`'s budget too."""
+    """The samples for which an image within `earlier`'s budget is within `trial`'s
+    too."""
     same = earlier.norm == trial.norm and trial.budget is not None
     return np.broadcast_to(same & (earlier.epsilon <= trial.epsilon), (n,))
 
@@ -289,7 +289,7 @@ def _run(trial: Trial, problem: _Problem, samples, key, bar) -> Attacked:
             shown[place[first]] = adversarial[first]
             successes.append(chosen[success])
             images.append(adversarial[success])
-            # Sums of such shares may round up past the end.
+            # Rounding may take the sum of these fractions past the end.
             share = len(chosen) / len(left) / len(parts)
             bar.update(min(share, bar.total - bar.n))
         left = np.setdiff1d(left, np.concatenate(successes))
@@ -301,10 +301,10 @@ def _run(trial: Trial, problem: _Problem, samples, key, bar) -> Attacked:
 def _batches(
     part: Trial, problem: _Problem, samples: Int[np.ndarray, " left"], key
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each batch: which samples, their attacked images, the classes given to these,
-    and where the goal is reached.
+    """For each batch: the samples, their attacked images, the predictions for these,
+    and whether the goal is reached.
 
-    **Raises:** `RuntimeError` for an attack that leaves its budget.
+    **Raises:** `RuntimeError` for an attack that exceeds its budget.
     """
     model, images, _, goal, classes, logits, length, mesh = problem
     multiple = 1 if mesh is None else mesh.size
@@ -313,24 +313,26 @@ def _batches(
     whole = images, classes, logits, epsilon
     batches = padded_batches(whole, size, samples=samples)
     for i, (chosen, arrays, mask) in enumerate(batches):
-        x, y, clean, e = shard_batch(arrays, mesh)
-        own = jax.random.fold_in(key, i)
+        x, y, clean = scatter(arrays[:3], mesh)
+        own = replicate(jax.random.fold_in(key, i), mesh)
         if isinstance(part.attack, GaussianNoise):
             found = part.attack(x, key=own)
         else:
-            budget = Budget(part.norm, e)
-            found = perturb(part.attack, model, x, goal(y), clean, budget, own)
-            budget.check(part.attack.name, x, found)
-        given = classes_of(logits_of(model, found))
+            budget = Budget(part.norm, arrays[3])
+            spread = scatter(budget, mesh)
+            found = perturb(part.attack, model, x, goal(y), clean, spread, own)
+            budget.check(part.attack.name, arrays[0], gather(found))
+        given = classes_of(gather(logits_of(model, found)))
         success = goal.met(given, arrays[1])
-        yield chosen, np.asarray(found)[mask], given[mask], success[mask]
+        yield chosen, gather(found)[mask], given[mask], success[mask]
 
 
 def fitted(length: int, count: int, multiple: int = 1) -> int:
-    """A batch for so many samples: `length`, or a share of it where fewer are left.
+    """The batch size for `count` samples: `length`, or a fraction of it if they are
+    fewer.
 
-    Shares are 3/4, 1/2, 3/8 and so on, multiples of the number of devices: each is one
-    more compilation, which long attacks on few samples repay.
+    The fractions are 3/4, 1/2, 3/8 and so on, rounded to multiples of `multiple`. Each
+    is one more compilation, which pays off for long attacks on few samples.
     """
     shares = [share * 0.5**k for k in range(8) for share in (0.75, 0.5)]
     sizes = [math.ceil(share * length / multiple) * multiple for share in shares]

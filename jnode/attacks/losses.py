@@ -1,5 +1,5 @@
-"""What attacks ask of a classifier: mistakes, losses and their gradients, and means of
-them all where it draws random numbers."""
+"""Predictions, losses and gradients of a classifier for attacks, averaged over draws if
+it is random."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ Classifier = Callable[[Images], Logits]
 
 
 def prediction(logits: Logits) -> Labels:
-    """The class of the largest logit; -1, no class, where one is not finite."""
+    """The class of the largest logit; -1 (no class) if a logit is not finite."""
     finite = jnp.all(jnp.isfinite(logits), axis=1)
     return jnp.where(finite, jnp.argmax(logits, axis=1).astype(int), -1)
 
@@ -27,7 +27,7 @@ def prediction(logits: Logits) -> Labels:
 class AsImages(eqx.Module):
     """A classifier whose logits have the dtype of its images.
 
-    **Raises:** `ValueError` where what it returns is not a row of logits an image.
+    **Raises:** `ValueError` if its result is not one row of logits for each image.
     """
 
     model: Callable
@@ -46,7 +46,8 @@ class AsImages(eqx.Module):
 
 @eqx.filter_jit
 def logits_of(model: Classifier, images: Images) -> Logits:
-    """The logits of one batch, of the images' dtype: the program that judges."""
+    """The logits of one batch, in the images' dtype; all predictions are judged by
+    these."""
     return AsImages(model)(images)
 
 
@@ -73,8 +74,8 @@ def margin(logits: Logits, labels: Labels) -> PerSample:
 def difference_of_logits_ratio(logits: Logits, labels: Labels) -> PerSample:
     r"""DLR: $-(z_y - \max_{i \ne y} z_i)/(z_{\pi_1} - z_{\pi_3})$.
 
-    It has a gradient wherever logits are large, unlike cross-entropy, as it does not
-    change with their scale or offset. At least 3 classes.
+    It is invariant to the scale and offset of logits, so unlike the cross-entropy it
+    has a gradient even if logits are large. It needs at least 3 classes.
     """
     ordered = jnp.sort(logits, axis=1)
     true = at(logits, labels)
@@ -112,9 +113,9 @@ def loss_and_gradient(
 ) -> tuple[PerSample, Logits, Images]:
     """Each sample's loss, logits, and gradient with respect to its image.
 
-    All are of the images' dtype, whatever that of the model's logits. Where the model
-    is or holds a `RandomModel` they are means over its draws, from `key` if there is
-    one. What is not finite in a gradient becomes 0.
+    All have the images' dtype, whatever the model's. If the model is or holds a
+    `RandomModel` they are means over its draws, from `key` if it is given. Entries of a
+    gradient that are not finite become 0.
     """
 
     def of(classifier):
@@ -132,7 +133,7 @@ def loss_and_gradient(
 def next_likely(clean: Logits, rank: Int[Array, ""]) -> Labels:
     """The class of the largest clean logit after the predicted one, at `rank` 0.
 
-    With fewer classes than ranks they come round again.
+    With fewer classes than ranks they repeat.
     """
     order = jnp.argsort(-clean, axis=1)
     return jnp.take(order, 1 + rank % (clean.shape[1] - 1), axis=1)
@@ -141,14 +142,14 @@ def next_likely(clean: Logits, rank: Int[Array, ""]) -> Labels:
 class RandomModel(eqx.Module):
     """A classifier that draws random numbers at each call, as the attacks see it.
 
-    Attacks that follow gradients average loss and gradient over `draws` fresh draws at
-    every step (expectation over transformation; Athalye et al., ICML 2018). Where only
-    logits are asked for, they are the mean over as many draws from `key`: the same
-    draws at each call, so that predictions can be repeated.
+    Gradient attacks average loss and gradient over `draws` fresh draws at every step
+    (expectation over transformation; Athalye et al., ICML 2018). Logits alone are the
+    mean over as many draws from `key`: the same draws at each call, so that predictions
+    are reproducible.
 
     It may be a part of another classifier that is a PyTree, such as an
-    `equinox.Module`, and attacks find it there (`over_draws`). Inside a plain Python
-    function they cannot, and attack the mean over the draws of its predictions.
+    `equinox.Module`, in which attacks find it (`over_draws`). In the closure of a plain
+    Python function they cannot find it, and attack the mean of its predictions.
     """
 
     model: Callable
@@ -157,7 +158,10 @@ class RandomModel(eqx.Module):
 
     def __init__(self, model: Callable, *, key: PRNGKeyArray, draws: int = 20):
         """**Arguments:** a map from a batch of images and a key to logits; the key of
-        the predictions; the number of draws, 20 in AutoAttack."""
+        the predictions; the number of draws, at least 1 and 20 in AutoAttack.
+
+        **Raises:** `ValueError` for another number of draws.
+        """
         if not isinstance(draws, int) or draws < 1:
             raise ValueError(f"draws must be an integer of at least 1, not {draws!r}.")
         self.model, self.key, self.draws = model, key, draws
@@ -192,8 +196,8 @@ def over_draws(
     """`function(model)`, or its mean over draws of each `RandomModel` in the model.
 
     **Arguments:** a classifier, any PyTree; a function from a classifier to arrays; the
-    key of the draws, by default that of the predictions. Of several random parts the
-    largest number of draws is taken.
+    key of the draws, by default that of the predictions. With several random parts the
+    largest number of draws is used.
     """
     parts = _random_parts(model)
     if not parts:

@@ -1,4 +1,4 @@
-"""Random noise: no attack, as it looks at no model, but what an attack must beat."""
+"""Gaussian noise: not an attack, but a baseline for attacks."""
 
 from typing import ClassVar
 
@@ -27,8 +27,8 @@ def _as_sigma(sigma):
 class GaussianNoise(eqx.Module):
     r"""Adds $\mathcal N(0, \sigma^2)$ to each pixel and clips to [0, 1].
 
-    A perturbation without a search and without a budget: no norm bounds the noise, so
-    no worst case counts it.
+    It does not depend on the model and has no budget: no norm bounds the noise, so it
+    takes no part in a worst case.
 
     **Arguments:** `sigma`, the standard deviation in pixel units.
 
@@ -36,7 +36,7 @@ class GaussianNoise(eqx.Module):
     """
 
     name: ClassVar[str] = "gaussian"
-    # What `run` asks of an attack.
+    # The interface of an attack that `run` uses.
     via: ClassVar[str] = ""
     least_classes: ClassVar[int] = 2
     steps: ClassVar[int] = 1
@@ -49,13 +49,13 @@ class GaussianNoise(eqx.Module):
         **Arguments:** [batch, height, width, channels], float32 or float64 in [0, 1];
         the key of the noise.
 
-        **Raises:** as an attack for bad images.
+        **Raises:** for bad images, as an attack.
         """
         images = jnp.asarray(check_images(images))
         return compiled(_noisy, images, self.sigma, key)
 
     def parts(self) -> tuple["GaussianNoise", ...]:
-        """The noise itself: it is one draw."""
+        """The noise itself, which is a single draw."""
         return (self,)
 
 

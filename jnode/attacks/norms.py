@@ -1,4 +1,4 @@
-"""Norms of perturbations: their size, the nearest of a given norm, the steepest."""
+"""Norms of perturbations, projections onto balls, and steepest directions."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from jaxtyping import Array, Bool, Float
 Images = Float[Array, "batch height width channels"]
 NORMS = ("linf", "l2")
 
-# The L2 ball is taken smaller by this share, so that rounding never leaves it.
+# The L2 ball is made smaller by this fraction, so that rounding never leaves it.
 _MARGIN = 1e-6
 
 
 def wide(per_sample: Array) -> Array:
-    """One number a sample, ready to meet images."""
+    """One number for each sample, reshaped to broadcast against images."""
     return per_sample[:, None, None, None]
 
 
 def choose(mask: Bool[Array, " batch"], new: Any, old: Any) -> Any:
-    """Sample by sample, one of two trees of images and numbers."""
+    """Selects for each sample from one of two trees of images and numbers."""
 
     def pick(a, b):
         return jnp.where(wide(mask) if a.ndim == 4 else mask, a, b)

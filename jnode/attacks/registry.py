@@ -39,11 +39,11 @@ def make(
 ) -> AbstractAttack:
     """The attack of this name.
 
-    **Arguments:** the name; the number of steps and of random starts, by default those
-    of its class; "fgsm" has one of each.
+    **Arguments:** the name; the number of steps and of restarts, each at least 1 and by
+    default that of its class; "fgsm" has one of each.
 
-    **Raises:** `ValueError` for another name, with those there are, and for a number
-    below 1.
+    **Raises:** `ValueError` for an unknown name, listing the known ones, and for a
+    number below 1.
     """
     _check(name, ATTACKS)
     counts = {"steps": steps, "restarts": restarts}
@@ -79,7 +79,10 @@ def parse(spec: str) -> Trial:
 
 
 def number(text: str) -> float:
-    """A number or a fraction, such as `36/255`; `ValueError` for anything else."""
+    """The value of a number or a fraction, such as `36/255`.
+
+    **Raises:** `ValueError` for anything else.
+    """
     numerator, _, denominator = text.partition("/")
     divisor = float(denominator) if denominator else 1.0
     if divisor == 0:
@@ -105,11 +108,11 @@ def autoattack(
         `RandomModel`, which averages over 20 draws.
 
     **Arguments:** the budget; the version; the model's number of `classes`. With fewer
-    than ten, all others are targets. APGD-T needs 4 classes and APGD-DLR 3: they are
-    left out where there are fewer, and the rest must do.
+    than ten, all other classes are targets. APGD-T needs 4 classes and APGD-DLR 3; with
+    fewer classes they are left out.
 
-    **Raises:** `ValueError` for another version or too few classes; `TypeError` for
-    what is no budget.
+    **Raises:** `ValueError` for another version or too few classes; `TypeError` if
+    `budget` is not a `Budget`.
     """
     check_budget(budget)
     if version not in VERSIONS:

@@ -1,4 +1,4 @@
-"""The attacks that others are compared with: one steepest step, and many."""
+"""FGSM and PGD."""
 
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from jnode.attacks.inputs import Classes, as_input, check_ranges
 from jnode.attacks.losses import AsImages, Classifier, Images, loss_and_gradient
 from jnode.attacks.norms import choose, steepest, wide
 
-# The value of an adversarial image: it beats the loss of any that is not.
+# The value of an adversarial image, larger than any loss.
 SUCCESS = 1e30
 
 
@@ -41,7 +41,7 @@ class FGSM(AbstractAttack):
 
 
 def traced_steps(steps: int) -> Int[Array, ""]:
-    """A number of steps as an array, so that another one compiles nothing anew."""
+    """A number of steps as an array, so that another number does not recompile."""
     return jnp.asarray(as_count("steps")(steps), jnp.int32)
 
 
@@ -49,8 +49,9 @@ class PGD(AbstractAttack):
     r"""Steepest steps on the cross-entropy, projected back to the ball.
 
     Projected gradient descent (Madry et al., ICLR 2018). Steps have the length
-    $2.5\,\epsilon / n$ for $n$ steps, as in the original. Of all iterates and restarts
-    each sample keeps the best: an adversarial one, else that of the largest loss.
+    $2.5\,\epsilon / n$ for $n$ steps, as in the original. For each sample the best of
+    all iterates and restarts is returned: an adversarial one, or else the one with the
+    largest loss.
     """
 
     name: ClassVar[str] = "pgd"
@@ -75,9 +76,11 @@ class PGD(AbstractAttack):
         budget: Budget,
         keys: Key[Array, " batch"],
     ) -> Images:
-        """As a call with one restart, from a random start with a key per image.
+        """As a call with one restart, but with a separate random key for each image.
 
-        So what becomes of an image does not depend on those beside it.
+        So the result for an image does not depend on the rest of the batch.
+
+        **Arguments:** as for a call, but with `keys` [batch].
         """
         images, goal = as_input(images, labels)
         budget = check_budget(budget).of_each(images)
@@ -126,7 +129,7 @@ def _from_keys(attack, model, images, goal, budget, keys):
 
     start = jax.vmap(begin)(images, budget.epsilon, keys)
     best = _unbeaten(images, goal, clean)
-    # Those of the steps: only a model that draws random numbers looks at them.
+    # Keys of the steps, which only a model that draws random numbers uses.
     both = jr.split(keys[0])
     both = both[0], both[1]
     best, _ = attack._climb(model, images, goal, budget, start, best, both)
@@ -134,6 +137,7 @@ def _from_keys(attack, model, images, goal, budget, keys):
 
 
 def _unbeaten(images, goal, clean):
-    """Images with the values that any attacked one beats, unless they are wanted."""
+    """The clean images, with values below any attacked one's unless the goal is
+    reached."""
     lowest = jnp.full(len(images), -jnp.inf, clean.dtype)
     return images, jnp.where(goal.reached(clean), SUCCESS, lowest)

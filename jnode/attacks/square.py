@@ -11,27 +11,28 @@ from jaxtyping import Float
 from jnode.attacks.base import AbstractAttack, count_field
 from jnode.attacks.norms import size, wide
 
-# Shares of the pixels that a square covers, halved after so many of 10,000 queries;
-# of fewer or more in proportion.
+# The fraction of pixels that a square covers is halved after these queries of 10,000;
+# for other numbers in proportion.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 def shares(queries: int, first: float = 0.8) -> Float[np.ndarray, " queries"]:
-    """What share of the image's positions the square of each query covers."""
+    """The fraction of the image's positions that each query's square covers."""
     query = np.arange(queries) * 10_000 // queries
     halvings = np.searchsorted(HALVED_AFTER, query, side="left")
     return first / 2.0**halvings
 
 
 class Square(AbstractAttack):
-    r"""Black-box random search: squares of the largest change, kept where they help.
+    r"""Black-box random search by squares of the largest change.
 
-    It asks for logits alone, so no masked gradient misleads it. Linf: starts from
-    vertical stripes of $\pm\epsilon$ and sets squares to $\pm\epsilon$, each channel
-    by itself. L2: starts from a grid of perturbations that are two pyramids of opposite
-    sign each, and moves the mass of one random window, and what the budget leaves, into
-    another, where such a perturbation is added. Squares shrink as queries are spent.
-    `steps` is the number of queries. Stops when it has succeeded on the whole batch.
+    It uses logits only, so masked gradients do not mislead it. A change is kept if it
+    helps. In Linf it starts from vertical stripes of $\pm\epsilon$ and sets squares to
+    $\pm\epsilon$, with a sign for each channel. In L2 it starts from a grid of
+    perturbations, each two pyramids of opposite sign; then it takes the norm of one
+    random window, and what is left of the budget, and adds such a perturbation of this
+    norm in another window. Squares shrink as queries are spent. `steps` is the number
+    of queries. The attack stops when it has succeeded on the whole batch.
     """
 
     name: ClassVar[str] = "square"
@@ -48,12 +49,12 @@ class Square(AbstractAttack):
         sides = jnp.asarray(np.minimum(sides, min(height, width) - 1).clip(1))
 
         def value(logits):
-            # Where logits are not finite the margin does not tell.
+            # If logits are not finite, the margin is meaningless.
             return jnp.where(goal.reached(logits), -jnp.inf, goal.margin(logits))
 
         def keep(x, best, candidate):
             found = value(model(candidate))
-            # A move along a plateau is free, and may lead off it.
+            # Accepting equal values lets the search leave a plateau.
             better = (found <= best) & (best >= 0)
             x = jnp.where(wide(better), candidate, x)
             return x, jnp.where(better, found, best)
@@ -97,7 +98,7 @@ def _stripes(images, epsilon, key):
 
 
 def _window(shape, corner, side):
-    """1 on the square of each sample with this corner, 0 elsewhere."""
+    """A mask for each sample: 1 on the square at this corner, 0 elsewhere."""
     rows, columns = (jnp.arange(length)[None] for length in shape[1:3])
     in_rows = (rows >= corner[0][:, None]) & (rows < corner[0][:, None] + side)
     in_columns = (columns >= corner[1][:, None]) & (columns < corner[1][:, None] + side)
@@ -160,7 +161,7 @@ def _eta(shape, corner, side, key, dtype):
 
 
 def _channel_norm(x):
-    """The L2 norm over height and width; hardly 0, to be divided by."""
+    """The L2 norm over height and width, kept above 0 as it is a divisor."""
     squares = jnp.sum(x**2, axis=(1, 2), keepdims=True)
     return jnp.sqrt(jnp.maximum(squares, 1e-24))
 
@@ -190,7 +191,7 @@ def _grid(images, epsilon, key):
 
 
 def _l2_windows(delta, side, epsilon, key):
-    # Odd and at least 3, so that a window has a middle, where the image has the room.
+    # Odd and at least 3, so that a window has a middle, if the image is large enough.
     side = jnp.maximum(side, 3) // 2 * 2 + 1
     side = jnp.minimum(side, (min(delta.shape[1:3]) - 1) // 2 * 2 + 1)
     keys = jr.split(key, 3)
@@ -198,7 +199,7 @@ def _l2_windows(delta, side, epsilon, key):
     here, there = (_corner(shape, side, k) for k in keys[:2])
     inside = _window(shape, here, side)
     either = inside | _window(shape, there, side)
-    # Each channel's mass in both windows, with its share of what the budget leaves.
+    # The norm in both windows of each channel, plus its part of the remaining budget.
     spent = jnp.sum(delta**2, axis=(1, 2, 3), keepdims=True)
     left = jnp.maximum(epsilon**2 - spent, 0) / shape[3]
     held = jnp.sum(jnp.where(either, delta, 0) ** 2, axis=(1, 2), keepdims=True)

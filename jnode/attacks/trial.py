@@ -1,4 +1,4 @@
-"""What `run` runs: an attack within a budget, or noise."""
+"""Trials for `run`: an attack with its budget, or noise."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from jnode.attacks.noise import GaussianNoise
 class Trial(NamedTuple):
     """An attack and its budget, or noise, which has none.
 
-    A plain pair `(attack, budget)` will do wherever a trial is asked for.
+    A plain pair `(attack, budget)` is accepted wherever a trial is.
     """
 
     attack: AbstractAttack | GaussianNoise
@@ -20,12 +20,12 @@ class Trial(NamedTuple):
 
     @property
     def norm(self) -> str:
-        """That of the budget; of noise "sigma", of which nothing is the worst case."""
+        """The budget's norm; "sigma" for noise, which has none."""
         return "sigma" if self.budget is None else self.budget.norm
 
     @property
     def epsilon(self) -> np.ndarray:
-        """That of the budget, a number or one for each image; of noise its sigma."""
+        """The budget's epsilon, a number or one for each image; the sigma of noise."""
         if self.budget is None:
             assert isinstance(self.attack, GaussianNoise)
             return np.asarray(self.attack.sigma)
@@ -37,7 +37,7 @@ class Trial(NamedTuple):
 
 
 def describe(trial: Trial) -> str:
-    """For people: `pgd-40 linf 0.1`, `pgd-40 linf 0.1 via rk4x8`."""
+    """A label such as `pgd-40 linf 0.1` or `pgd-40 linf 0.1 via rk4x8`."""
     attack = trial.attack
     steps = f"-{int(attack.steps)}" if attack.steps > 1 else ""
     through = f" via {attack.via}" if attack.via else ""
@@ -47,11 +47,11 @@ def describe(trial: Trial) -> str:
 
 
 Pair = Trial | tuple[AbstractAttack, Budget]
-"""What is taken for a trial."""
+"""What is accepted as a trial."""
 
 
 def as_trial(trial: Pair) -> Trial:
-    """The trial, also of a plain pair.
+    """The trial, which may be given as a plain pair.
 
     **Raises:** `TypeError` for anything else.
     """

@@ -1,4 +1,4 @@
-"""Certified accuracy: the share of images that are right, provably, in a whole ball."""
+"""Certified robust accuracy (CRA, also called verified robust accuracy, VRA)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from jnode.sharding import (
     shard_batch,
     sharded,
     shareable,
+    split_rows,
 )
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ REFUSAL = (
     "smoothed (--smoothing 0.25)"
 )
 CURVE = 201  # radii in the curves for plots
+LOCAL = 48
+"""Images that a device certifies locally at a time."""
 UNBOUNDED = "no Lipschitz constant is known of an unconstrained part of the model"
 
 
 def refusal(model: "ODEClassifier") -> str | None:
-    """The reason why nothing of a model can be certified; `None` if something can."""
+    """The reason why a model cannot be certified, or `None` if it can."""
     if model.solver.ladder:
         return None if is_certifiable(model) else UNBOUNDED
     if model.solver.adaptive:
@@ -60,22 +63,32 @@ def certified_radii(
     """Each image's certified L2 radius, and -1 where the prediction is wrong.
 
     **Arguments:** a model; images [n, height, width, channels] with pixels in [0, 1];
-    their classes [n]; how many images at a time; over what devices to spread them
-    (`jnode.sharding.data_mesh`; by default JAX's first device).
+    their classes [n]; the batch size over all devices; the devices over which to shard
+    batches (`jnode.sharding.data_mesh`; by default JAX's first device). With several
+    processes each computes its share of the images, and all get the whole result.
 
     **Raises:** `TypeError` and `ValueError` for bad images or labels, or a batch that
-    cannot be spread evenly.
+    cannot be divided evenly.
     """
-    check_divides(batch_size, mesh)
     images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, shape=model.image_shape)
     check_labels(labels, len(model.head.bias))
     if images.dtype != np.float64:
         images = images.astype(np.float32)
     check_certifiable(model)
-    if jax.default_backend() == "tpu":
-        mesh = None  # computed on the host's CPU
-    return _certified_radii(model, images, labels, batch_size, mesh)
+    each = check_divides(batch_size, mesh)
+
+    def some(rows, mesh):
+        mesh = _certifying_mesh(mesh)
+        size = each * (1 if mesh is None else mesh.size)
+        return _certified_radii(model, images[rows], labels[rows], size, mesh)
+
+    return split_rows(some, len(labels), mesh)
+
+
+def _certifying_mesh(mesh: Mesh | None) -> Mesh | None:
+    """What is certified on a TPU is computed on the host's CPU."""
+    return None if jax.default_backend() == "tpu" else mesh
 
 
 @certifying
@@ -105,37 +118,57 @@ def locally_certified_radii(
     labels: Int[np.ndarray, " n"],
     *,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Float[np.ndarray, " n"]:
-    """As `certified_radii`, from bounds around each image (`local_radius`).
+    """As `certified_radii`, but by the local bounds of `local_radius`.
 
-    **Arguments:** a model; images and their classes; whether to draw a progress bar.
+    **Arguments:** a model; images [n, height, width, channels] and their classes [n];
+    whether to draw a progress bar; the devices over which to shard the images, 48 at a
+    time on each.
     """
+    images = np.asarray(images, np.float32)
+
+    def some(rows, mesh):
+        mesh = _certifying_mesh(mesh)
+        return _locally_certified(model, images[rows], labels[rows], mesh, progress)
+
+    return split_rows(some, len(labels), mesh)
+
+
+@certifying
+def _locally_certified(model, images, labels, mesh, progress):
     from tqdm import tqdm
 
-    total = len(images)
+    total, shared = len(images), replicate(model, mesh)
+    size = shareable(min(LOCAL * (1 if mesh is None else mesh.size), total), mesh)
     parts = []
     with tqdm(total=total, disable=not progress, unit="image") as bar:
         bar.set_description("local certificates")
-        for _, (x, y), mask in padded_batches((images, labels), min(48, total)):
-            radii = _local_radii(model, jnp.asarray(x, jnp.float32), jnp.asarray(y))
+        for _, batch, mask in padded_batches((images, labels), size):
+            x, y = shard_batch(batch, mesh)
+            radii = _local_radii(shared, x, y, mesh)
             parts.append(np.asarray(radii)[mask])
             bar.update(len(parts[-1]))
     return np.concatenate(parts)
 
 
-@certifying
 @eqx.filter_jit
-def _local_radii(model, images, labels):
-    predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
-    return jnp.where(predictions == labels, local_radius(model, images), -1.0)
+def _local_radii(model, images, labels, mesh):
+    def one_batch(model, images, labels):
+        predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
+        return jnp.where(predictions == labels, local_radius(model, images), -1.0)
+
+    return sharded(one_batch, mesh)(model, images, labels)
 
 
 def certified_accuracy(
     radii: Float[np.ndarray, " n"], thresholds: Sequence[float]
 ) -> list[dict]:
-    """The share of images certified right at each L2 radius, as rows for JSON.
+    """Certified robust accuracy at each L2 radius, as rows for JSON: the share of
+    rightly classified images with at least this certified radius.
 
-    **Arguments:** what `certified_radii` gave, and the radii to report, each >= 0.
+    **Arguments:** the result of `certified_radii`, [n], and the radii to report, each
+    >= 0.
 
     **Raises:** `ValueError` for a negative radius.
     """
@@ -155,11 +188,12 @@ def certified_accuracy(
 def linf_certified_accuracy(
     radii: Float[np.ndarray, " n"], thresholds: Sequence[float], *, pixels: int
 ) -> list[dict]:
-    """As `certified_accuracy`, for Linf balls, by the L2 balls that hold them.
+    """As `certified_accuracy`, for Linf balls, by the L2 balls that contain them.
 
-    **Arguments:** L2 radii; the Linf radii to report; how many pixels an image has.
+    **Arguments:** L2 radii, [n]; the Linf radii to report; the number of pixels of an
+    image.
     """
-    # Larger by this share, so that rounding never certifies more.
+    # Slightly larger, so that rounding never certifies more.
     factor = pixels**0.5 * (1 + 1e-6)
     return [
         {
@@ -176,7 +210,7 @@ def curve(
 ) -> dict[str, list[float]]:
     """Certified accuracy against the radius, for plots, up to `up_to` or further.
 
-    **Arguments:** what `certified_radii` and `locally_certified_radii` gave.
+    **Arguments:** the results of `certified_radii` and `locally_certified_radii`.
     """
     reach = max(up_to, float(np.quantile(local, 0.99)), 1e-3)
     radii = np.linspace(0, 1.05 * reach, CURVE)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from jnode.models import ModelBounds, ODEClassifier
 
 ROUNDS = 2
-"""How often the search within a smaller limit is tried again."""
+"""How many times the search is repeated with a smaller limit."""
 
 
 class Certified(NamedTuple):
-    """The radii of some images, and how many attempts at a step they took to find."""
+    """The radii of some images, and the number of attempts that finding them took."""
 
     radii: Float[Array, " images"]
     attempts: Int[Array, " images"]
@@ -35,10 +35,10 @@ def adaptive_radii(
 ) -> Certified:
     r"""Each prediction's certified radius, over every path that its ball can reach.
 
-    A first search takes the image's own path, whose grid certifies $\rho$ if no other
-    could be taken; the second all paths that enter within $\rho$. Merged nodes may make
-    the radius that this gives smaller than that of a search that stops earlier, so
-    limits between the two are tried. The largest radius of all searches counts.
+    The first search takes the image's own path, whose grid certifies $\rho$ if no other
+    path can be taken; the second one takes all paths with an entry below $\rho$. Since
+    nodes are merged, a search with a smaller limit may give a larger radius, so limits
+    in between are tried too. The largest radius of all searches is returned.
     """
     dtypes = (images.dtype, bounds.lipschitz.dtype, jnp.zeros(()).dtype)
     with jax.numpy_dtype_promotion("standard"):
@@ -54,7 +54,7 @@ def adaptive_radii(
         least = jnp.minimum(_least(model, ends, y), lost)
         found = jnp.minimum(least, limit)
         best = jnp.maximum(best, found)
-        # Where a limit was reached, no smaller one can do better.
+        # If the radius reached the limit, no smaller limit gives more.
         narrower = jnp.where(found < limit, (best + limit) / 2, none)
         first = jnp.where(jnp.isfinite(least), least, none)
         limit = jnp.where(index == 0, first, narrower)
@@ -67,7 +67,7 @@ def adaptive_radii(
 
 
 def is_certifiable(model: "ODEClassifier") -> bool:
-    """Whether constants are known of every field and layer of a model with a ladder."""
+    """Whether the solver is a ladder and every field and layer has known constants."""
     bounds = model.bounds()
     others = [
         constant
@@ -91,7 +91,7 @@ def _least(model, ends: Nodes, y) -> Float[Array, " images"]:
         others = jnp.arange(len(gaps), dtype=y.dtype) != y
         share = jnp.min(jnp.where(others, slack / up(gaps * more), jnp.inf))
         share = down(down(share) - node.slack) / node.growth
-        # Of what is not a number, nothing is known.
+        # Of a NaN nothing is known.
         return jnp.maximum(node.entry, jnp.where(share > 0, down(share), 0))
 
     each = jax.vmap(jax.vmap(one, in_axes=(0, None)))(ends, y)
@@ -100,8 +100,8 @@ def _least(model, ends: Nodes, y) -> Float[Array, " images"]:
 
 
 def _reached(model, bounds, images, limit):
-    """The nodes behind the last layer, the smallest entry that was given up, and how
-    many attempts were made."""
+    """The nodes after the last layer, the smallest entry that was dropped, and the
+    number of attempts."""
     zero = jnp.zeros_like(limit)
     nodes = started(images, zero, zero + 1)
     lost, attempts = zero + jnp.inf, jnp.zeros(len(images), jnp.int32)
@@ -118,7 +118,7 @@ def _reached(model, bounds, images, limit):
 
 
 def _through(layer: Any, constant: Float[Array, ""], nodes: Nodes) -> Nodes:
-    """The nodes behind a layer that is no solve."""
+    """The nodes after a layer other than an ODE block."""
     constant = up(constant)
     states = jax.vmap(jax.vmap(layer))(nodes.state)
     sizes = [jax.vmap(jax.vmap(safe_norm))(x) for x in (nodes.state, states)]
@@ -133,7 +133,7 @@ def _through(layer: Any, constant: Float[Array, ""], nodes: Nodes) -> Nodes:
 
 
 def _segments(block, fields, dtype):
-    """What is solved between the jumps of a block's field."""
+    """The solves between the jumps of a block's field."""
     solver = block.solver
     schedule = solver.plan(block.field, block.t0, block.t1)
     rtol, atol = solver.tolerances

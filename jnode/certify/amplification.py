@@ -1,4 +1,5 @@
-"""How far two solutions may part: certified bounds for fixed steps, and of the flow."""
+"""The amplification of a difference: certified bounds for fixed steps and for the
+flow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,7 @@ def stage_bounds(
 
     Every term is positive, so rounding is relative: a few units for each operation.
     """
-    # Lists of Python's numbers, which take on the type of what they meet.
+    # Lists of Python numbers, which are weakly typed.
     a, b = (x.tolist() for x in tableau(method)[:2])
     stages, inners = [], []
     for i in range(len(b)):
@@ -57,18 +58,19 @@ def step_amplification(
       square is at most $1 + \sum_i b_i(2h\mu\,\|\Delta Y_i\|^2/\|\Delta y\|^2 +
       \ell_i^2/r)$ with the logarithmic norm $\mu$ and $1 - s_i \le \|\Delta
       Y_i\|/\|\Delta y\| \le 1 + s_i$. For Euler's method $1 + 2h\mu + (hL)^2$.
-    - Circle contractivity, where the field is $c$-cocoercive besides: its square is at
-      most $1 + (1/r - 2c/h)_+ \sum_i b_i \ell_i^2$, which is 1 for $h \le 2rc$ (Sherry
-      et al., arXiv 2306.17332), and there at most $1 + (2h - h^2/(rc))\mu\sum_i
+    - Circle contractivity, where in addition the field is $c$-cocoercive: its square is
+      at most $1 + (1/r - 2c/h)_+ \sum_i b_i \ell_i^2$, which is 1 for $h \le 2rc$
+      (Sherry et al., arXiv 2306.17332), and there at most $1 + (2h - h^2/(rc))\mu\sum_i
       b_i(1 - s_i)_+^2$ if $\mu < 0$.
 
     **Arguments:** the method, by its name in `jnode.Solver`, as a `diffrax.AbstractERK`
     or as an explicit `diffrax.ButcherTableau`; the step $h > 0$; the field's bounds;
-    and the shortest of the steps that are bounded, where $h$ is the longest of several.
+    and, if one bound is to hold for several steps, the shortest of them, $h$ being the
+    longest.
 
     **Raises:** `TypeError` for another method.
     """
-    # A longer step grows more, but contracts more too.
+    # A longer step amplifies more, but also contracts more.
     shortest = h if shortest is None else shortest
     # Nothing is multiplied by an unknown constant, so that no NaN arises.
     known = jnp.isfinite(bounds.lipschitz)
@@ -82,7 +84,8 @@ def step_amplification(
     radius = circle_contractivity_radius(method)
     if radius > 0:
         square = _square(radius, weighted, (shortest, h), mu, bounds.cocoercivity)
-        # Its sums cancel where a step contracts: one unit of 1, not of the result.
+        # The sums cancel if a step contracts, so the error is a unit of 1, not of the
+        # result.
         square = square + 32 * u * jnp.where(mu < 0, 1, 0)
         best = jnp.minimum(best, jnp.sqrt(square) * (1 + 8 * u))
     return jnp.where(known, best, jnp.inf)
@@ -91,13 +94,13 @@ def step_amplification(
 def _square(radius, weighted, lengths, mu, cocoercivity) -> Float[Array, ""]:
     r"""The square of the smaller of the energy and the circle bound.
 
-    Of a circle contractive method, by its weights $b_i > 0$, $\ell_i$ and $s_i$.
+    For a circle contractive method, from its weights $b_i > 0$, $\ell_i$ and $s_i$.
     """
     shortest, h = lengths
     u, zero = unit_roundoff(mu.dtype), jnp.zeros_like(mu)
     up = (1 + (2 * len(weighted) + 16) * u) * jnp.ones_like(mu)
     growth = sum((w * (1 + i) ** 2 for w, _, i in weighted), zero)
-    # Contraction counts only as far as no stage can have shrunk the difference.
+    # Contraction counts only as much as stages cannot have shrunk the difference.
     least = sum((w * jnp.maximum(1 - i * up, 0) ** 2 for w, _, i in weighted), zero)
     least = least / up
     squares = sum((w * s**2 for w, s, _ in weighted), zero) * up
@@ -106,7 +109,7 @@ def _square(radius, weighted, lengths, mu, cocoercivity) -> Float[Array, ""]:
     )
     energy = 1 + drift + squares / radius * up
     excess = jnp.maximum((1 + 4 * u) / radius - (1 - 8 * u) * 2 * cocoercivity / h, 0)
-    # Below this there is no slope; and no quotient, or its gradient, overflows.
+    # The floor keeps the quotient and its gradient from overflowing.
     safe = jnp.maximum(cocoercivity, h / (2 * radius))
     slope = 2 * shortest * (1 - 8 * u) - h**2 / (radius * safe) * (1 + 8 * u)
     slope = jnp.maximum(slope, 0)
@@ -151,27 +154,28 @@ def amplification(
 ) -> Float[Array, ""]:
     r"""A certified upper bound on $\|y_N - z_N\| / \|y_0 - z_0\|$ of a numerical solve.
 
-    It bounds the map that is computed, not the ideal flow: the product over all steps,
-    equal or not, of `step_amplification`, with the bounds of the field as it is in the
-    step's segment of time. Steps backward in time are steps of $-f$. Rounding of the
-    states themselves adds an absolute error, for which `jnode.certify.radius` has its
-    own allowance.
+    This is a Lipschitz constant of the map that is computed, not of the ideal flow: the
+    product of `step_amplification` over all steps, equal or not, with the bounds of the
+    field in the step's segment of time. Steps backward in time are steps of $-f$.
+    Rounding of the states adds an absolute error, for which `jnode.certify.radius`
+    allows separately.
 
     **Arguments:**
 
-    - `field`: a vector field, or the `Bounds` of one that does not jump.
+    - `field`: a vector field, or the `Bounds` of a field that does not jump in time.
     - `solver`: a `jnode.Solver`, or, with `steps` or `ts`, a Diffrax solver that is an
       explicit Runge-Kutta method (`diffrax.AbstractERK` or `diffrax.Euler`), or an
       explicit `diffrax.ButcherTableau`.
-    - `t0`, `t1`: where the solve begins and ends; `t1 < t0` solves backward.
-    - `steps`, `ts`: of a Diffrax solver: the number of equal steps, or the times at
+    - `t0`, `t1`: the times at which the solve begins and ends; it runs backward if `t1
+        < t0`.
+    - `steps`, `ts`: for a Diffrax solver, the number of equal steps, or the times at
         which steps end, from `t0` to `t1`.
-    - `schedule`: in place of all these, the steps of another solve, as
-        `jnode.Solution.schedule` of an adaptive one. The bound is then that of the map
+    - `schedule`: instead of all these, the recorded steps of another solve, such as
+        `jnode.Solution.schedule` of an adaptive one. The bound then holds for the map
         that takes these steps from every state.
 
-    **Returns:** the bound; `inf` for an adaptive solver, whose map may jump where a
-    step is accepted or rejected, so that no such bound holds; and 1 for `t1 == t0`.
+    **Returns:** the bound; `inf` for an adaptive solver, whose map may jump between
+    accepting and rejecting a step, so that no such bound exists; and 1 for `t1 == t0`.
 
     **Raises:** `TypeError` for a solver that is not an explicit Runge-Kutta method, for
     traced times, and for weights in half precision; `ValueError` for steps that do not
@@ -193,7 +197,7 @@ def amplification(
 
 
 def _planned(field, solver, t0, t1, steps, ts) -> Schedule | None:
-    """The steps of a solve; `None` of an adaptive one."""
+    """The steps of a solve; `None` for an adaptive one."""
     if isinstance(solver, Solver):
         if steps is not None or ts is not None:
             raise ValueError(
@@ -201,7 +205,7 @@ def _planned(field, solver, t0, t1, steps, ts) -> Schedule | None:
             )
         schedule = solver.plan(field, t0, t1)
         return None if solver.adaptive else schedule
-    tableau(solver)  # refuses what is not explicit
+    tableau(solver)  # raises unless it is explicit
     if steps is None and ts is None:
         raise ValueError(
             "steps or ts must be given for a Diffrax solver: only known steps can be "
@@ -226,7 +230,7 @@ def _product(field, method, schedule) -> Float[Array, ""]:
 
 
 def bounded(field: Any) -> Any:
-    """The field; `TypeError` where it has no `bounds()` to certify anything by."""
+    """The field, or `TypeError` if it has no `bounds()`."""
     if not isinstance(field, AbstractVectorField):
         raise TypeError(
             "field must be a vector field with bounds, or jnode.Bounds, not "
@@ -240,12 +244,12 @@ def _steps_amplification(bounds: Bounds, method, part: Schedule) -> Float[Array,
     """The product over the steps of one segment, by the bounds in their direction."""
     u = unit_roundoff(bounds.lipschitz.dtype)
     lengths = np.abs(part.lengths[0])
-    # A state has at least the precision of the field. Its times are rounded to it, and
-    # Diffrax takes a length as the difference of two of them, of which one may be the
+    # A state has at least the precision of the field, and times are rounded to it.
+    # Diffrax computes a length as the difference of two times, one of which may be the
     # last number before a jump.
     error = 3 * u * (np.abs(part.times[:-1]) + np.abs(part.times[1:])) + 2 * u * lengths
     lengths, error = lengths[lengths != 0], error[lengths != 0]
-    # Steps that agree to rounding, relative to themselves, share one factor.
+    # Steps that are equal up to rounding share one factor.
     classes = np.round(np.log(lengths), 9)
     total = jnp.ones_like(bounds.lipschitz)
     for one in np.unique(classes):
@@ -254,7 +258,7 @@ def _steps_amplification(bounds: Bounds, method, part: Schedule) -> Float[Array,
         shortest = max(float(np.min((lengths - error)[alike])), 0.0)
         factor = step_amplification(method, longest, bounds, shortest=shortest)
         total = total * factor ** int(np.sum(alike))
-    # A product that vanished would be a bound no more.
+    # A product that underflowed to zero would not be a bound.
     total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
     return total * (1 + (4 * len(lengths) + 4) * u)
 
@@ -262,14 +266,14 @@ def _steps_amplification(bounds: Bounds, method, part: Schedule) -> Float[Array,
 def gronwall(field: AbstractVectorField, times: ArrayLike) -> Float[Array, " times"]:
     r"""Gronwall's envelope $e^{\int L}$ of $\|y(t) - z(t)\| / \|y(t_0) - z(t_0)\|$.
 
-    $L$ may change with time: each segment of a field that jumps counts for as long as
-    it lasts. It speaks of the exact flow; `amplification` speaks of a numerical solve.
+    $L$ may depend on time: each segment of a field that jumps counts for its duration.
+    The envelope bounds the exact flow; `amplification` bounds a numerical solve.
 
-    **Arguments:** the field, and a vector of times, the first of which is $t_0$:
+    **Arguments:** the field, and times [times], the first of which is $t_0$:
     increasing, or decreasing for a solve backward, whose field is $-f$.
 
-    **Raises:** `ValueError` for times that turn back; `TypeError` for times in half
-    precision, or a field without bounds.
+    **Raises:** `ValueError` for times that are not monotone; `TypeError` for times in
+    half precision, or a field without bounds.
     """
     return jnp.exp(_integral(field, times, lambda bounds: bounds.lipschitz))
 
@@ -279,8 +283,9 @@ def log_norm_envelope(
 ) -> Float[Array, " times"]:
     r"""The sharper envelope $e^{\int \mu_2}$ from the logarithmic norm.
 
-    It speaks of the exact flow (Dahlquist 1958; Söderlind, BIT 2006). Arguments and
-    errors as of `gronwall`.
+    It bounds the exact flow (Dahlquist 1958; Söderlind, BIT 2006). Where $\mu_2 < 0$
+    the flow is a contraction, and the envelope decreases. Arguments, with
+    times [times], and errors are those of `gronwall`.
     """
     return jnp.exp(_integral(field, times, lambda bounds: bounds.log_norm[1]))
 
@@ -310,5 +315,5 @@ def _integral(field, times, bound):
         rate = jnp.where(spent < 0, backward, forward).astype(times.dtype)
         grown = jnp.where(spent == 0, 0, rate) * jnp.abs(spent)
         total, size = total + grown, size + jnp.abs(grown)
-    # Of terms of both signs: the allowance is relative to their sizes.
+    # Terms have both signs, so the allowance is relative to their sizes.
     return total + 1e-5 * jnp.where(jnp.isfinite(size), size, 0)

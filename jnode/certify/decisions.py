@@ -1,12 +1,12 @@
-r"""How much a step and its decisions can change with the state, level by level.
+r"""How much an attempted step and its decisions can change with the state.
 
 The step-size decision of an attempt is the sign of $G_\theta = \theta s - \|e\|$ (see
 `jnode.solvers.LadderController`), which is Lipschitz in the state that the attempt
-starts from. Rounding is part of it: every number here bounds the map *as computed*,
-if an evaluation of the field errs by at most `evaluation(dtype)` times $L\|Y\| +
-\|f(Y)\| + \beta$ with $\beta$ the size of the biases. That is stated and not proven, as
-in `jnode.certify.radius`; what is made of the evaluations is bounded by Higham's
-$\gamma_n$.
+starts from. Rounding is part of it: every number here bounds the map *as computed*, if
+an evaluation of the field errs by at most `evaluation(dtype)` times $L\|Y\| + \|f(Y)\|
++ \beta$ with $\beta$ the size of the biases. That is stated and not proven, as in
+`jnode.certify.radius`; the rounding of all that is computed from the evaluations is
+bounded by Higham's $\gamma_n$.
 """
 
 import functools
@@ -25,14 +25,15 @@ from jnode.solvers.tableaus import embedded_pair
 
 
 def evaluation(dtype: Any) -> float:
-    """How far an evaluation of a field may err, as a share of what it adds up: 1e-5 in
-    float32."""
+    """The allowed error of an evaluation of a field, relative to the size of its terms:
+    1e-5 in float32."""
     return 168 * unit_roundoff(dtype)
 
 
 class Sizes(NamedTuple):
-    r"""What rounding is relative to in an attempt, or how much it can change with the
-    state: of $y$, $y^+$, the stages' $Y_i$ and $h k_i$, and the biases."""
+    r"""The sizes to which rounding in an attempt is relative, or their Lipschitz
+    constants in the state: of $y$, $y^+$, the stages' $Y_i$ and $h k_i$, and the
+    biases."""
 
     before: Float[Array, "*levels"]
     after: Float[Array, "*levels"]
@@ -42,7 +43,7 @@ class Sizes(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """How far the computed $y^+$, $s$ and $e$ of an attempt may be from exact ones."""
+    """Bounds on the rounding errors of $y^+$, $s$ and $e$ in an attempt."""
 
     after: Float[Array, "*levels"]
     scale: Float[Array, "*levels"]
@@ -50,10 +51,10 @@ class Noise(NamedTuple):
 
 
 class Constants(NamedTuple):
-    r"""Of an attempt, for each level: what a difference $\|\Delta y\|$ can become.
+    r"""Lipschitz constants of an attempt with respect to the state, for each level.
 
-    - `length`: the step, rounded up; `share`: how far a stage may err, of what it adds
-        up; `lipschitz`: that of the field.
+    - `length`: the step, rounded up; `share`: the allowed error of a stage relative to
+        its terms; `lipschitz`: that of the field.
     - `growth`: of $\|\Delta y^+\|$.
     - `accept`, `double`: of $|\Delta G_1|$ and $|\Delta G_\theta|$.
     """
@@ -73,7 +74,7 @@ def constants(
     times: tuple[float, float],
     size: int,
 ) -> Constants:
-    """The constants of every level, for a state of so many numbers.
+    """The constants of every level, for a state with `size` entries.
 
     **Arguments:** the field's bounds, the method, the controller, and the interval.
     """
@@ -95,7 +96,7 @@ def constants(
 
 
 def _are_exact(t0, t1, ladder, dtype) -> bool:
-    """Whether every time of a ladder is a number of this type."""
+    """Whether this dtype represents every time of a ladder exactly."""
     unit = (t1 - t0) / ladder.whole
     places = abs(t0) / unit, abs(t1) / unit
     return (
@@ -110,7 +111,7 @@ def _constants(bounds, method, ladder, h, shortest, share, size) -> Constants:
     inner, stages, error = _stage_constants(method, h, shortest, bounds, grown)
     one, zero = jnp.ones_like(grown), jnp.zeros_like(grown)
     largest = jnp.maximum(one, grown)
-    # What the noise can add within a ball: it grows with the states there.
+    # Within a ball the rounding error grows with the states.
     sizes = Sizes(one, largest, inner, stages, zero)
     noise = attempt_noise(method, (h, share, bounds.lipschitz), sizes, size)
     rtol = jnp.asarray(ladder.rtol, grown.dtype)
@@ -129,12 +130,11 @@ def attempt_noise(
     sizes: Sizes,
     size: int,
 ) -> Noise:
-    """How far rounding may move what an attempt computes; linear in the sizes.
+    """Bounds on the rounding errors of an attempt; linear in the sizes.
 
     **Arguments:** the method; the step's `length`, `share` and `lipschitz` (see
-    `Constants`); the sizes; and how many numbers a state has.
-
-    **Returns:** the noise; that of $s$ as a share of it, from its norms alone.
+    `Constants`); the sizes; and the number of entries of a state. **Returns:** the
+    noise; that of $s$ is relative, and comes from its norms alone.
     """
     a, b, e = (x.tolist() for x in embedded_pair(method))
     (h, share, lipschitz), dtype = step, sizes.before.dtype
@@ -160,7 +160,7 @@ def _weighted(weights, values, start) -> Array:
 
 
 def _stage_constants(method, h, shortest, bounds, grown):
-    r"""Of the $Y_i$, the $h k_i$ and the error estimate: Lipschitz constants.
+    r"""Lipschitz constants of the $Y_i$, the $h k_i$ and the error estimate.
 
     Of a $c$-cocoercive field, $\Delta k = -\lambda\Delta Y + R$ with $\lambda = 1/2c$
     and $\|R\| \le \lambda\|\Delta Y\|$. Put into sums of stages whose weights cancel,
@@ -174,7 +174,7 @@ def _stage_constants(method, h, shortest, bounds, grown):
     inner, stages = [], []
 
     def cancelled(weights, start):
-        """Of `start` plus the stages' sum, weighted, by the cocoercivity."""
+        """The constant of `start` plus a weighted sum of stages, by cocoercivity."""
         through = np.abs(weights @ a[: len(weights), : len(weights)]).tolist()
         parts = _weighted(through, stages, _weighted(weights.tolist(), inner, 0 * one))
         found = up(up(start) + pull * parts)
@@ -206,9 +206,9 @@ def _is_step(a, b, i) -> bool:
 
 
 def _part(a, i, ahead) -> diffrax.ButcherTableau | diffrax.Euler:
-    """The method of which a step of length `ahead` times h leads to stage `i`."""
+    """The method whose step of length `ahead` times h gives the state of stage `i`."""
     scaled, b = a[:i, :i] / ahead, a[i, :i] / ahead
-    # Weights behind the last that counts are none of its.
+    # Trailing zero weights are dropped.
     last = int(np.flatnonzero(b)[-1]) + 1
     if last == 1:
         return diffrax.Euler()

@@ -1,25 +1,25 @@
-r"""Sets that computed arrays cannot leave, and the arithmetic that preserves this.
+r"""Enclosures: sets that contain an array for all inputs, and arithmetic on them.
 
-An enclosure of an array $v$ says
+An enclosure of an array $v$ states that
 
 $v = c + \sum_k M_k s_k + \delta$, with $|s_k| \le \rho_k$ and $|\delta| \le e$
 elementwise,
 
-for every input of the ball and however the computation rounds. The symbols $s_k$ are
-what the ball and the activations leave open; they are shared by all arrays computed
-from them. So linear maps compose before anything is widened: two maps $F^\top$ and
-$BF$, one after the other, widen a symbol by $|F^\top B F|\rho$ and not by
-$|F^\top|\,|BF|\rho$, and $y - y$ is 0. The matrices $M_k$ do not depend on the image. A
-nonlinear operation takes the interval $c \pm (\sum_k |M_k|\rho_k + e)$ of each entry,
-and what comes out is a new symbol.
+for every input in the ball, and however the computation rounds. The symbols $s_k$ are
+the unknowns: the position in the ball, and the slopes of activations. They are shared
+by all arrays computed from them. So linear maps are multiplied before absolute values
+are taken: two maps $BF$ and $F^\top$, one after the other, turn a symbol into an
+interval of width $|F^\top B F|\rho$ and not $|F^\top|\,|BF|\rho$, and $y - y$ is 0. The
+matrices $M_k$ do not depend on the image. A nonlinear operation is applied to the
+interval $c \pm (\sum_k |M_k|\rho_k + e)$ of each entry, and its result is a new symbol.
 
-Rounding is that of Higham, *Accuracy and Stability of Numerical Algorithms* (2002):
-a sum of $n$ products errs by at most $\gamma_n |x|^\top|y|$ in any order, with fused
+Rounding is that of Higham, *Accuracy and Stability of Numerical Algorithms* (2002): a
+sum of $n$ products errs by at most $\gamma_n |x|^\top|y|$ in any order, with fused
 multiplications or without; numbers below the smallest normal one may become 0. Each
-rule allows for the error of the computation that is enclosed and for that of its own
-$c$, $M_k$ and $e$. It holds where products are sums of products (no Winograd or FFT
-convolutions, as some GPU libraries choose) and elementary functions are as accurate
-as `ULPS` says.
+rule allows for the rounding error of the enclosed computation and of its own $c$, $M_k$
+and $e$. It assumes that matrix products and convolutions are sums of products (not
+Winograd or FFT convolutions, which some GPU libraries use) and that elementary
+functions are as accurate as `ULPS` states.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class Term(NamedTuple):
 
 
 class Enclosure(NamedTuple):
-    """See above. Where `moves` is false it is no image's, and its `batch` is 1."""
+    """See above. If `moves` is false it does not depend on the image; `batch` is 1."""
 
     centre: Float[Array, " batch *shape"]
     error: Float[Array, " batch *shape"] | None = None
@@ -75,12 +75,12 @@ Map = Callable[..., Array]
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """How enclosures are computed with.
+    """Arithmetic on enclosures.
 
-    - `outward`: whether rounding is allowed for. Without, bounds are those of exact
-        arithmetic, up to rounding: enough to train by.
-    - `limit`: the most numbers that one matrix of a symbol may have. What would need
-        more is widened to intervals first; at 0 these are all there is.
+    - `outward`: whether to allow for rounding. Without it, bounds hold up to rounding
+        only, which is enough for training.
+    - `limit`: the largest size of a matrix $M_k$. A larger one is replaced by
+        intervals; with a limit of 0 there are only intervals.
     """
 
     outward: bool = True
@@ -91,13 +91,13 @@ class Arithmetic:
         return 3 * gamma(n + 1, like.dtype) if self.outward else 0.0
 
     def _up(self, x: Array) -> Array:
-        """An error that some roundings have made too small."""
+        """The error, rounded up by more than a few operations can have lost."""
         if not self.outward:
             return x
         return x * (1 + self.slack(1, x)) + jnp.finfo(x.dtype).tiny
 
     def reach(self, x: Enclosure) -> Float[Array, " batch *shape"]:
-        """How far the array may be from its centre."""
+        """A bound on the distance of each entry from its centre."""
         total = jnp.zeros_like(x.centre) if x.error is None else x.error
         for _, radius, matrix in x.terms:
             if matrix is None:
@@ -109,7 +109,7 @@ class Arithmetic:
         return self._up(total) if x.terms else total
 
     def size(self, x: Enclosure) -> Float[Array, " batch *shape"]:
-        """How large the array may be."""
+        """A bound on the absolute value of each entry."""
         size = jnp.abs(x.centre)
         if x.error is None and not x.terms:
             return size
@@ -126,7 +126,7 @@ class Arithmetic:
     def box(
         self, low: Array, high: Array, ulps: int = 0, moves: bool = True
     ) -> Enclosure:
-        """What lies between these, both of which err by so many ulps."""
+        """The enclosure between two ends, each of which may be off by `ulps`."""
         if self.outward and ulps:
             share = 2 * ulps * unit_roundoff(low.dtype)
             tiny = jnp.finfo(low.dtype).tiny
@@ -139,18 +139,19 @@ class Arithmetic:
         return self.opened(Enclosure(centre, error, (), moves))
 
     def opened(self, x: Enclosure) -> Enclosure:
-        """With the error as a new symbol, so that what follows is composed."""
+        """Turns the error into a new symbol, so that later maps compose with it."""
         if not x.moves or x.error is None or x.centre[0].size > self.limit:
             return x
         new = Term(object(), x.error.reshape(len(x.error), -1), None)
         return x._replace(error=None, terms=(*x.terms, new))
 
     def collapsed(self, x: Enclosure) -> Enclosure:
-        """Without symbols."""
+        """The enclosing intervals, without symbols."""
         return x._replace(error=self.reach(x), terms=()) if x.terms else x
 
     def fitting(self, x: Enclosure, size: int) -> Enclosure:
-        """Without symbols, if those of so large an array were beyond the limit."""
+        """Without symbols, if their matrices for a result of this size exceed the
+        limit."""
         symbols = sum(term.radius.shape[1] for term in x.terms)
         return self.collapsed(x) if symbols * size > self.limit else x
 
@@ -261,14 +262,14 @@ class Arithmetic:
         return self.box(jnp.minimum(a, b), jnp.maximum(a, b), ulps, x.moves)
 
     def both(self, f: Map, x: Enclosure, y: Enclosure) -> Enclosure:
-        """The larger or the smaller of two, entry by entry."""
+        """The maximum or minimum of two, elementwise."""
         low, high = (
             _each(f, *pair) for pair in zip(self.ends(x), self.ends(y), strict=True)
         )
         return self.box(low, high, 0, x.moves or y.moves)
 
     def hull(self, x: Enclosure, y: Enclosure) -> Enclosure:
-        """Either of two, nobody knows which."""
+        """An enclosure of the union of two."""
         (a, b), (c, d) = self.ends(x), self.ends(y)
         low, high = _each(jnp.minimum, a, c), _each(jnp.maximum, b, d)
         return self.box(low, high, 0, x.moves or y.moves)
@@ -279,7 +280,7 @@ class Arithmetic:
         return self.box(least, jnp.maximum(-low, high), 0, x.moves)
 
     def wave(self, f: Map, x: Enclosure, ulps: int) -> Enclosure:
-        """A function of slope at most 1 and values of at most 1: sine and cosine."""
+        """A function whose slope and values are at most 1 in size: sine and cosine."""
         centre, reach = f(x.centre), self.reach(x)
         errs = self.outward * 4 * ulps * unit_roundoff(centre.dtype)
         error = self._up(jnp.minimum(reach, 2) + errs)
@@ -307,7 +308,7 @@ def _dense(term: Term, x: Enclosure) -> Array:
 
 
 def _matrix(x: Enclosure, like: Term) -> Array | None:
-    """By which matrix `x` depends on a symbol, if it does."""
+    """The matrix by which `x` depends on a symbol, or `None`."""
     for term in x.terms:
         if term.symbol is like.symbol:
             return _dense(term, x)
@@ -319,7 +320,7 @@ def _unique(xs: Sequence[Enclosure]) -> list[Term]:
 
 
 def _each(f: Map, x: Array, y: Array) -> Array:
-    """`f` of each image's two arrays, where an axis of 1 is every image's."""
+    """`f` of the two arrays of each image; a batch axis of 1 is broadcast."""
     if len(x) == len(y):
         return jax.vmap(f)(x, y)
     if len(x) == 1:
@@ -332,7 +333,7 @@ def _spread(x: Array, batch: int) -> Array:
 
 
 def _grown(x: Array, shape: tuple[int, ...]) -> Array:
-    """With the shape of a sum that it is a part of."""
+    """Broadcast to the shape of a sum."""
     if x.ndim == 1:
         x = x.reshape(-1, *(1,) * len(shape))
     return jnp.broadcast_to(x, (len(x), *shape))

@@ -1,12 +1,13 @@
-"""Any function's enclosure: its jaxpr, read with arithmetic on sets.
+"""Encloses any function, by evaluating its jaxpr with arithmetic on sets.
 
-What JAX would compute is what is enclosed: the steps of the solver, in the form that it
-chooses, through fields and layers of anybody's. An array that no input reaches, such as
-a weight, is a plain array; `Enclosure`s are what moves with the input, and what was
-computed from weights with rounding. Operations that are not in the tables are refused.
+The enclosed program is the one that JAX would run: the steps of the solver, in the form
+that the solver chooses, through any fields and layers. An array that does not depend on
+the input, such as a weight, is a plain array. Values that depend on the input, or that
+were computed from weights with rounding, are `Enclosure`s. An operation without a rule
+is an error.
 
-The state is widened to intervals where a `scan` begins a new trip. Its last trip is
-read by itself, so that what follows it composes with it.
+At the start of each iteration of a `scan` the state is widened to intervals. The last
+iteration is evaluated separately, so that the operations after it compose with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from jnode.certify.interval_rules import (
     widens,
 )
 
-# Calls that do what the jaxpr of this parameter does.
+# Calls that evaluate the jaxpr in this parameter.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -56,10 +57,10 @@ _EXACTLY = {
 def enclose(
     arithmetic: Arithmetic, function: Callable[[Array], Array], x: Enclosure
 ) -> Enclosure:
-    """What encloses `function` of each image, given what encloses the image.
+    """An enclosure of `function` of each image, given an enclosure of the image.
 
-    **Raises:** `ValueError` for a function with an operation that has no rule, naming
-    it.
+    **Raises:** `ValueError` that names the operation, for a function with an operation
+    without a rule.
     """
     closed = jax.make_jaxpr(function)(x.centre[0])
     (out,) = _run(arithmetic, closed.jaxpr, closed.consts, [x])
@@ -83,7 +84,7 @@ def _run(
 
 
 def _needed(jaxpr: Any) -> list[Any]:
-    """The equations that lead to a result."""
+    """The equations on which a result depends."""
     wanted, kept = {id(v) for v in jaxpr.outvars}, []
     for eqn in reversed(jaxpr.eqns):
         if any(id(v) in wanted for v in eqn.outvars):
@@ -116,7 +117,7 @@ def _apply(arithmetic: Arithmetic, eqn: Any, args: list[Value]) -> list[Value]:
 
 
 def _of_plain(eqn: Any, args: list[Any]) -> list[Any] | None:
-    """What is exact of plain arrays; `None` where rounding could make a difference."""
+    """The exact results of plain arrays; `None` if rounding could matter."""
     name = eqn.primitive.name
     known = not any(isinstance(x, Tracer) for x in args)
     if name in _EXACTLY and known and all(_is_number(x) for x in args):
@@ -137,7 +138,7 @@ def _is_number(x: Any) -> bool:
 
 
 def _exactly(eqn: Any, args: list[Any]) -> list[Any] | None:
-    """A number that rounding does not change, so that all agree on it."""
+    """The result for single numbers, if it is exact; else `None`."""
     a, b = (Fraction(float(np.asarray(x).item())) for x in args)
     if eqn.primitive.name == "div" and b == 0:
         return None
@@ -178,7 +179,7 @@ def _platform(platforms: Sequence[Any]) -> int:
 
 
 def _choose(arithmetic, params, args):
-    """What one branch does; one that only raises an error gives no prediction."""
+    """The results of the branches; those that only raise an error are ignored."""
     index, *rest = args
     if is_plain(index) and not isinstance(index, Tracer):
         branches = [params["branches"][int(index)]]
@@ -235,7 +236,7 @@ def _scan(arithmetic, params, args):
 
 
 def _at(x: Value, index: Any) -> Value:
-    """One trip's part of what a scan reads."""
+    """The part of a scan's input that one iteration reads."""
     if isinstance(x, Enclosure):
         error = None if x.error is None else x.error[:, index]
         return Enclosure(x.centre[:, index], error, (), x.moves)
@@ -243,7 +244,7 @@ def _at(x: Value, index: Any) -> Value:
 
 
 def _kept(arithmetic: Arithmetic, x: Value, batch: int) -> Any:
-    """What arrays alone tell of a value."""
+    """The arrays that represent a value."""
     if is_plain(x):
         return jnp.asarray(x)
     if isinstance(x, Unknown):
@@ -254,7 +255,7 @@ def _kept(arithmetic: Arithmetic, x: Value, batch: int) -> Any:
 
 
 def _stacked(arithmetic, before, k, last, batch):
-    """All trips' results, of which the last was read by itself."""
+    """The results of all iterations, of which the last was evaluated separately."""
     kept = _kept(arithmetic, last, batch)
     if isinstance(kept, tuple):
         if not before:

@@ -1,7 +1,7 @@
-"""What each operation of a jaxpr does to enclosures.
+"""The effect of each operation of a jaxpr on enclosures.
 
-`RULES` has a rule for each name: of the arithmetic, the equation and its arguments,
-what its results are. `MOVING` and `JOINING` only move numbers.
+`RULES` has a function for each operation's name: it takes the arithmetic, the equation
+and its arguments, and returns the results. `MOVING` and `JOINING` only move numbers.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from jnode.certify.enclosures import ULPS, Arithmetic, Enclosure
 
-# The entries of what these give are entries of their first argument.
+# The results of these consist of entries of their first argument.
 _ORDERED = ("reshape", "squeeze", "expand_dims", "copy", "copy_p")
 MOVING = (
     *_ORDERED,
@@ -31,7 +31,8 @@ _ELEMENTARY = tuple(name for name in ULPS if name not in ("sin", "cos", "softplu
 
 
 class Unknown:
-    """Truth values or integers that follow from numbers that move."""
+    """Booleans or integers that depend on the input, so that their values are
+    unknown."""
 
 
 Value = Any  # an array, an Enclosure or Unknown
@@ -46,7 +47,7 @@ def refusal(name: str) -> ValueError:
 
 
 def is_plain(x: Value) -> bool:
-    """Whether no rounding and no image made a difference to an array."""
+    """Whether a value is a plain array, exact and independent of the input."""
     return not isinstance(x, (Enclosure, Unknown))
 
 
@@ -60,18 +61,18 @@ def lifted(x: Value) -> Enclosure:
 
 
 def is_float(x: Any) -> bool:
-    """Whether an array or a type is of floating-point numbers."""
+    """Whether an array or a dtype is floating-point."""
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
 def bind(eqn: Any, *args: Any) -> list[Array]:
-    """What the operation itself gives."""
+    """The results of the operation itself."""
     outs = eqn.primitive.bind(*args, **eqn.params)
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
 def widens(old: Any, new: Any) -> bool:
-    """Whether all numbers of one floating type are of the other."""
+    """Whether every number of the old floating dtype is one of the new dtype."""
     floats = is_float(old) and is_float(new)
     return floats and jnp.finfo(new).nmant >= jnp.finfo(old).nmant
 
@@ -141,7 +142,7 @@ def _product(arithmetic, eqn, args):
 
 
 def _full(eqn: Any, a: Array, b: Array) -> Array:
-    """A product in full precision, whatever the model asks for."""
+    """A product in full precision, whatever precision the model requests."""
     params = dict(eqn.params)
     if "precision" in params:
         params["precision"] = (jax.lax.Precision.HIGHEST,) * 2

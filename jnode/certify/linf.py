@@ -1,12 +1,11 @@
-"""Certified robustness in Linf, of any model whose steps are fixed.
+"""Certified robustness in Linf by intervals, for any model with fixed steps.
 
 `enclosures.py` and `interpreter.py` enclose what a model computes for all images of a
 ball, $|x - x_0| \\le \\epsilon$ in each pixel and pixels in [0, 1], rounding included.
 No Lipschitz constant is needed, so this certifies free fields too, if they were trained
-for it (interval bound propagation: Gowal et al., ICCV 2019; of ODEs: Zeqiri et al.,
-ICML 2023). In a model that was not, intervals become wide long before its predictions
-change: the maps of an orthogonal field widen them by a factor of up to the square root
-of their size, each time.
+for it (interval bound propagation: Gowal et al., ICCV 2019; for ODEs: Zeqiri et al.,
+ICML 2023). In other models, intervals become wide long before predictions change: each
+map of an orthogonal field widens them by a factor of up to the square root of its size.
 """
 
 from typing import TYPE_CHECKING
@@ -41,7 +40,7 @@ def ball(images: Images, epsilon: ArrayLike, arithmetic: Arithmetic) -> Enclosur
     low, high = jnp.maximum(images - epsilon, 0), jnp.minimum(images + epsilon, 1)
     centre = low / 2 + high / 2
     error = jnp.maximum(high - centre, centre - low)
-    # At 0 it is the image itself, which no rounding touches.
+    # At 0 it is the image itself, without rounding.
     slack = arithmetic.slack(1, images)
     error = error * (1 + slack) + slack * jnp.where(epsilon > 0, 1 + epsilon, 0)
     return arithmetic.opened(Enclosure(centre, error))
@@ -50,10 +49,10 @@ def ball(images: Images, epsilon: ArrayLike, arithmetic: Arithmetic) -> Enclosur
 def embedding(
     model: "ODEClassifier", images: Images, epsilon: ArrayLike, arithmetic: Arithmetic
 ) -> Enclosure:
-    """What encloses the features of each image's ball.
+    """An enclosure of the features of each image's ball.
 
-    **Arguments:** a resolved model with a fixed-step solver; the images; the radius,
-    one or one for each image; how to compute.
+    **Arguments:** a resolved model with a fixed-step solver; the images; the radius, a
+    number or one for each image; the arithmetic.
 
     **Raises:** `ValueError` for an adaptive solver, and as
     `jnode.certify.interpreter.enclose`.
@@ -72,10 +71,10 @@ def worst_gains(
     labels: Int[Array, " batch"],
     arithmetic: Arithmetic,
 ) -> Float[Array, "batch classes"]:
-    """Of each class, an upper bound on $z_c - z_y$ for all features that are enclosed.
+    """For each class an upper bound on $z_c - z_y$ over all enclosed features.
 
-    The bound is that of the difference, not the difference of two bounds: what both
-    logits share cancels. It is 0 for the class $y$ itself.
+    It bounds the difference itself, so the common part of both logits cancels. It is 0
+    for the class $y$.
     """
     whole = Arithmetic(arithmetic.outward, max(arithmetic.limit, 2**24))
     logits = enclose(whole, model.head, whole.opened(features))
@@ -102,7 +101,7 @@ def gains(
     epsilon: ArrayLike,
     arithmetic: Arithmetic | None = None,
 ) -> Float[Array, "batch classes"]:
-    """`worst_gains` for all images of each ball; of a resolved model."""
+    """`worst_gains` over each image's ball, for a resolved model."""
     arithmetic = Arithmetic() if arithmetic is None else arithmetic
     found = embedding(model, images, epsilon, arithmetic)
     return worst_gains(model, found, labels, arithmetic)
@@ -114,19 +113,20 @@ def linf_robust(
     labels: Int[Array, " batch"],
     epsilon: ArrayLike,
 ) -> Bool[Array, " batch"]:
-    r"""Whether each image, and all within `epsilon` of it in Linf, get its label.
+    r"""Whether all images in each image's Linf ball provably get its label.
 
-    Proven of the model as it is computed in its own precision: of every image $x'$ with
-    $|x' - x| \\le \\epsilon$ in each pixel and pixels in [0, 1]. The allowances for
-    rounding are proven (see `jnode.certify.enclosures`), given the measured accuracy of
-    elementary functions.
+    The proof is for the model as it is computed in its own precision, and for every
+    image $x'$ with $|x' - x| \\le \\epsilon$ in each pixel and pixels in [0, 1]. The
+    allowances for rounding are proven (see `jnode.certify.enclosures`), given the
+    measured accuracy of elementary functions.
 
     **Arguments:** a model with fixed steps; images with pixels in [0, 1]; the labels to
-    prove (those predicted, or those right); the radius, one or one for each image.
+    prove, [n] (the predictions or the true classes); the radius, a number or one for
+    each image.
 
     **Raises:** `TypeError` for a model or images in another type than float32 or
-    float64; `ValueError` for a negative radius, for an adaptive solver, and for a model
-    with an operation that has no rule, naming it.
+    float64; `ValueError` for a negative radius, for an adaptive solver, and for an
+    operation without a rule, which it names.
     """
     check_certifiable(model, images)
     if not isinstance(epsilon, Tracer) and not np.all(np.asarray(epsilon) >= 0):
@@ -154,8 +154,12 @@ def linf_radius(
 ) -> Float[Array, " batch"]:
     """The largest Linf radius up to `largest` that bisection certifies for each image.
 
-    Each is one that `linf_robust` proves; -1 where not even the image itself is proven
-    to get its label. Arguments and errors as there.
+    Each radius is proven by `linf_robust`; -1 means that not even the image itself is
+    proven to get its label. Arguments are those of `linf_robust`.
+
+    **Returns:** radii [n].
+
+    **Raises:** as `linf_robust`.
     """
     check_certifiable(model, images)
     if not 0 < largest <= 1:
@@ -170,7 +174,7 @@ def _radius(model, images, labels, largest):
 
     def halve(bounds, k):
         low, high = bounds
-        # The ends first, then halves.
+        # First both ends, then bisection.
         trial = jnp.where(k == 0, 0.0, jnp.where(k == 1, high, (low + high) / 2))
         proven = _proven(model, images, labels, trial)
         low = jnp.where(proven, trial, low)
@@ -188,10 +192,10 @@ def linf_certified_accuracy(
     *,
     batch_size: int = 500,
 ) -> list[dict]:
-    """The share of images proven right in the whole ball, as rows for JSON.
+    """Certified robust accuracy in Linf balls, as rows for JSON.
 
     **Arguments:** a model; images [n, height, width, channels] with pixels in [0, 1];
-    their classes [n]; the Linf radii; how many images at a time.
+    their classes [n]; the Linf radii; the batch size.
 
     **Raises:** `TypeError` and `ValueError` for bad images or labels, and as
     `linf_robust`.
@@ -220,12 +224,12 @@ def linf_certified_accuracy(
 def proven_rounding(
     model: "ODEClassifier", images: Images
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """How far rounding may move the features of each image, in L2: proven, and stated.
+    """Bounds on the rounding of each image's features, in L2: proven, and stated.
 
-    The first is the enclosure of a ball of radius 0, which holds both the features that
-    are computed and those of exact arithmetic. It is proven of these images themselves,
-    not of others nearby. The second is what `jnode.certify.radius` allows for; `inf`
-    where a part of the model has no Lipschitz constant.
+    The first comes from the enclosure of a ball of radius 0, which contains both the
+    computed features and those of exact arithmetic. It holds for these images, not for
+    others nearby. The second is the allowance of `jnode.certify.radius`; `inf` if a
+    part of the model has no Lipschitz constant.
 
     **Arguments:** a model with fixed steps, and images with pixels in [0, 1].
 
@@ -248,11 +252,11 @@ def widths(
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """The widest interval of each image's features, and the largest of these features.
 
-    Arguments and errors as of `embedding`.
+    Arguments and errors are those of `embedding`.
     """
     model, arithmetic = plain(model), Arithmetic()
     found = embedding(model, images, epsilon, arithmetic)
     largest = lambda x: jnp.max(jnp.abs(x), axis=1)  # noqa: E731
-    # Not the centres, which are far from the features where intervals are wide.
+    # Not the centres, which are far from the features if intervals are wide.
     features = jax.vmap(model.embed)(images).reshape(len(images), -1)
     return largest(2 * arithmetic.reach(found)), largest(features)

@@ -1,9 +1,9 @@
-r"""Certificates from the Jacobian around one image, where they beat the global ones.
+r"""Local certificates, from the Jacobian around one image.
 
 The logit difference $z_y - z_c$ changes along a segment by no more than the integral of
 the gradient's norm. Near the image few units of the activations can switch, so the
-gradient is nearly the one at the image: it is computed there, and what a ball may add
-to it is bounded step by step on the way back through the solve.
+gradient is close to that at the image. It is computed there, and its change over the
+ball is bounded step by step in a backward pass through the solve.
 """
 
 import dataclasses
@@ -42,16 +42,16 @@ def local_radius(
 
     The largest $r$ found with $\int_0^r K_c(s)\,ds \le z_y - z_c - \delta_c$ for every
     class $c$, where $K_c(s)$ bounds $\|\nabla(z_y - z_c)\|$ over the ball of radius
-    $s$: by the gradient at the image plus, for each stage of each step, what units that
-    switch within the ball can add (see `jnode.activations.switching_bound`); or by the
-    global constant, where that is less. Its allowances for rounding are those of
+    $s$: by the gradient at the image plus, for each stage of each step, the change due
+    to units that switch within the ball (see `jnode.activations.switching_bound`); or
+    by the global constant, if that is smaller. Its allowances for rounding are those of
     `jnode.certify.radius`, stated and not proven.
 
-    **Arguments:** a model; images with pixels in [0, 1]; in how many shells the ball is
-    cut, in each of which $K_c$ is taken at the outer end.
+    **Arguments:** a model; images `[n, height, width, channels]` with pixels in [0, 1];
+    the number of shells of the ball, in each of which $K_c$ is taken at the outer end.
 
     **Returns:** radii in pixel units, nowhere smaller than those of `radius`; 0 where
-    nothing is certified. It costs some hundred solves an image.
+    nothing is certified. The cost is some hundred solves for each image.
 
     **Raises:** as `radius`.
     """
@@ -60,7 +60,7 @@ def local_radius(
 
 
 def widest(model, images):
-    """Both in the longest type among them and the solve's times."""
+    """Both cast to the most precise dtype among them and the times of the solve."""
     leaves = jax.tree.leaves(eqx.filter((model, images), eqx.is_inexact_array))
     dtype = np.result_type(*(x.dtype for x in leaves), jnp.zeros(()).dtype)
     cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x  # noqa: E731
@@ -97,22 +97,22 @@ def _local_radius(model, images, shells):
         width = reach / shells
 
         def shell(left, index):
-            # What is left of each margin buys this share of the shell, if not all.
+            # The fraction of the shell that each remaining margin covers.
             prices = constants((index + 1) * width)
             share = smallest(left / jnp.maximum(prices * width, 1e-12))
             return left - prices * width * (1 + 1e-6), jnp.minimum(share, 1)
 
         indices = jnp.arange(shells, dtype=image.dtype)
         _, shares = jax.lax.scan(shell, slack, indices)
-        # The ball ends in the first shell that is not bought whole.
+        # The radius ends in the first shell that is not covered entirely.
         bought = jnp.cumprod(jnp.where(shares >= 1, 1.0, 0.0))
         partial = jnp.concatenate([jnp.ones(1), bought[:-1]]) * shares
         return jnp.sum(partial) * width * (1 - 1e-5)
 
-    # Filled up to whole parts: what is left over would be compiled once more.
+    # Padded to a multiple of the part: a shorter rest would compile once more.
     n, part = len(images), max(1, min(len(images), PART))
     filled = jnp.resize(images, (-(-n // part) * part, *images.shape[1:]))
-    # Where no constant is known, nothing is computed with it.
+    # An unknown constant takes no part in the computation.
     return jax.lax.cond(
         jnp.isfinite(lipschitz),
         lambda: jax.lax.map(one, filled, batch_size=part)[:n],
@@ -122,7 +122,7 @@ def _local_radius(model, images, shells):
 
 @dataclasses.dataclass(frozen=True)
 class _Affine:
-    """A layer between the solves, what it was given, and its constant."""
+    """A layer between the solves, its input, and its constant."""
 
     layer: "AbstractLayer"
     state: Float[Array, "..."]
@@ -131,17 +131,17 @@ class _Affine:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A step of the solve of one image, and how far its ball may have spread."""
+    """A step of the solve of one image, and the size of its ball by then."""
 
     method: str
     field: AbstractVectorField
     t: float
     h: float
     stages: list[Float[Array, "*state"]]
-    # Of each stage, per unit of the ball's radius; and how far it is off by rounding.
+    # For each stage: the ball's growth per unit of radius, and the rounding error.
     spreads: list[Float[Array, ""]]
     roundings: list[Float[Array, ""]]
-    # How far the step stretches the ball.
+    # The amplification of the step.
     factor: Float[Array, ""]
 
 
@@ -150,13 +150,13 @@ def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
     spread = error = jnp.ones((), image.dtype)
     added = jnp.zeros((), image.dtype)
     for layer in model.layers:
-        # What is rounded here has grown by nothing yet.
+        # The rounding error of this layer has not been amplified yet.
         error = jnp.maximum(error, 1)
         if layer.affine:
             constant = layer.lipschitz().astype(y.dtype)
             yield _Affine(layer, y, constant)
             y = layer(y)
-            # What steps round up below has room for this product's rounding.
+            # Rounding up the steps below covers the rounding of this product.
             spread, error = spread * constant, error * constant
             added = added + inner_size(layer, y.size).astype(y.dtype)
             continue
@@ -191,11 +191,11 @@ def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
 def _gradient_bound(parts: list[_Affine | _Step], row, r) -> Float[Array, ""]:
     """A bound on the gradient of <row, features> over the ball of radius `r`.
 
-    On the way back the cotangent is known as a center and a radius. A layer's or step's
-    transposed Jacobian stretches that radius by no more than it itself stretches.
+    In the backward pass the cotangent is a center and a radius. The transposed Jacobian
+    of a layer or step amplifies that radius by at most its Lipschitz constant.
     """
     center, radius = row, jnp.zeros_like(r)
-    # By how much the affine layers behind can have stretched what was rounded.
+    # By how much later affine layers can have amplified rounding errors.
     stretch = jnp.ones_like(r)
     for part in reversed(parts):
         if isinstance(part, _Affine):
@@ -210,7 +210,7 @@ def _gradient_bound(parts: list[_Affine | _Step], row, r) -> Float[Array, ""]:
 
 
 def _pull_back(step: _Step, center, radius, r):
-    """The cotangent at a step's end, as a center and a radius, taken to its start."""
+    """Pulls the cotangent at a step's end, a center and a radius, back to its start."""
     a, b, c = (x.tolist() for x in tableau(step.method))
     pulled, spreads = {}, {}
     lipschitz = step.field.lipschitz().astype(r.dtype)

@@ -1,21 +1,22 @@
-r"""Every grid that an adaptive solve can take from a ball of states.
+r"""All grids that an adaptive solve can take from a ball of states.
 
 A step-size controller with finitely many states (`jnode.solvers.LadderController`)
 takes one of countably many *paths*: lists of attempts with their outcomes. For a path
-$p$ let `entry` be a distance below which no input takes it: the largest, over its
-attempts, of what the decision's value has left before its sign can be $p$'s, over its
-Lipschitz constant on the map that $p$'s earlier attempts compute. That map is defined
-for every input, so its value is computed at the centre even where the centre itself
-takes another path. An input within $r$ takes some path with entry less than $r$; if
-each of these, as a fixed grid, keeps the prediction within $r$, the adaptive solver
-does. So with $\rho_p$ the radius that grid $p$ certifies,
-$r^* = \min_p \max(\mathrm{entry}_p, \rho_p)$ is a certified radius, jumps from grid to
-grid inside the ball included.
+$p$ let `entry` be a distance below which no input takes it. Each attempt of $p$ gives
+such a distance: the amount by which the value of its decision must change to have the
+sign that $p$ requires, divided by the Lipschitz constant of that value along $p$.
+`entry` is the largest of these. The map along $p$ is defined for every input, so the
+value is computed at the centre even if the centre itself takes another path. An input
+within $r$ takes some path with entry less than $r$. If each of these paths, as a fixed
+grid, has the same prediction everywhere within $r$, then so has the adaptive solver. So
+with $\rho_p$ the radius that grid $p$ certifies, $r^* = \min_p \max(\mathrm{entry}_p,
+\rho_p)$ is a certified radius, even though the solver jumps from grid to grid inside
+the ball.
 
-Paths that come to the same time with the same next step meet in one *node*: a ball of
-states around a centre, $\|y - y_c\| \le A r + \delta$ for inputs within $r$. A few
-nodes are kept of each time and step before two of them are merged into a ball that
-holds both. What is not explored, for want of room or of attempts, counts as not
+Paths that reach the same time with the same next step share a *node*: a ball of states
+around a centre, $\|y - y_c\| \le A r + \delta$ for inputs within $r$. A few nodes are
+kept for each time and step; beyond that two of them are merged into a ball that
+contains both. Paths that are not explored, for lack of memory or attempts, count as not
 certified.
 """
 
@@ -37,19 +38,20 @@ from jnode.solvers.tableaus import embedded_pair
 WIDTH = 6
 """How many nodes of one time and next step are kept before two are merged."""
 SLOTS = 32
-"""How many nodes wait at a time."""
+"""How many unexplored nodes are stored at a time."""
 ATTEMPTS = 400
-"""How many attempts are made for an image in a segment of time."""
+"""The most attempts for one image in a segment of time."""
 LANES = 32
-"""How many images are explored at a time; one that is done makes room for the next."""
+"""How many images are explored at a time; a finished one is replaced by the next."""
 
 
 class Nodes(eqx.Module):
     r"""Balls of states, $\|y - y_c\| \le A r + \delta$ for every input within $r$.
 
     - `state`: $y_c$; `slack`: $\delta$; `growth`: $A$.
-    - `entry`: below this distance no input comes here; `inf` where there is no node.
-    - `rung`: the controller's state; `taken`: how many attempts led here, at most.
+    - `entry`: the distance below which no input reaches the node; `inf` for an empty
+        slot.
+    - `rung`: the controller's state; `taken`: the most attempts on a path to the node.
     """
 
     state: Float[Array, "..."]
@@ -72,11 +74,11 @@ class Solve(NamedTuple):
 
 
 class Explored(NamedTuple):
-    """What became of each image.
+    """The result for each image.
 
     - `ends`: the nodes at the end of the segment.
-    - `lost`: the smallest entry of what was not explored.
-    - `attempts`: how many were made.
+    - `lost`: the smallest entry of all nodes that were not explored.
+    - `attempts`: the number of attempts.
     """
 
     ends: Nodes
@@ -85,7 +87,7 @@ class Explored(NamedTuple):
 
 
 def started(states: Float[Array, " images *state"], slack, growth) -> Nodes:
-    """Nodes of which each image has one, at its own state."""
+    """One node for each image, at its own state."""
     images = len(states)
     empty = jnp.full((images, WIDTH), jnp.inf, states.dtype)
     zero = jnp.zeros((images, WIDTH), jnp.int32)
@@ -102,10 +104,10 @@ def started(states: Float[Array, " images *state"], slack, growth) -> Nodes:
 
 
 def explore(solve: Solve, starts: Nodes, limit: Float[Array, " images"]) -> Explored:
-    """The nodes at the end of a segment that inputs within a limit can reach.
+    """The nodes at the end of a segment that inputs within `limit` can reach.
 
-    **Arguments:** the segment; each image's nodes at its beginning; and the limit,
-    beyond which nothing is explored.
+    **Arguments:** the segment; each image's nodes at its beginning; and the largest
+    entry that is explored.
     """
     images = len(limit)
     lanes = min(LANES, images)
@@ -141,7 +143,7 @@ def explore(solve: Solve, starts: Nodes, limit: Float[Array, " images"]) -> Expl
             found.lost.at[row].min(lost, mode="drop"),
             found.attempts.at[ended].set(spent, mode="drop"),
         )
-        # Lanes that are done take on the next images.
+        # Finished lanes load the next images.
         turn = upcoming + jnp.cumsum(done, dtype=jnp.int32) - 1
         image = jnp.where(done, jnp.minimum(turn, images), image)
         pool = _loaded(pool, starts, image, done & (image < images))
@@ -163,7 +165,7 @@ def explore(solve: Solve, starts: Nodes, limit: Float[Array, " images"]) -> Expl
 
 
 def _loaded(pool: Nodes, starts: Nodes, image, fresh) -> Nodes:
-    """The pool, with the starting nodes of other images in the lanes that are free."""
+    """The pool, with the starting nodes of the next images in the free lanes."""
     rows = jnp.minimum(image, len(starts.entry) - 1)
 
     def one(held, new):
@@ -180,7 +182,7 @@ def _waiting(pool: Nodes, limit, whole: int) -> Bool[Array, "*nodes"]:
 
 
 def _ended(pool: Nodes, limit, whole: int) -> Nodes:
-    """The nodes that are at the end."""
+    """The nodes that have reached the end of the segment."""
     there = (pool.entry < limit) & (pool.rung.position == whole)
     slots = jnp.argsort(~there, stable=True)[:WIDTH]
     nodes = jax.tree.map(lambda x: x[slots], pool)
@@ -191,11 +193,12 @@ def _ended(pool: Nodes, limit, whole: int) -> Nodes:
 def _advance(
     solve: Solve, table: Constants, pool: Nodes, limit: Float[Array, ""]
 ) -> tuple[Nodes, Float[Array, ""]]:
-    """One attempt of the first node that waits: at the earliest time, the longest step.
+    """One attempt of the next node: that of the earliest time and then the longest
+    step.
 
-    So no node is attempted before all are there that may merge with it.
+    In this order all nodes that may be merged with a node exist before its attempt.
 
-    **Returns:** the nodes after it, and the smallest entry of what was given up.
+    **Returns:** the nodes after the attempt, and the smallest entry that was dropped.
     """
     whole = solve.ladder.whole
     waiting = _waiting(pool, limit, whole)
@@ -204,7 +207,7 @@ def _advance(
     level = jnp.where(earliest, pool.rung.level, DEPTH + 1)
     slot = jnp.argmin(level)
     node = jax.tree.map(lambda x: x[slot], pool)
-    # Where nothing waits, nothing can be reached.
+    # Without a next node nothing is reached.
     entry = jnp.where(jnp.any(waiting), node.entry, jnp.inf)
     taken = pool.entry.at[slot].set(jnp.where(jnp.any(waiting), jnp.inf, node.entry))
     pool = eqx.tree_at(lambda p: p.entry, pool, taken)
@@ -221,7 +224,7 @@ def _advance(
 
 
 def _children(solve: Solve, table: Constants, node: Nodes):
-    """Where an attempt can lead, with whether it may go on from there."""
+    """The nodes that an attempt can lead to, and whether each is within the limit."""
     ladder, rung = solve.ladder, node.rung
     level = jnp.clip(rung.level, 0, DEPTH)
     here = jax.tree.map(lambda x: x[level], table)
@@ -231,7 +234,7 @@ def _children(solve: Solve, table: Constants, node: Nodes):
         """The distance below which the score stays positive."""
         left = down(jnp.maximum(score - up(2 * eta), 0)) / constant
         left = down(jnp.maximum(down(left) - node.slack, 0)) / node.growth
-        # Of what is not a number, nothing is known.
+        # Of a NaN nothing is known.
         return jnp.maximum(node.entry, jnp.where(left > 0, down(left), 0))
 
     kept = away(-scores[0], etas[0], here.accept)
@@ -299,9 +302,9 @@ def _attempt(solve: Solve, here: Constants, node: Nodes):
 
 
 def _inserted(pool: Nodes, child: Nodes, limit) -> tuple[Nodes, Float[Array, ""]]:
-    """The pool with one node more, merged with one where there are enough.
+    """The pool with one more node, merged with another one if there is no free slot.
 
-    **Returns:** it, and the child's entry where there was no room at all.
+    **Returns:** the pool, and the child's entry if it had to be dropped.
     """
     wanted, held = child.entry < limit, pool.entry < jnp.inf
     same = held & (pool.rung.position == child.rung.position)
@@ -324,12 +327,13 @@ def _inserted(pool: Nodes, child: Nodes, limit) -> tuple[Nodes, Float[Array, ""]
 
 
 def distance(y: Float[Array, "*state"], z: Float[Array, "*state"]) -> Float[Array, ""]:
-    """Their distance, rounded up."""
+    """The L2 distance of two states, rounded up."""
     return up(jnp.sqrt(jnp.sum((y - z) ** 2)) * (1 + gamma(y.size + 8, y.dtype)))
 
 
 def merge_balls(one: Nodes, other: Nodes) -> Nodes:
-    """The smallest ball that holds two, up to rounding, and what holds of both."""
+    """The smallest ball that contains two, up to rounding, with the weaker bounds of
+    both."""
     apart = distance(one.state, other.state)
     share = (apart + other.slack - one.slack) / jnp.maximum(2 * apart, 1e-30)
     share = jnp.clip(share, 0, 1)

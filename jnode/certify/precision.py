@@ -1,4 +1,4 @@
-"""In what arithmetic a certificate is computed, and what it takes for granted."""
+"""The arithmetic in which a certificate is computed, and its assumptions."""
 
 import contextlib
 import functools
@@ -17,9 +17,9 @@ from jnode.linear.products import training_precision
 
 
 def check_certifiable(model: PyTree, images: PyTree = None) -> None:
-    """Raises `TypeError` where a type is none in which something can be certified.
+    """Raises `TypeError` for a dtype in which nothing can be certified.
 
-    Of a model only what is not an integer counts.
+    Integer arrays of a model are not checked.
     """
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     for leaf in (*leaves, *jax.tree.leaves(images)):
@@ -28,20 +28,20 @@ def check_certifiable(model: PyTree, images: PyTree = None) -> None:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Matrix products in full, a user's own included, and whatever training asks for.
+    """Makes all matrix products full precision, including a user's own.
 
-    Unless they are told otherwise, float32 arrays multiply in TF32 on GPUs from Ampere
-    on, and in bfloat16 on TPUs.
+    By default JAX multiplies float32 arrays in TF32 on GPUs from Ampere on, and in
+    bfloat16 on TPUs.
     """
     with jax.default_matmul_precision("highest"), training_precision("highest"):
         yield
 
 
 def certifying(function: Callable) -> Callable:
-    """The function in full precision; on a TPU, whose float32 products are made of
-    bfloat16 ones, it is computed on the host's CPU from the same weights.
+    """The function in full precision. Where the default backend is a TPU, whose float32
+    products consist of bfloat16 ones, it runs on the host's CPU with the same weights.
 
-    Inside a traced function the device is the caller's to choose.
+    Inside a traced function the caller chooses the device.
     """
 
     @functools.wraps(function)
@@ -63,7 +63,7 @@ def certifying(function: Callable) -> Callable:
 
 
 def arithmetic() -> dict[str, str]:
-    """What a certificate records of the arithmetic that it was computed in."""
+    """The arithmetic of a certificate, as it is recorded in it."""
     backend = jax.default_backend()
     return {
         "backend": "cpu" if backend == "tpu" else backend,
@@ -72,10 +72,10 @@ def arithmetic() -> dict[str, str]:
 
 
 def assumptions(model: PyTree) -> list[str]:
-    """What a certificate of the model takes for granted, a sentence each.
+    """The assumptions of a certificate of the model, one sentence each.
 
     Bounds of `jnode.Certified` fields, and of fields, maps, constraints and activations
-    that are not this package's own, are claims that nothing here verifies.
+    from other packages, are claims that this package does not verify.
     """
     found = []
 

@@ -16,14 +16,14 @@ from jnode.fields.base import safe_norm
 if TYPE_CHECKING:
     from jnode.models import ModelBounds, ODEClassifier
 
-# Float32 arithmetic moves states by some 1e-7 of their size an operation, and what
-# follows amplifies that like any other difference; a logit difference is taken for
-# certain only beyond this share of max(1, L) |features| |w_y - w_c|. It is stated, not
-# proven: the tests and the soundness benchmark measure the real error against float64,
-# which stays far below.
+# Each float32 operation moves states by some 1e-7 of their size, and the operations
+# after it amplify that like any other difference. So a logit difference counts only
+# beyond this fraction of max(1, L) |features| |w_y - w_c|. The allowance is stated, not
+# proven: the tests and the soundness benchmark compare with float64, and the measured
+# error is far smaller.
 ROUNDING = 1e-5
 ALLOWANCE = {"rounding": "allowed for, stated and not proven", "relative": ROUNDING}
-"""What is said of rounding wherever a certificate is written."""
+"""The note about rounding in every certificate that is written."""
 
 
 def radius(
@@ -31,22 +31,23 @@ def radius(
 ) -> Float[Array, " batch"]:
     r"""The certified L2 radius of each prediction.
 
-    $r = \min_{c \ne y} (z_y - z_c - \delta_c) / (L\,\|w_y - w_c\|)$ for logits
-    $z_c = \langle w_c, \phi\rangle + b_c$ of $L$-Lipschitz features $\phi$, with the
-    rounding allowance $\delta_c = 2\cdot 10^{-5} G (1 + s + \beta)\|w_y - w_c\| +
-    2\cdot 10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, stated and not
-    proven: $s$ is the largest norm of a state where a block ends, $\beta$ the size of
-    the biases over a state, and $G$ the largest product of the constants of the last
-    layers, $\max(1, L)$ for one block behind an isometry. No image within this
-    distance gets another prediction (a sharper form of Tsuzuku et al., NeurIPS
-    2018). It says nothing of whether the prediction is right.
+    $r = \min_{c \ne y} (z_y - z_c - \delta_c) / (L\,\|w_y - w_c\|)$ for logits $z_c =
+    \langle w_c, \phi\rangle + b_c$ of $L$-Lipschitz features $\phi$, with the rounding
+    allowance $\delta_c = 2\cdot 10^{-5} G (1 + s + \beta)\|w_y - w_c\| + 2\cdot
+    10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, stated and not proven:
+    $s$ is the largest norm of a state where a block ends, $\beta$ the size of the
+    biases over a state, and $G$ the largest product of the constants of the last
+    layers, $\max(1, L)$ for one block behind an isometry. No image within this distance
+    gets another prediction (a sharper form of Tsuzuku et al., NeurIPS 2018). This holds
+    whether or not the prediction is right.
 
-    **Arguments:** a model, and images with pixels in [0, 1].
+    **Arguments:** a model, and images `[n, height, width, channels]` with pixels in [0,
+    1].
 
-    **Returns:** radii in pixel units, 0 where nothing is certified: everywhere, if the
-    solver is adaptive (but for one that takes its steps from a ladder, of which
-    every path that the ball can reach is looked at: see `jnode.certify.paths`) or a
-    part of the model is unconstrained.
+    **Returns:** radii in pixel units, 0 where nothing is certified. That is everywhere
+    if a part of the model is unconstrained, or if the solver is adaptive, unless it
+    takes its steps from a ladder: then all paths that the ball can reach are examined
+    (see `jnode.certify.paths`).
 
     **Raises:** `TypeError` for a model or images in another type than float32 or
     float64; `ValueError` for a model of fewer than two classes.
@@ -66,7 +67,7 @@ def radii(
     bounds: "ModelBounds",
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, " batch"]:
-    """As `radius`, of a resolved model and the bounds of the same pass."""
+    """`radius` for a resolved model and the bounds from the same pass."""
     if len(model.head.bias) < 2:
         raise ValueError(
             "model must tell at least 2 classes apart to have a certified radius, not "
@@ -83,7 +84,7 @@ def radii(
         y, slack, gaps = margins(model, image, bounds)
         others = jnp.arange(len(gaps)) != y
         least = jnp.min(jnp.where(others, slack / gaps, jnp.inf))
-        # A constant that is all but 0 would make the quotient infinite.
+        # A constant of nearly 0 would make the quotient infinite.
         positive = known & (least > 0)
         return (
             jnp.where(positive, least, 0) / jnp.maximum(lipschitz, 1e-12) * (1 - 1e-5)
@@ -114,13 +115,13 @@ def stated_rounding(
     states: tuple[Float[Array, "..."], ...],
     bounds: "ModelBounds",
 ) -> Float[Array, ""]:
-    """What is allowed for the rounding of the features, in L2.
+    """The allowance for the rounding of the features, in L2.
 
-    **Arguments:** a resolved model, its states behind each layer, and its bounds.
+    **Arguments:** a resolved model, its states after each layer, and its bounds.
     """
-    # The size that rounding is relative to is that of the states on the way too, seen
-    # where each block ends: a Lipschitz bound on where zero goes would be larger than
-    # |features| needs.
+    # Rounding is relative to the size of the intermediate states too, which is measured
+    # at the end of each block: a Lipschitz bound on the image of zero would be much
+    # larger.
     largest, inner = safe_norm(states[-1].ravel()), jnp.zeros(())
     for layer, state in zip(model.layers, states, strict=True):
         inner = inner + inner_size(layer, state.size)
@@ -130,9 +131,9 @@ def stated_rounding(
 
 
 def growth(bounds: "ModelBounds") -> Float[Array, ""]:
-    """By how much an error that is made on the way can have grown at the end.
+    """The factor by which an error made in some layer can have grown at the end.
 
-    The largest product of the constants of the last layers, of none or of all.
+    The largest product of the constants of the last k layers, over all k from 0.
     """
     dtype = bounds.lipschitz.dtype
     total, largest = jnp.ones((), dtype), jnp.maximum(1, bounds.lipschitz)

@@ -1,4 +1,4 @@
-"""What is allowed for rounding where a prediction is certified."""
+"""Allowances for rounding in the certificate of a prediction."""
 
 from typing import TYPE_CHECKING
 
@@ -13,24 +13,25 @@ from jnode.linear import AbstractLinear
 if TYPE_CHECKING:
     from jnode.models.classifier import Head
 
-# The head's own sums err relative to the logits' terms rather than to their
-# difference: rows may be all but equal.
+# The head's sums err relative to the logits' terms, not to their difference: two rows
+# may be nearly equal.
 HEAD_ROUNDING = 2e-6
 
 
 def head_allowance(
     head: "Head", size: Float[Array, ""], y: Array
 ) -> Float[Array, " classes"]:
-    """What each margin of class `y` may err by in the head, for features of a size."""
+    """The rounding error of each margin of class `y` in the head, for features of a
+    size."""
     terms = jax.vmap(safe_norm)(head.rows()) * size + jnp.abs(head.bias)
     return HEAD_ROUNDING * (terms[y] + terms)
 
 
 def inner_size(tree: PyTree, size: int) -> Float[Array, ""]:
-    """A size of what a field or layer adds up inside, beside the state.
+    """The size of the biases of a field or layer.
 
-    Its biases, in L2 over a state of so many numbers. Sums in which they cancel later
-    err relative to them.
+    In L2, over a state of `size` entries. Rounding errors are relative to the biases
+    too, even if they cancel in a later sum.
     """
     is_map = lambda x: isinstance(x, AbstractLinear)  # noqa: E731
     leaves = [x for x in jax.tree.leaves(tree, is_leaf=is_map) if not is_map(x)]

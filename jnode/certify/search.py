@@ -1,4 +1,4 @@
-"""Empirical lower bounds: how much a map was seen to stretch. They certify nothing."""
+"""Empirical lower bounds on Lipschitz constants, which certify nothing."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -28,18 +28,20 @@ def lipschitz_lower_bound(
 ) -> Float[Array, ""]:
     r"""The largest $\|f(y) - f(z)\| / \|y - z\|$ that a gradient search finds.
 
-    Both the point and the difference climb the logarithm of the stretch. An empirical
-    *lower* bound on the Lipschitz constant: next to a certified upper bound it tells
-    how tight that one is, and one that exceeded it would refute it.
+    It maximises the logarithm of this ratio over the point and the difference. The
+    result is an empirical *lower* bound on the Lipschitz constant: compared with a
+    certified upper bound it shows how tight that one is, and if it were larger it would
+    refute it.
 
-    **Arguments:** a function of one state; where the search starts; the key of the
-    first difference; how many steps; and their size, relative to the difference and,
-    for the point, to 1. `jax.vmap` searches from many points.
+    **Arguments:** a function of one state; the state `[*state]` from which the search
+    starts; the key of the first difference; the number of steps; and their size,
+    relative to the difference and, for the point, to 1. Use `jax.vmap` to search from
+    many states.
     """
     tiny = jnp.asarray(jnp.finfo(start.dtype).tiny * 1e6, start.dtype)
 
     def size(x):
-        # The smallest addend keeps the derivative finite where nothing moves.
+        # The tiny addend keeps the derivative finite at zero.
         return jnp.sqrt(jnp.sum(x**2) + tiny)
 
     def log_ratio(pair):
@@ -52,7 +54,7 @@ def lipschitz_lower_bound(
         value, (gy, gd) = jax.value_and_grad(log_ratio)((y, d))
         y = y + rate * gy / size(gy)
         d = d + rate * size(d) * gd / size(gd)
-        # A difference that shrank would end in the rounding of the function's values.
+        # Without this, differences would shrink until rounding dominates.
         d = d * jnp.maximum(1.0, least_size / size(d))
         return (y, d), jnp.maximum(best, value)
 
@@ -74,11 +76,12 @@ def estimate_lipschitz(
 ) -> Float[Array, ""]:
     r"""An *estimate* of a field's Lipschitz constant: the largest $\|J(y_i)\|_2$.
 
-    By power iteration on $J^\top J$ at the given states. For fields of which nothing is
-    certified (`FreeField`): it is a lower bound up to convergence, so it may serve to
-    compare or to choose a step, never to certify.
+    By power iteration on $J^\top J$ at the given states. It is meant for fields without
+    certified bounds (`FreeField`): as a lower bound, up to convergence, it may be used
+    to compare fields or to choose a step, but never to certify.
 
-    **Arguments:** the field, some states, a key, the time, and how many iterations.
+    **Arguments:** the field, states `[n, *state]`, a key, the time, and the number of
+    iterations.
     """
     field = field.bake()
 
@@ -92,7 +95,7 @@ def estimate_lipschitz(
 
         v = jr.normal(key, y.shape, y.dtype)
         v = jax.lax.fori_loop(0, iterations, body, v)
-        # A Jacobian of zeros leaves nothing of the vector.
+        # A Jacobian of zeros makes the vector zero.
         image = jax.jvp(f, (y,), (v,))[1]
         return jnp.sqrt(jnp.sum(image**2) / jnp.maximum(jnp.sum(v**2), 1e-30))
 
@@ -105,13 +108,13 @@ def tightness(
     *,
     seed: int,
 ) -> dict[str, float | None]:
-    """From pixels to features: the certified constant, and what a search found.
+    """The Lipschitz constant from pixels to features: certified, and found by a search.
 
     **Arguments:** the model; images, of which the first 16 start the search; its seed.
 
-    **Returns:** `certified_upper_bound`, `empirical_lower_bound` and their `ratio`;
-    `None` for what needs a certificate where there is none, and for an adaptive
-    solver, whose map jumps, so that no constant bounds it.
+    **Returns:** `certified_upper_bound`, `empirical_lower_bound` and their `ratio`; the
+    upper bound and the ratio are `None` without a certificate, and all three for an
+    adaptive solver, whose map jumps, so that it has no Lipschitz constant.
     """
     if model.solver.adaptive:
         names = ("certified_upper_bound", "empirical_lower_bound", "ratio")

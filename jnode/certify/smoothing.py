@@ -2,20 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from jnode._batches import check_images
+from jnode._batches import check_images, padded_batches
+from jnode.sharding import replicate, shard_batch, sharded, split_rows
 
 ABSTAIN = -1
-# So that float32 can hold a pixel plus noise, and 32 bits the index of any sample.
+# Limits, so that float32 represents a pixel plus noise, and 32 bits any sample's index.
 SIGMAS = (1e-3, 1e3)
 LARGEST_COUNT = 10**9
 
@@ -26,8 +28,8 @@ class Smoothing:
 
     **Arguments:**
 
-    - `sigma`: the noise's standard deviation in pixel units, 0.001 to 1000. More of it
-        certifies larger radii, of fewer images.
+    - `sigma`: the noise's standard deviation in pixel units, 0.001 to 1000. More noise
+        certifies larger radii, but for fewer images.
     - `n0`: noisy samples that choose the class.
     - `n`: fresh samples that bound its probability, or that vote in `smooth_predict`.
         They cap the radius at `largest_radius`.
@@ -74,13 +76,13 @@ class Smoothing:
 
     @property
     def largest_radius(self) -> float:
-        """The radius of a unanimous vote, which no image exceeds with these `n`."""
+        """The radius of a unanimous vote: the largest one possible with `n` samples."""
         return _radius(self, self.n)
 
 
 @dataclasses.dataclass(frozen=True)
 class SmoothedPrediction:
-    """What `smooth_certify` found.
+    """The result of `smooth_certify`.
 
     - `predictions`: the smoothed classifier's class, or -1 where it abstains.
     - `radii`: the certified L2 radius in pixel units, 0 where it abstains.
@@ -97,6 +99,7 @@ def smooth_certify(
     *,
     key: PRNGKeyArray,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> SmoothedPrediction:
     r"""Classes and certified L2 radii of the smoothed classifier (Cohen et al., 2019).
 
@@ -114,32 +117,35 @@ def smooth_certify(
     - of $g$, not of `model`, whose own prediction any perturbation may change;
     - per image: among many images some $\alpha$ of the answers may be wrong, and to
         keep the best of several keys voids the statement;
-    - under one assumption: that float32 samples stand for Gaussian ones, and float32
-        sums for exact ones. They are close but not equal, and a model made for it can
-        exploit the difference (Voráček & Hein, ICLR 2023, arXiv 2207.07209).
+    - under one assumption: that float32 samples are Gaussian and float32 sums exact.
+        They nearly are, but a model made for it can exploit the difference (Voráček &
+        Hein, ICLR 2023, arXiv 2207.07209).
 
-    Nothing is assumed of `model`: any solver will do, an adaptive one too.
+    Nothing is assumed about `model`: it may use any solver, including adaptive ones.
 
     **Arguments:**
 
     - `model`: any map from one image [height, width, channels] to logits [classes] that
         JAX can trace. Logits that are not finite count for no class.
     - `images`: [batch, height, width, channels], floats in [0, 1].
-    - `smoothing`: how much noise, and how many samples.
+    - `smoothing`: the noise, and the numbers of samples.
     - `key`: the same key gives the same answer. The noise of an image depends on the
         key and on its place in the batch, not on the other images.
     - `progress`: whether to draw a progress bar.
+    - `mesh`: over what devices, of one process or several, to spread the images, one at
+        a time on each. The answer does not depend on it.
 
     **Returns:** a `SmoothedPrediction`. As `radii` for `certified_accuracy`, take -1
     where `predictions` differ from the labels.
 
-    **Raises:** `TypeError` and `ValueError` for bad arguments; at run time whatever the
-    model raises, for any of the noisy images.
+    **Raises:** `TypeError` and `ValueError` for bad arguments; at run time, any error
+    of the model on one of the noisy images.
     """
+    stages = (0, smoothing.n0), (1, smoothing.n)
     predictions, radii = [], []
-    for count in _voters(model, images, smoothing, key, progress):
-        selection, estimation = count(0, smoothing.n0), count(1, smoothing.n)
-        # The last count is of the samples without an answer, which is no class.
+    votes = _votes(model, images, smoothing, stages, key, progress, mesh)
+    for selection, estimation in votes:
+        # The last count is that of samples without a prediction, which is not a class.
         chosen = int(np.argmax(selection[:-1]))
         radius = _radius(smoothing, int(estimation[chosen]))
         predictions.append(chosen if radius > 0 else ABSTAIN)
@@ -154,25 +160,25 @@ def smooth_predict(
     *,
     key: PRNGKeyArray,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Int[np.ndarray, " batch"]:
     r"""Classes of the smoothed classifier, without radii (Cohen et al., 2019).
 
     `n` samples vote. The winner is returned if a two-sided binomial test of it against
     the runner-up has a p-value of at most $\alpha$ (PREDICT of arXiv 1902.02918, after
     Hung & Fithian 2019): then, for each image with probability at least $1 - \alpha$,
-    it is the smoothed classifier's class, or -1 for no answer. Far fewer samples do
-    than a radius takes.
+    it is the smoothed classifier's class; otherwise the result is -1. This takes far
+    fewer samples than a radius.
 
-    Arguments, the assumption on float32, and errors as in `smooth_certify`.
+    Arguments, the assumption on float32, and errors are those of `smooth_certify`.
 
-    **Returns:** classes, and -1 where it abstains.
+    **Returns:** classes [batch], with -1 where it abstains.
     """
     # Late, since it takes a second.
     from scipy.stats import binomtest
 
-    predictions = []
-    for count in _voters(model, images, smoothing, key, progress):
-        votes = count(1, smoothing.n)
+    predictions, stages = [], ((1, smoothing.n),)
+    for (votes,) in _votes(model, images, smoothing, stages, key, progress, mesh):
         second, first = np.argsort(votes, kind="stable")[-2:]
         wins, losses = int(votes[first]), int(votes[second])
         sure = binomtest(wins, wins + losses, 0.5).pvalue <= smoothing.alpha
@@ -194,22 +200,22 @@ def lower_bound(k: int, n: int, alpha: float) -> float:
 
 
 def _radius(smoothing: Smoothing, k: int) -> float:
-    """The certified radius where the class got `k` of the `n` votes; 0 for none."""
+    """The certified radius of a class with `k` of the `n` votes; 0 if nothing is
+    certified."""
     from scipy.stats import norm
 
     p = lower_bound(k, smoothing.n, smoothing.alpha)
     if p <= 0.5:
         return 0.0
-    # Of the noise that was drawn, whose sigma is a float32. Rounded down by more than
-    # the quantiles err, which also makes the theorem's open ball a closed one.
+    # Sigma is that of the noise as drawn, a float32. The radius is rounded down by more
+    # than the error of the quantiles, which also turns the theorem's open ball into a
+    # closed one.
     sigma = float(np.float32(smoothing.sigma))
     return sigma * float(norm.ppf(p)) * (1 - 1e-6)
 
 
-def _voters(
-    model, images, smoothing, key, progress
-) -> Iterator[Callable[[int, int], Int32[np.ndarray, " answers"]]]:
-    """Checks the arguments; per image, a function from (stage, samples) to votes."""
+def _checked(model, images, smoothing):
+    """The images as NumPy's, and the model baked where it can be; with its classes."""
     if not isinstance(smoothing, Smoothing):
         raise TypeError(
             "smoothing must be a jnode.certify.Smoothing, not "
@@ -231,40 +237,61 @@ def _voters(
             "model must map one image to the logits [classes] of at least 2 classes, "
             f"not the shape {one.shape} to {logits}: leave jax.vmap to this function."
         )
-    # One count for each class, and one for samples without an answer.
-    nothing = jnp.zeros(len(logits) + 1, jnp.int32)
-    sigma = jnp.asarray(smoothing.sigma, jnp.float32)
+    return np.asarray(images, np.float32), model, len(logits)
+
+
+def _votes(
+    model, images, smoothing, stages, key, progress, mesh
+) -> Int32[np.ndarray, "n stages answers"]:
+    """The votes on each image in each of some stages, pairs (stream, samples)."""
+    images, model, classes = _checked(model, images, smoothing)
     batch_size = min(smoothing.batch_size, max(smoothing.n0, smoothing.n))
+    sigma = jnp.asarray(smoothing.sigma, jnp.float32)
 
-    def voter(i, image):
-        def count(stage, samples):
-            stream = jr.fold_in(jr.fold_in(key, i), stage)
-            samples = jnp.asarray(samples, jnp.int32)
-            votes = _count(model, image, sigma, stream, samples, nothing, batch_size)
-            return np.asarray(votes)
+    def some(rows, mesh):
+        from tqdm import tqdm
 
-        return count
+        shared = replicate((model, sigma, key), mesh)
+        given = replicate([jnp.asarray(stage, jnp.int32) for stage in stages], mesh)
+        how = classes + 1, batch_size, mesh
+        found = []
+        with tqdm(total=len(rows), disable=not progress, unit="image") as bar:
+            group = 1 if mesh is None else mesh.size
+            for _, batch, mask in padded_batches((rows, images[rows]), group):
+                numbers, x = shard_batch(batch, mesh)
+                votes = [_count(shared, numbers, x, stage, how) for stage in given]
+                found.append(np.stack([*map(np.asarray, votes)], axis=1)[mask])
+                bar.update(len(found[-1]))
+        return np.concatenate(found)
 
-    from tqdm import tqdm
-
-    for i, image in enumerate(tqdm(images, disable=not progress, unit="image")):
-        yield voter(i, jnp.asarray(image, jnp.float32))
+    return split_rows(some, len(images), mesh)
 
 
 @eqx.filter_jit
 def _count(
-    model: Callable,
-    image: Float[Array, "height width channels"],
-    sigma: Float[Array, ""],
-    key: PRNGKeyArray,
-    samples: Int32[Array, ""],
-    counts: Int32[Array, " answers"],
-    batch_size: int,
-) -> Int32[Array, " answers"]:
-    """Adds the answers to `samples` noisy copies of an image to `counts`.
+    shared: tuple[Callable, Float[Array, ""], PRNGKeyArray],
+    numbers: Int[Array, " devices"],
+    images: Float[Array, "devices height width channels"],
+    stage: Int32[Array, "2"],
+    how: tuple[int, int, Mesh | None],
+) -> Int32[Array, "devices answers"]:
+    """Counts the predictions for noisy copies of images, of which each device has one.
 
     The number of samples is data, so that one compilation serves every number.
     """
+    answers, batch_size, mesh = how
+
+    def own(shared, numbers, images):
+        (model, sigma, key), stage = shared
+        stream = jr.fold_in(jr.fold_in(key, numbers[0]), stage[0])
+        args = model, images[0], sigma, stream, stage[1]
+        return _answers(*args, answers, batch_size)[None]
+
+    return sharded(own, mesh)((shared, stage), numbers, images)
+
+
+def _answers(model, image, sigma, key, samples, answers, batch_size):
+    """How many of the noisy copies of an image were given each answer."""
 
     def answer(index):
         # Each sample has its own key, whatever the batch size. No clipping to [0, 1]:
@@ -272,12 +299,14 @@ def _count(
         noise = jr.normal(jr.fold_in(key, index), image.shape, image.dtype)
         logits = model(image + sigma * noise)
         finite = jnp.all(jnp.isfinite(logits))
-        return jnp.where(finite, jnp.argmax(logits), len(counts) - 1)
+        return jnp.where(finite, jnp.argmax(logits), answers - 1)
 
     def one_batch(i, counts):
         index = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-        wanted = index < samples  # the last batch has a surplus
+        wanted = index < samples  # the last batch has more
         return counts.at[jax.vmap(answer)(index)].add(wanted.astype(jnp.int32))
 
     batches = (samples + batch_size - 1) // batch_size
-    return jax.lax.fori_loop(jnp.zeros_like(batches), batches, one_batch, counts)
+    # One count for each class, and one for samples without an answer.
+    nothing = jnp.zeros(answers, jnp.int32)
+    return jax.lax.fori_loop(jnp.zeros_like(batches), batches, one_batch, nothing)

@@ -1,4 +1,4 @@
-"""What a certificate of an adaptive model should be read beside."""
+"""Figures for judging the certificate of an adaptive model."""
 
 import time
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ def survey(
 ) -> dict[str, Any] | None:
     """How adaptive a model with a ladder is, and what its certificate costs.
 
-    **Arguments:** the model; images and their classes; L2 radii; and how many of the
-    images to certify once more, to count and time the attempts.
+    **Arguments:** the model; images and their classes; L2 radii; and the number of
+    images that are certified once more, to count and time the attempts.
 
-    **Returns:** `paths`, the number of different grids that the images take, with
-    `commonest_share` of them and whether there is but one (`flag`); `attempts`, at
-    steps, for an image, and `attempts_largest`; `milliseconds` for one; and `frozen`,
-    the certified accuracy of the fixed grid that most images take, for all of them.
-    `None` of a model whose steps are fixed.
+    **Returns:** `paths`, the number of different grids that the images take, with the
+    share of images on the most common one (`commonest_share`) and a `flag` if there is
+    only one; `attempts` at steps for an image, their mean, and `attempts_largest`;
+    `milliseconds` for one image; and `frozen`, the certified accuracy if all images
+    take the most common grid. `None` for a model whose steps are fixed.
     """
     if not model.solver.adaptive:
         return None
@@ -67,7 +67,7 @@ def survey(
 def taken(
     model: "ODEClassifier", images: Float[np.ndarray, "n height width channels"]
 ) -> Float[np.ndarray, "n ends"]:
-    """Where each image's steps end, block after block, filled up with -1."""
+    """The ends of each image's steps, block after block, padded with -1."""
     model, parts = plain(model), []
     for _, (some,), mask in padded_batches((images,), min(BATCH, len(images))):
         parts.append(np.asarray(_taken(model, jnp.asarray(some)))[mask])

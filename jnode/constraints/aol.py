@@ -23,15 +23,15 @@ from jnode.constraints.base import (
 from jnode.linear.operators import Dense
 from jnode.linear.products import matmul
 
-# Learned weights are kept within e^15 of 1: their quotients then neither overflow nor
-# vanish in float32, and any positive weights give a norm of at most 1.
+# Learned weights are clipped to [e^-15, e^15], so that their quotients neither overflow
+# nor vanish in float32. Any positive weights give a norm of at most 1.
 LARGEST_LOG_Q = 15.0
 
 
 class AOL(AbstractConstraint):
     r"""Almost-orthogonal rescaling: $W = \mathrm{diag}(\sum_j |VV^\top|_{ij})^{-1/2}V$.
 
-    Prach & Lampert, ECCV 2022. Costs one matrix product; of a convolution, one of
+    Prach & Lampert, ECCV 2022. It costs one matrix product; for a convolution, one of
     [taps out, in] matrices, whatever the grid.
     """
 
@@ -63,10 +63,10 @@ def rescaled_kernel(
     taps = kernel.reshape(size * size * out, inputs)
     gram = matmul(taps, taps.T).reshape(size * size, out, size * size, out)
     shifts = jnp.asarray(_shifts(size), kernel.dtype)
-    # Exact but for the order of the sums: the shifts are zeros and ones.
+    # Exact up to the order of the sums: the shifts are zeros and ones.
     correlation = jnp.einsum("aobp,abs->ops", gram, shifts, precision="highest")
     rows = jnp.sum(jnp.abs(correlation), axis=2)
-    # Sizes of an output's taps, summed: their products bound those in the sums.
+    # Summed sizes of an output's taps, whose products bound those in the sums.
     sizes = jnp.sum(jnp.abs(taps).reshape(size * size, out, inputs), axis=0)
     length = inputs + size**4 + (2 * size - 1) ** 2 + out + 32
     scale = _scale(rows, _row_norms(sizes), log_q, length)

@@ -1,4 +1,4 @@
-"""What a constraint is, and what those that act on a kernel's taps have in common."""
+"""The interface of constraints, and helpers for those that act on a kernel's taps."""
 
 import abc
 
@@ -26,7 +26,7 @@ Resolved = tuple[AbstractLinear, Float[Array, ""]]
 
 
 class AbstractConstraint(eqx.Module):
-    r"""How a free weight becomes a linear operator whose norm is known.
+    r"""Turns a free weight into a linear operator of known norm.
 
     Both methods compute the operator and a certified upper bound on its norm in one
     pass. The bound allows for the rounding of the operator's arrays: it holds for the
@@ -42,10 +42,10 @@ class AbstractConstraint(eqx.Module):
     def kernel(self, k: Kernel, grid: Grid, padding: str) -> Resolved:
         """The operator of a convolution's free kernel, and its bound.
 
-        **Arguments:** the kernel, of odd size; height and width of the images; and what
-        stands outside of them: "circular" (their other side) or "zero".
+        **Arguments:** the kernel, of odd size; height and width of the images; and the
+        padding, "circular" or "zero".
 
-        **Raises:** `ValueError` for a padding that the constraint does not know.
+        **Raises:** `ValueError` for a padding that the constraint does not support.
         """
 
 
@@ -62,8 +62,9 @@ class Free(AbstractConstraint):
 def convolution(
     kernel: Kernel, bound: Float[Array, ""], grid: Grid, padding: str
 ) -> Resolved:
-    """The operator of a kernel whose exact norm is at most `bound`, and its bound."""
-    # The spectrum is rounded once more while it is computed.
+    """The operator of a kernel of exact norm at most `bound`, and a bound on its
+    own."""
+    # Computing the spectrum rounds once more.
     period = circular_period(kernel.shape[0], grid, padding)
     bound = (bound + spectrum_slack(kernel)) * transform_slack(period, kernel.dtype)
     if padding == "zero":

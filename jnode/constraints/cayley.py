@@ -1,13 +1,13 @@
 r"""The Cayley transform by matrix products alone.
 
-A square $U$ gives the skew-Hermitian $A = U - U^H$ and the unitary
-$Q = (I + A)^{-1}(I - A) = 2(I + A)^{-1} - I$. A tall matrix, $V$ below $U$, gives the
-isometry $[2(I + A)^{-1} - I; -2V(I + A)^{-1}]$ with $A = U - U^H + V^H V$ (Trockman &
-Kolter, ICLR 2021). The inverse, of the smaller side, comes from block elimination down
-to small blocks and Newton's iteration $X \leftarrow X(2I - (I + A)X)$ (Schulz 1933)
-there: no LAPACK call, which can deadlock when batched inside a jitted graph on CPU, and
-nothing that a TPU or GPU is slow at. Complex matrices are carried by their column form
-(see `jnode.linear.gram`).
+A square $U$ gives the skew-Hermitian $A = U - U^H$ and the unitary $Q = (I + A)^{-1}(I
+- A) = 2(I + A)^{-1} - I$. A tall matrix, $V$ below $U$, gives the isometry $[2(I +
+A)^{-1} - I; -2V(I + A)^{-1}]$ with $A = U - U^H + V^H V$ (Trockman & Kolter, ICLR
+2021). The inverse, of the smaller side, comes from block elimination down to small
+blocks and Newton's iteration $X \leftarrow X(2I - (I + A)X)$ (Schulz 1933) there. So
+there is no LAPACK call, which can deadlock when batched inside a jitted graph on CPU,
+and no operation that is slow on TPUs or GPUs. Complex matrices are carried by their
+column form (see `jnode.linear.gram`).
 """
 
 import math
@@ -27,7 +27,7 @@ from jnode.linear.spectral_conv import (
     transform_slack,
 )
 
-# Iterations stop where the residual is this small, less than float32 resolves.
+# Iterations stop at a residual below what float32 resolves.
 RESIDUAL = 1e-9
 # ||A|| is kept under this: rounding in the inverse grows with it, and an orthogonal
 # matrix whose angles come within 2 atan(1 / 12) of pi is no poorer for the cap.
@@ -39,9 +39,9 @@ LEAF = 16
 class Cayley(AbstractConstraint):
     """Orthogonal maps; isometries, or their transposes, where the sizes differ.
 
-    Of a circular convolution each frequency goes through the transform (Trockman &
-    Kolter, ICLR 2021). Costs the inverse of a matrix of the smaller size, by block
-    elimination; of a convolution, of a complex one for each frequency.
+    For a circular convolution the transform is applied to each frequency (Trockman &
+    Kolter, ICLR 2021). It costs the inverse of one matrix of the smaller size, by block
+    elimination; for a convolution, of one complex matrix for each frequency.
     """
 
     def matrix(self, v: Matrix) -> Resolved:
@@ -124,8 +124,8 @@ def _cap(a):
     def scale(a):
         return jnp.minimum(1.0, MAX_NORM / _norm_bound(a)).astype(a.dtype)
 
-    # Seldom below 1; where it is not, its derivatives, which cost as much as those of
-    # the inverse, are not computed.
+    # The factor is seldom below 1. Where it is 1, its derivatives, which cost as much
+    # as those of the inverse, are not computed.
     ones = jnp.ones((len(a), 1, 1), a.dtype)
     above = jnp.any(_norm_bound(jax.lax.stop_gradient(a)) > MAX_NORM)
     return jax.lax.cond(above, scale, lambda _: ones, a)

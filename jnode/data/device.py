@@ -1,4 +1,4 @@
-"""The batches of a training run where its steps are: on the devices."""
+"""The batches of a training run, selected on the devices that train."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ from jnode.data.dataset import Dataset
 from jnode.sharding import local_rows, replicate, shard_batch, spread_rows
 
 RESIDENT_BYTES = 2**30
-"""Up to so many bytes of images lie whole on each device; more are streamed."""
+"""Data sets of up to this size are copied to each device; larger ones are streamed."""
 
 Batch = tuple[
     UInt8[Array, "batch height width channels"],
@@ -24,14 +24,15 @@ Batch = tuple[
 Batches = Callable[[Int[Array, ""]], Batch]
 """A PyTree that gives the batch of a step, counted from 0, also inside jit."""
 
-# Apart from the weights, which are drawn from the same seed.
+# Keeps the order independent of the weights, which use the same seed.
 _STREAM = 2**31
 
 
 def epoch_order(seed: int, epoch: int, number: int) -> Int32[Array, " number"]:
-    """The order in which an epoch takes so many images: a random permutation.
+    """The order in which an epoch takes `number` images: a random permutation.
 
-    **Arguments:** seed and epoch, non-negative; another of either gives another order.
+    **Arguments:** seed and epoch, non-negative (different values give different
+    orders); and the number of images.
 
     **Raises:** `ValueError` for a negative seed or epoch.
     """
@@ -51,12 +52,13 @@ class Feed:
     """The batches of a training run, step by step, on the devices.
 
     Images of at most `RESIDENT_BYTES` are copied once to each device, and each device
-    picks its rows of a batch there. Of more images, those of a few steps are copied at
-    a time, to each device its rows alone. The batches are the same either way.
+    selects its rows of a batch there. Larger data sets are streamed: the images of a
+    few steps at a time, and to each device only its own rows. The batches are the same
+    either way.
 
     **Arguments:** the images; the batch size, at most their number; the seed of their
-    order; for how many steps at most batches are asked at a time; over what devices
-    each batch is spread.
+    order; the most steps whose batches are requested at a time; the devices over which
+    each batch is sharded.
     """
 
     def __init__(
@@ -94,9 +96,10 @@ class Feed:
 
     def _streamed(self, order, position, count, step) -> "Streamed":
         size = self._batch_size
-        # Always as many, so that one compilation serves all: the last batch repeated.
+        # Padded with the last batch to a fixed number, so that one compilation serves
+        # all.
         steps = np.minimum(np.arange(self._longest), count - 1) + position
-        # The batch is the first axis, which is spread over the devices.
+        # The batch is the first axis, which is sharded over the devices.
         chosen = order[steps * size + local_rows(size, self._mesh)[:, None]]
         arrays = self._dataset.images[chosen], self._dataset.labels[chosen]
         images, labels = shard_batch(arrays, self._mesh)
@@ -107,7 +110,7 @@ class Feed:
 
 
 class Resident(eqx.Module):
-    """Batches of one epoch, from all images and the order that they are taken in.
+    """Batches of one epoch, from all images and their order.
 
     `first` is the epoch's first step.
     """
@@ -127,7 +130,8 @@ class Resident(eqx.Module):
 
 
 class Streamed(eqx.Module):
-    """Batches of a few steps, the first of them `first`: of each row its images."""
+    """Batches of a few steps, of which `first` is the first; the batch axis comes
+    first."""
 
     images: UInt8[Array, "batch steps height width channels"]
     labels: Int32[Array, "batch steps"]

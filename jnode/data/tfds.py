@@ -19,13 +19,13 @@ CHUNK = 4096
 def load_tfds(
     name: str, split: str, data_dir: str | os.PathLike | None
 ) -> tuple[UInt8[np.ndarray, "n height width channels"], Int32[np.ndarray, " n"]]:
-    """Decodes one split of a prepared data set; arguments as in `jnode.data.load`.
+    """Decodes one split of a prepared data set; arguments as for `jnode.data.load`.
 
     **Raises:** `FileNotFoundError`, with the command that prepares it, for a set that
     is not there; `OSError` for damaged files; `ImportError` naming the extra.
     """
-    # Looked for before TFDS is: it would try the network for minutes, then fail
-    # obscurely.
+    # The folder is checked before TFDS is imported, which would try the network for
+    # minutes and then fail obscurely.
     folder = _prepared_folder(name, split, _data_dir(data_dir))
     try:
         with _quiet_absl():
@@ -58,8 +58,8 @@ def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
 def _read(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow_datasets as tfds
 
-    # What `tfds.data_source` ends in, without a search for the data set's own code,
-    # which may stand at another version than the files.
+    # The last step of `tfds.data_source`, without the search for the data set's own
+    # code, which may have another version than the files.
     builder = tfds.builder_from_directory(folder)
     source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]  # a decorator hides its signature
     images, labels = [], []
@@ -74,7 +74,7 @@ def _read(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prepared_folder(name: str, split: str, data_dir: Path) -> Path:
-    """The newest version whose files of this split are all there."""
+    """The newest version for which all files of this split exist."""
     found = [info.parent for info in data_dir.glob(f"{name}/*/dataset_info.json")]
     found.sort(key=_version)
     complete = [folder for folder in found if _is_complete(folder, name, split)]
@@ -101,7 +101,7 @@ def _is_complete(folder: Path, name: str, split: str) -> bool:
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    """Of numbers, not letters: 3.0.10 is newer than 3.0.9."""
+    """The version as numbers: 3.0.10 is newer than 3.0.9."""
     return tuple(int(part) for part in re.findall(r"\d+", folder.name))
 
 

@@ -1,4 +1,4 @@
-"""Robust accuracy that nobody has to doubt: attacks in order, checks, protocols."""
+"""Robust accuracy under attack, with checks of its validity, and named protocols."""
 
 from jnode.evaluation import checks as checks
 from jnode.evaluation.accuracy import Evaluation as Evaluation

@@ -1,4 +1,4 @@
-"""Robust accuracy: attacks on what is classified rightly, and how far to trust them."""
+"""Robust accuracy under attacks, and flags for results that are not to be trusted."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` found: each image's fate, and the numbers, ready for JSON."""
+    """The result of `evaluate`: the outcome for each image, and a summary for JSON."""
 
     outcome: Outcome
     summary: dict[str, Any]
@@ -46,22 +46,23 @@ def evaluate(
 ) -> Evaluation:
     """Clean accuracy, and robust accuracy under each attack and under all.
 
-    Only samples whose clean image is classified rightly are attacked; the others are
-    lost already. A sample is robust if its attacked image is classified rightly too;
-    attacked images are classified anew, after their budget was checked. The worst case
-    of a budget counts a sample as robust only if it is so under every attack of that
-    norm and of at most that epsilon.
+    Only samples whose clean image is classified rightly are attacked; the others count
+    as misclassified. A sample is robust if its attacked image is classified rightly
+    too; attacked images are checked against the budget and then classified again. In
+    the worst case of a budget a sample is robust only if it is robust to every attack
+    in that norm with at most that epsilon.
 
-    **Arguments:** as of `jnode.attacks.run`, of untargeted attacks with one epsilon for
-    all images each, but for
+    **Arguments:** as for `jnode.attacks.run`: images [n, height, width, channels],
+    labels [n], and so on, with untargeted attacks that have one epsilon for all images,
+    except for
 
     - `seed`: of the attacks' random numbers.
     - `successive`: by default each attack runs on all samples, so that attacks can be
-        compared. Else a row's robust accuracy is what is left after all attacks before
-        it too, and not after this attack alone.
+        compared. If true, a row's robust accuracy is that under this attack and all
+        attacks before it.
 
-    **Returns:** an `Evaluation`. Its `summary["flags"]` names results that look like
-    masked gradients. Of no images the accuracies are NaN.
+    **Returns:** an `Evaluation`. Its `summary["flags"]` lists results that look like
+    masked gradients. Without images the accuracies are NaN.
 
     **Raises:** as `jnode.attacks.run`; `ValueError` for epsilons of single images.
     """
@@ -88,7 +89,7 @@ def evaluate(
 def _numbers(
     trials: Sequence[Trial], outcome: Outcome, successive: bool
 ) -> dict[str, Any]:
-    """Accuracies, and what of them looks like masked gradients."""
+    """Accuracies, and flags for those that look like masked gradients."""
     n, robust = len(outcome.labels), outcome.robust
     each = zip(trials, outcome.attacked, robust, strict=True)
     rows = [_row(*one) for one in each]
@@ -123,7 +124,7 @@ def _row(
 
 
 def _share(mask: Bool[np.ndarray, " n"]) -> float:
-    """How much of it is true; NaN of nothing."""
+    """The fraction of true entries; NaN for an empty mask."""
     return float(np.mean(mask)) if len(mask) else math.nan
 
 
@@ -132,8 +133,8 @@ def _worst_case(
 ) -> list[dict[str, Any]]:
     """Per norm and epsilon, the share of samples that are robust to every such attack.
 
-    An attack with a smaller budget counts for a larger one too, and a transferred one
-    like any other.
+    An attack with a smaller budget counts for larger ones too, and transferred attacks
+    count like any other.
     """
     worst = []
     for norm, epsilon in sorted({(r["norm"], r["epsilon"]) for r in rows}):
@@ -151,13 +152,14 @@ POINTS = 0.002
 """RobustBench's allowance: black-box or transferred images may be misclassified at 0.2
 points more of the samples than those of the white-box attacks before them."""
 IMAGES = 2
-"""And so many images, however few are evaluated."""
+"""The least allowance in images, however few are evaluated."""
 
 
 def weak_beats_strong(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One step, or few, beats many (Athalye et al., 2018; Carlini et al., 2019).
+    """Flags attacks of few steps that beat those of many.
 
-    Rows of attacks that ran on all samples.
+    The rows are of attacks that ran on all samples (Athalye et al., 2018; Carlini et
+    al., 2019).
     """
     flags = []
     for strong in (r for r in rows if r["name"] == "pgd" and not r["via"]):
@@ -172,8 +174,9 @@ def weak_beats_strong(rows: Sequence[dict[str, Any]]) -> list[str]:
             if gap > 0.01:
                 flags.append(
                     f"masked gradients: {weak['name']}-{weak['steps']} at "
-                    f"{weak['norm']} {weak['epsilon']:g} breaks {gap:.1%} more samples "
-                    f"than {strong['name']}-{strong['steps']} at {strong['epsilon']:g}."
+                    f"{weak['norm']} {weak['epsilon']:g} succeeds on {gap:.1%} more "
+                    f"samples than {strong['name']}-{strong['steps']} at "
+                    f"{strong['epsilon']:g}."
                 )
     return flags
 
@@ -181,10 +184,11 @@ def weak_beats_strong(rows: Sequence[dict[str, Any]]) -> list[str]:
 def beaten_white_box(
     rows: Sequence[dict[str, Any]], num_examples: int, *, successive: bool
 ) -> list[str]:
-    """Black-box or transferred images are misclassified where no white-box one was.
+    """Flags black-box or transferred attacks that succeed where no white-box one did.
 
-    Where attacks ran one after another, what counts is on how many of the samples left
-    each succeeded; else how far its accuracy lies below the best white-box attack's.
+    If attacks ran one after another, the number of remaining samples on which each one
+    succeeded counts; otherwise, how far its accuracy lies below that of the best
+    white-box attack.
     """
     if num_examples == 0:
         return []
@@ -211,8 +215,8 @@ def beaten_white_box(
             kind = f"transfer via {row['via']}" if row["via"] else row["name"]
             flags.append(
                 f"{'transfer' if row['via'] else 'square'} beats white-box: "
-                f"{kind} at {row['norm']} {row['epsilon']:g} breaks {more} of "
-                f"{num_examples} images more than the attacks that follow the model's "
+                f"{kind} at {row['norm']} {row['epsilon']:g} succeeds on {more} more "
+                f"of {num_examples} images than the attacks that follow the model's "
                 "gradient."
             )
     return flags
@@ -223,7 +227,7 @@ def count_evaluations(
     images: Float[np.ndarray, "n height width channels"],
     batch_size: int,
 ) -> Int[np.ndarray, " counts"]:
-    """The NFE of each image's solve; one number for all where steps are fixed."""
+    """The NFE of each image's solve; a single number if steps are fixed."""
     if not model.solver.adaptive:
         return np.asarray(_evaluations(model, jnp.asarray(images[:1])))
     batches = padded_batches((images,), min(batch_size, len(images)))
@@ -237,5 +241,5 @@ def count_evaluations(
 
 @eqx.filter_jit
 def _evaluations(model, images):
-    # Of the solves that `max_steps` ends too.
+    # Includes solves that stopped at `max_steps`.
     return batched(model).solution(images, throw=False).stats["nfe"]

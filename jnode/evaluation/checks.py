@@ -1,6 +1,6 @@
-"""Checks for the traps that make robust accuracies look better than they are.
+"""Checks for common faults that make robust accuracy look better than it is.
 
-Each returns plain data: what was measured, `summary` (the same in words) and `flags`.
+Each returns plain data: the measurements, a `summary` of them in words, and `flags`.
 """
 
 from collections.abc import Callable
@@ -27,31 +27,34 @@ if TYPE_CHECKING:
     from jnode.models import ODEClassifier
 
 ROUNDING = 1e-4
-"""How far logits may be apart, relative to the largest of them: the compiled programs
-for other batch sizes sum in another order."""
+"""How much logits may differ, relative to the largest: the compiled programs for other
+batch sizes sum in another order."""
 
 
 def batch_independence(
     model: Callable, images: ArrayLike, *, samples: int = 16, seed: int = 0
 ) -> dict[str, Any]:
-    """The same images in their batch, in another order, among other images, and alone.
+    """Whether an image's logits depend on the rest of its batch (cross-sample
+    coupling).
 
-    A solver that chooses its steps for a whole batch makes one image's prediction
-    depend on the others, and then nothing that is measured of it is a fact about the
-    image. With step control for each sample there is no such effect.
+    The same images are evaluated in another order, among other images, and alone. A
+    solver that chooses its steps for a whole batch makes one image's prediction depend
+    on the others, so that a measurement of it says nothing about the image itself. With
+    separate step control for each sample there is no such effect.
 
-    **Arguments:** a map from a batch of images to logits; images, of which the first
-    `samples` are looked at (four of them alone); the seed of the others.
+    **Arguments:** a map from a batch of images to logits; images [n, height, width,
+    channels], of which the first `samples` are used (four of them alone); the seed of
+    the other images.
 
-    **Returns:** per company, the share of predictions that change and the largest
-    relative change of the logits; words and flags.
+    **Returns:** for each comparison, the fraction of predictions that change and the
+    largest relative change of the logits; a summary and flags.
     """
     x = jnp.asarray(images)[:samples]
     n = len(x)
     here = np.asarray(logits_of(model, x))
     scale = max(1.0, float(np.nanmax(np.abs(here))))
     key = jr.key(seed)
-    # Strangers that are hard to solve for: noise of full contrast.
+    # Other images that are hard to solve for: noise of full contrast.
     noise = jr.bernoulli(key, 0.5, x.shape).astype(x.dtype)
     half = -(-n // 2)
     first = jnp.concatenate([x[:half], noise[half:]])
@@ -76,9 +79,9 @@ def batch_independence(
         rows[name] = {"changed": changed, "logits": float(f"{apart:.3g}")}
         if changed > 0 or apart > ROUNDING:
             flags.append(
-                f"batch dependence: {name}, {changed:.1%} of the predictions change and "
-                f"logits move by up to {apart:.1e} of the largest, so a batch is not "
-                "many images but one: solve each sample by itself."
+                f"batch dependence: {name}, {changed:.1%} of the predictions change "
+                f"and logits move by up to {apart:.1e} of the largest, so one image's "
+                "result depends on the others: solve each sample by itself."
             )
     changed = max(row["changed"] for row in rows.values())
     apart = max(row["logits"] for row in rows.values())
@@ -91,7 +94,7 @@ def batch_independence(
 
 
 SENSITIVE = 0.01
-"""The share of changed predictions above which an adaptive solver is flagged."""
+"""The fraction of changed predictions above which an adaptive solver is flagged."""
 
 
 @eqx.filter_jit
@@ -103,17 +106,17 @@ def classes(model, images):
 def tolerance(
     model: "ODEClassifier", images: ArrayLike, attacked: ArrayLike
 ) -> dict[str, Any]:
-    """The share of predictions that change when the solve is finer or coarser.
+    """The fraction of predictions that change when the solve is finer or coarser.
 
-    An adaptive solver's tolerances are divided or multiplied by ten, fixed steps
-    halved or doubled. A fixed-step model is defined by its steps, so there the shares
-    tell how much of it is discretisation, and are no flag; an adaptive solver claims
-    to compute the flow, and is flagged where a finer solve disagrees.
+    An adaptive solver's tolerances are divided or multiplied by ten, fixed steps halved
+    or doubled. A fixed-step model is defined by its steps, so for it the fractions
+    measure how much the discretisation matters, and are never a flag. An adaptive
+    solver is supposed to compute the flow, and is flagged if a finer solve disagrees.
 
     **Arguments:** the model; clean images and attacked ones, [n, height, width,
     channels].
 
-    **Returns:** a row for each other solver; words and flags.
+    **Returns:** a row for each other solver; a summary and flags.
     """
     clean, attacked = (jnp.asarray(x) for x in (images, attacked))
     here = [np.asarray(classes(model, x)) for x in (clean, attacked)]
@@ -124,7 +127,7 @@ def tolerance(
             other = model.with_solver(solver)
             there = [np.asarray(classes(other, x)) for x in (clean, attacked)]
         except ValueError as error:
-            # One step has no coarser, and segments of a field ask for steps of their own.
+            # One step has no coarser, and each segment of a field needs a step.
             rows[name] = {"solver": None, "reason": str(error)}
             continue
         shares = [float(np.mean(a != b)) for a, b in zip(here, there, strict=True)]
@@ -137,7 +140,7 @@ def tolerance(
             f"{solver}: {shares[0]:.1%} of the clean and {shares[1]:.1%} of the "
             "attacked images change class"
         )
-        # One image at a boundary is nobody's fault.
+        # A single image near a boundary is allowed.
         allowed = max(SENSITIVE, 1 / len(clean))
         if model.solver.adaptive and name == "finer" and max(shares) > allowed:
             flags.append(
@@ -154,7 +157,7 @@ def tolerance(
 
 
 GAP = 0.02
-"""The share of images that many more steps may break before there is a flag."""
+"""The difference in robust accuracy above which there is a flag."""
 
 
 @eqx.filter_jit
@@ -174,11 +177,13 @@ def convergence(
 ) -> dict[str, Any]:
     """Loss and accuracy under PGD with few steps and with many, on the same images.
 
-    **Arguments:** a map from a batch of images to logits; one batch of images and
-    labels; the budget, of one epsilon; the key of the random starts; how many steps.
+    **Arguments:** a map from a batch of images to logits; one batch of images [n,
+    height, width, channels] and labels [n]; the budget, with a single epsilon; the key
+    of the random starts; the two numbers of steps.
 
-    **Returns:** a row for each; words, and a flag where they disagree: many steps that
-    break far more say that few had not converged, and fewer that gradients mislead.
+    **Returns:** a row for each; a summary; and a flag if they disagree. If many steps
+    succeed on far more images, few steps had not converged; if on fewer, gradients
+    mislead.
     """
     x, y = jnp.asarray(images), jnp.asarray(labels)
     norm, epsilon, rows = budget.norm, float(budget.epsilon), []
@@ -199,17 +204,17 @@ def convergence(
     flags = []
     if more > GAP:
         flags.append(
-            f"not converged: PGD-{steps[1]} breaks {more:.1%} more images than "
+            f"not converged: PGD-{steps[1]} succeeds on {more:.1%} more images than "
             f"PGD-{steps[0]} at {norm} {epsilon:.3g}."
         )
     if more < -GAP:
         flags.append(
-            f"masked gradients: PGD-{steps[1]} breaks {-more:.1%} fewer images than "
-            f"PGD-{steps[0]} at {norm} {epsilon:.3g}."
+            f"masked gradients: PGD-{steps[1]} succeeds on {-more:.1%} fewer images "
+            f"than PGD-{steps[0]} at {norm} {epsilon:.3g}."
         )
     summary = " and ".join(
-        f"PGD-{row['steps']} leaves {row['robust_accuracy']:.1%} at a mean loss of "
-        f"{row['loss']:.3g}"
+        f"PGD-{row['steps']} leaves a robust accuracy of "
+        f"{row['robust_accuracy']:.1%} at a mean loss of {row['loss']:.3g}"
         for row in rows
     )
     return {
@@ -223,11 +228,12 @@ def convergence(
 
 
 TWICE = 2.0
-"""The ratio of mean NFE above which an attack on cost is flagged."""
+"""The ratio of mean NFE above which a slowdown attack is flagged."""
 
 
 class StepCountSurrogate(eqx.Module):
-    r"""How far a coarse and a finer fixed-step solve part: a proxy of the step count.
+    r"""The difference of a coarse and a finer solve, a smooth surrogate of the step
+    count.
 
     An adaptive solver takes steps in proportion to a power of its error estimate, which
     Diffrax does not differentiate; $d = \|y_2 - y_1\|$ of $n$ and $2n$ classical
@@ -277,20 +283,23 @@ def nfe_under_attack(
     *,
     key: PRNGKeyArray,
 ) -> dict[str, Any]:
-    """Steps and NFE on clean images, on attacked ones, and under an attack on cost.
+    """Steps and NFE on clean images, on attacked ones, and under a slowdown attack.
+
+    The slowdown attack, for adaptive solvers only, is `ascend` on
+    `StepCountSurrogate`.
 
     **Arguments:** the model; clean images and attacked ones, [n, height, width,
-    channels]; the budget in which these were made, which the attack on cost is given
-    too (`ascend` on `StepCountSurrogate`, for adaptive solvers only); the key of its random
-    start.
+    channels]; the budget of the attacked ones, in which the slowdown attack searches
+    too; the key of its random start.
 
-    **Returns:** mean and largest number of steps and NFE of each; words and flags.
+    **Returns:** the mean and largest number of steps and NFE for each; a summary and
+    flags.
     """
     clean, attacked = (jnp.asarray(x) for x in (images, attacked))
     kinds = {"clean": clean, "attacked": attacked}
     if model.solver.adaptive:
         costly = _costly(model, clean, budget.of_each(clean), key)
-        budget.check("the attack on cost", clean, costly)
+        budget.check("the slowdown attack", clean, costly)
         kinds["slowed"] = costly
     rows = {}
     for name, x in kinds.items():
@@ -306,7 +315,7 @@ def nfe_under_attack(
     flags = []
     if most > TWICE:
         flags.append(
-            f"cost: images within {budget.norm} {float(budget.epsilon):.3g} need "
+            f"slowdown: images within {budget.norm} {float(budget.epsilon):.3g} need "
             f"{most:.1f} times the evaluations of clean ones."
         )
     said = ", ".join(

@@ -1,4 +1,4 @@
-"""Whether attacks can trust the outputs of a model, and the gradient they follow."""
+"""Checks of a model's outputs and gradients, on which attacks depend."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ from jnode.attacks import Outcome, Untargeted
 from jnode.attacks.loop import over_devices
 from jnode.attacks.losses import loss_and_gradient, margin
 from jnode.models.batched import batched
-from jnode.sharding import shard_batch, shareable
+from jnode.sharding import gather, scatter, shareable
 from jnode.solvers import Solver
 
 if TYPE_CHECKING:
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 
 ZERO_GRADIENTS = 0.01
-"""The share of images without a gradient above which there is a flag."""
+"""The fraction of images without a gradient above which there is a flag."""
 LEAST_CLASSES = 4
-"""Fewer leave no targeted loss, and with fewer than 3 no DLR loss."""
+"""The targeted loss needs at least 4 classes, and the DLR loss 3."""
 NOISE = 1e-5
-"""By how much two evaluations of logits may differ, relative to the largest."""
+"""How much two evaluations of logits may differ, relative to the largest."""
 
 
 def outputs(
     model: Callable, outcome: Outcome, batch_size: int, mesh: Mesh | None = None
 ) -> dict[str, Any]:
-    """Random outputs, zero gradients, probabilities in place of logits, too few classes
-    (Croce et al., RobustBench, 2021; the flags of AutoAttack), and logits that are not
-    finite.
+    """Flags random outputs, zero gradients, probabilities in place of logits, too few
+    classes (Croce et al., RobustBench, 2021; the flags of AutoAttack), and logits that
+    are not finite.
 
-    **Arguments:** a map from a batch of images to logits; what attacks found, whose
-    clean logits are looked at, and compared with those that come with the gradient: a
-    program of its own, so that a model that draws its noise in Python differs there;
-    images at a time; over what devices to spread them.
+    **Arguments:** a map from a batch of images to logits; the outcome of attacks, whose
+    clean logits are compared with those that are computed with the gradient (by another
+    program, so that a model that draws its noise in Python differs there); the batch
+    size; the devices over which to shard batches.
 
-    **Returns:** shares of the images, the number of classes, words and flags.
+    **Returns:** fractions of the images, the number of classes, a summary and flags.
     """
     logits = outcome.logits
     n, classes = logits.shape
@@ -63,9 +63,10 @@ def outputs(
         "non_finite": not_finite,
         "classes": classes,
         "num_examples": n,
-        "summary": f"Of {n} clean images, {random:.1%} were given other logits when asked "
-        f"again, {vanishing:.1%} have no gradient, {not_finite:.1%} have logits that "
-        f"are not finite; the outputs {'are' if softmax else 'are not'} probabilities; "
+        "summary": f"Of {n} clean images, {random:.1%} were given other logits when "
+        f"asked again, {vanishing:.1%} have no gradient, {not_finite:.1%} have logits "
+        "that are not finite; the outputs "
+        f"{'are' if softmax else 'are not'} probabilities; "
         f"{classes} classes.",
         "flags": _flags(random, vanishing, softmax, not_finite, classes),
     }
@@ -74,7 +75,7 @@ def outputs(
 def _evaluated_again(
     model, outcome, batch_size, mesh
 ) -> tuple[Bool[np.ndarray, " n"], ...]:
-    """Whose logits are others, and whose gradient is 0."""
+    """Which images get other logits this time, and which have a gradient of 0."""
     if len(outcome.labels) == 0:
         return np.zeros(0, bool), np.zeros(0, bool)
     model = over_devices(model, mesh)
@@ -83,13 +84,13 @@ def _evaluated_again(
     arrays = outcome.images, outcome.labels, outcome.logits
     for _, (x, y, logits), mask in padded_batches(arrays, size):
         again, zero = (
-            np.asarray(found)
-            for found in _logits_and_gradient(model, *shard_batch((x, y), mesh))
+            gather(found)
+            for found in _logits_and_gradient(model, *scatter((x, y), mesh))
         )
         with np.errstate(invalid="ignore"):
             difference = np.abs(logits - again)
         scale = np.max(np.abs(logits), where=np.isfinite(logits), initial=1.0)
-        # NaN equals NaN here: it is counted by itself.
+        # NaN equals NaN here, since NaNs are counted separately.
         other = np.max(np.nan_to_num(difference, posinf=np.inf), axis=1)
         differ.append((other > NOISE * scale)[mask])
         flat.append(zero[mask])
@@ -133,7 +134,7 @@ def _flags(random, vanishing, softmax, not_finite, classes) -> list[str]:
 
 
 def adjoint(solver: Solver) -> dict[str, Any]:
-    """A flag where the adjoint is continuous: optimise-then-discretise."""
+    """Flags a continuous adjoint (optimise-then-discretise)."""
     continuous = solver.adjoint == "backsolve"
     flags = []
     if continuous:
@@ -164,7 +165,7 @@ def adjoint(solver: Solver) -> dict[str, Any]:
 LARGE = 0.1
 """The median relative discrepancy above which there is a flag."""
 SHATTERED = 0.5
-"""The same at the largest step, an L2 distance of 0.1, whatever it is at small ones."""
+"""The same at the largest step, an L2 distance of 0.1, alone."""
 STEPS64, STEPS32 = (1e-6, 1e-4, 1e-2, 1e-1), (1e-2, 3e-2, 1e-1)
 DIRECTIONS = 8
 
@@ -182,24 +183,25 @@ def gradient(
     $g$ is the gradient of $z_y - \max_{i \ne y} z_i$ that reverse mode gives, in the
     precision of the evaluation; the differences $(m(x + hd) - m(x - hd)) / 2h$ are
     taken of the same solve in float64, along $g$ and along random directions $d$ of
-    length 1, for several steps $h$. The discrepancy is an estimate of
-    $\|g - \nabla m\| / \|\nabla m\|$: random directions, the mean of whose squares
-    estimates a squared norm, or what is seen along $g$ if that is more. Of the steps
-    each sample keeps the one that agrees best.
+    length 1, for several steps $h$. The discrepancy estimates $\|g - \nabla m\| /
+    \|\nabla m\|$: from the random directions, as the mean of squares along them
+    estimates a squared norm, or from the direction $g$ if that gives more. For each
+    sample the step with the best agreement counts.
 
-    An adaptive solver's gradient holds the steps fast that the solve took (Diffrax
-    stops gradients at step sizes), and where a step is accepted or rejected there is a
-    jump. The map therefore has a fine structure, as high as the solver's error, of
-    which the gradient does not know: small steps $h$ see it even if the tolerance is
-    tight, and larger ones pass over it unless it is loose. So the discrepancy at each
-    $h$ is given too.
+    The gradient of an adaptive solve treats the steps that the solve took as constants
+    (Diffrax stops gradients at step sizes), and the map jumps between accepting and
+    rejecting a step. So the map has a fine structure of the size of the solver's error,
+    which the gradient does not contain: small $h$ resolve it even if the tolerance is
+    tight, and large $h$ do so only if it is loose. Therefore the discrepancy at each
+    $h$ is returned too.
 
-    **Arguments:** a map from a batch of images to logits; images and labels, of which
-    the first `samples` are looked at; the seed of the directions.
+    **Arguments:** a map from a batch of images to logits; images [n, height, width,
+    channels] and labels [n], of which the first `samples` are used; the seed of the
+    directions.
 
     **Returns:** the discrepancy of each sample, their median and largest, the median at
-    each step, the precision, the noise level of the differences (relative, of rounding,
-    at the second step), words and flags.
+    each step, the precision, the noise level of the differences (the relative rounding
+    error at the second step), a summary and flags.
     """
     x = jnp.asarray(images)[:samples]
     y = jnp.asarray(labels)[:samples]
@@ -246,7 +248,7 @@ def _gradient_flags(median: float, far: float, longest: str, n: int) -> list[str
 
 
 class _Discrepancies(NamedTuple):
-    """Relative ones, at each step and of each sample; the differences' noise."""
+    """Relative discrepancies, by step and by sample; and the differences' noise."""
 
     relative: Float[np.ndarray, "steps samples"]
     steps: tuple[float, ...]
@@ -275,13 +277,13 @@ def _discrepancies(model, x, y, key) -> _Discrepancies:
 def held_steps(
     model: "ODEClassifier", images: ArrayLike, labels: ArrayLike, *, samples: int = 2
 ) -> float:
-    """How far an adaptive model's gradient is from that of the steps that it took.
+    """How far an adaptive model's gradient is from that of its recorded steps.
 
-    **Arguments:** the model; images and labels, of which the first `samples` are looked
-    at: each asks for a compilation of its own.
+    **Arguments:** the model; images [n, height, width, channels] and labels [n], of
+    which the first `samples` are used, each with a compilation of its own.
 
-    **Returns:** the largest relative difference to the gradient of the fixed-step model
-    that takes the same steps (`ODEClassifier.freeze`).
+    **Returns:** the largest relative difference from the gradient of the fixed-step
+    model that takes the same steps (`ODEClassifier.freeze`).
     """
     x = jnp.asarray(images)[:samples]
     y = jnp.asarray(labels)[:samples]
@@ -301,14 +303,14 @@ def _gradient(model, x, y):
 
 @eqx.filter_jit
 def _values(model, x, y, moves):
-    """The margins at each of some moved images, which are mapped one after another."""
+    """The margins of the images after each of several shifts, one after another."""
     return jax.lax.map(lambda move: margin(model(x + move), y), moves)
 
 
 def _quotients(model, x, y, directions):
-    """Difference quotients [steps, directions, samples], in float64 where it goes."""
+    """Difference quotients [steps, directions, samples], in float64 if possible."""
     try:
-        # Standard promotion: a constant of the model's own meets float64 so.
+        # Standard promotion, for constants in the model that are float32.
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             model64 = jax.tree.map(
                 lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, model
@@ -339,7 +341,7 @@ def _differences(values, steps, precision):
 
 
 def _short(value) -> float:
-    """Four digits, and a large finite number where there is none: JSON has no inf."""
+    """Rounded to four digits; infinity becomes a large number, as JSON has none."""
     return float(f"{np.nan_to_num(float(value), nan=1e9, posinf=1e9):.4g}")
 
 

@@ -1,4 +1,4 @@
-"""What is run under the name quick, standard or full: attacks, and checks."""
+"""The protocols quick, standard and full: their attacks and checks."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ BUDGETS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar100": PHOTOGRAPHS,
     "svhn_cropped": PHOTOGRAPHS,
 }
-"""The budgets that the literature reports, a data set, in pixel units."""
+"""The budgets that the literature reports for each data set, in pixel units."""
 
 
 def _few_steps(budget: Budget, classes: int) -> Sequence[Trial]:
@@ -54,14 +54,15 @@ def _standard_and_plus(budget: Budget, classes: int) -> Sequence[Trial]:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """An evaluation with a name.
+    """A named evaluation.
 
-    - `num_examples`: how many test images, unless told; `None` for all.
+    - `num_examples`: the default number of test images; `None` for all.
     - `attacks`: the white- and black-box attacks for a budget and a number of classes,
         the cheapest first.
-    - `surrogates`: through which models attacks are transferred (`SURROGATES`).
+    - `surrogates`: the kinds of surrogate models for transferred attacks
+        (`SURROGATES`).
     - `transfer`: steps and restarts of each transferred attack.
-    - `checked`: how many images the checks look at.
+    - `checked`: the number of images for the checks.
     - `long_pgd`: the steps of the PGD that is compared with PGD-20, if any.
     """
 
@@ -102,12 +103,13 @@ PROTOCOLS = {
 def budgets(
     dataset: str, norm: str | None = None, epsilons: Sequence[float] = ()
 ) -> list[Budget]:
-    """The budgets to attack with, each norm's in growing order.
+    """The budgets to attack with, in increasing order for each norm.
 
-    **Arguments:** the data set, whose usual budgets are taken unless `norm` ("linf" or
-    "l2") or `epsilons` (of that norm, by default Linf) say otherwise.
+    **Arguments:** the data set, whose usual budgets are the default; `norm` ("linf" or
+    "l2"), to use only that one; `epsilons` in that norm (by default Linf), to replace
+    them.
 
-    **Raises:** `ValueError` for another norm or an epsilon that makes no sense.
+    **Raises:** `ValueError` for another norm or an invalid epsilon.
     """
     usual = BUDGETS.get(dataset, PHOTOGRAPHS)
     if norm is not None and norm not in usual:
@@ -119,11 +121,11 @@ def budgets(
 
 
 def comparison(dataset: str) -> list[Trial]:
-    """Noise, FGSM and PGD at the usual budgets of a data set, weak ones first.
+    """Noise, FGSM and PGD at the usual budgets of a data set, the weakest first.
 
-    They are meant to be run on all samples each, so that they can be compared: three
-    levels of Gaussian noise, FGSM at the least Linf budget, and PGD at each budget, of
-    40 steps (Linf) or 20 (L2).
+    Each is meant to run on all samples, so that they can be compared: three levels of
+    Gaussian noise, FGSM at the smallest Linf budget, and PGD at each budget, with 40
+    steps (Linf) or 20 (L2).
     """
     usual, steps = budgets(dataset), {"linf": 40, "l2": 20}
     return [
@@ -142,8 +144,8 @@ def plan(
 ) -> list[Trial]:
     """The attacks of a protocol in their order: budget by budget, transfers last.
 
-    Attacks that need more classes than there are, are left out; the check of outputs
-    flags that.
+    Attacks that need more classes than the model has are left out, which the check of
+    outputs flags.
     """
     steps, restarts = protocol.transfer
     through = [
@@ -172,12 +174,11 @@ def check_model(
 ) -> dict[str, dict[str, Any]]:
     """Runs each check on the first images.
 
-    **Arguments:** the model; images and labels; the protocol, which says how many of
-    them, and how long the longest PGD is; the budget of attacked images; the seed;
-    `keep`, which is given each check's name and the function that runs it, and may
-    remember what was found.
+    **Arguments:** the model; images [n, height, width, channels] and labels [n]; the
+    protocol; the budget of the attacked images; the seed; `keep`, a function of each
+    check's name and of the function that runs it, which may store the result.
 
-    **Returns:** per check its numbers, its `summary` in words, and its `flags`.
+    **Returns:** for each check its numbers, its `summary` in words, and its `flags`.
     """
     x = jnp.asarray(images[: protocol.checked])
     y = jnp.asarray(labels[: protocol.checked])

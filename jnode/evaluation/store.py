@@ -1,10 +1,9 @@
-"""Finished parts of an evaluation, kept on disk."""
+"""The finished parts of an evaluation on disk, so that it can be resumed."""
 
 import contextlib
 import hashlib
 import json
 import os
-import shutil
 import weakref
 import zipfile
 import zlib
@@ -16,8 +15,16 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from jnode._files import FolderInUse, claimed, write_atomic, write_json
+from jnode._files import (
+    FolderInUse,
+    as_path,
+    claimed,
+    remove,
+    write_atomic,
+    write_json,
+)
 from jnode.attacks import Attacked, Trial
+from jnode.sharding import all_reduce_max, barrier, is_main_process
 
 LOCK = ".lock"
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -26,32 +33,41 @@ DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.e
 class Store:
     """The folder of an evaluation: `evaluation/` of a run.
 
-    `arguments.json` says of what the parts are: the model, the images, the attacks and
-    all else that decides the result. Each finished attack is one `.npz`, each finished
-    check one `.json`, written at once or not at all.
+    `arguments.json` records everything that determines the result: the model, the
+    images, the attacks and so on. Each finished attack is one `.npz` file and each
+    finished check one `.json` file, written atomically.
 
-    One store at a time holds a folder, by a lock on its file `.lock`. The lock ends
-    with the store's `with` block, with `close`, or with the process.
+    Only one store at a time can open a folder; it holds a lock on the file `.lock`
+    until the end of its `with` block, `close`, or the end of the process.
+
+    Of several processes the first writes, and all read: they must open the store and
+    call it together, and see the same folder.
     """
 
     def __init__(self, folder: str | os.PathLike, arguments: dict[str, Any]):
-        """Opens the folder, and empties it where it holds another evaluation.
+        """Opens the folder, and empties it if it holds another evaluation.
 
-        `message` is one sentence for people about what was found there, or empty.
+        `message` is one sentence about what was found there, or empty.
 
-        **Raises:** `RuntimeError` where another store holds the folder.
+        **Raises:** `RuntimeError` if another store holds the folder.
         """
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
+        self.message, self._release = "", lambda: None
+        if is_main_process():
+            self._claim(arguments)
+        barrier("the evaluation's folder is there")
+
+    def _claim(self, arguments: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             if not stack.enter_context(claimed(self.folder / LOCK, wait=False)):
                 raise FolderInUse(
-                    f"{folder} is in use by another evaluation, which would lose what "
-                    "it has finished: wait until that has ended, or evaluate a copy of "
-                    "the folder around it."
+                    f"{self.folder} is in use by another evaluation, which would lose "
+                    "what it has finished: wait until that has ended, or evaluate a "
+                    "copy of the folder around it."
                 )
             self.message = self._open(arguments)
-            # A store that nobody closes lets go of the folder when nobody has it.
+            # A store that is never closed releases the folder when it is collected.
             self._release = weakref.finalize(self, stack.pop_all().close)
 
     def __enter__(self) -> "Store":
@@ -61,11 +77,11 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Lets other stores have the folder. Nothing more may be kept by this one."""
+        """Releases the folder. This store must not be used afterwards."""
         self._release()
 
     def _open(self, arguments: dict[str, Any]) -> str:
-        # As JSON gives it back.
+        # In the form in which JSON returns them.
         arguments = json.loads(json.dumps(arguments))
         path = self.folder / "arguments.json"
         message = ""
@@ -84,41 +100,43 @@ class Store:
                 f"the evaluation in {self.folder}."
             )
             for part in self.folder.iterdir():
-                if part.is_dir() and not part.is_symlink():
-                    shutil.rmtree(part)
-                elif part.name != LOCK:
-                    part.unlink()
+                if part.name != LOCK:
+                    remove(part)
         write_json(path, arguments)
         return message
 
     def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
-        """What an attack found: read, if need be after it was made and written."""
-        path = self.folder / f"attack-{index:03d}.npz"
-        if path.is_file():
-            try:
-                return _read(path)
-            except DAMAGED:
-                pass  # made anew
-        found = make()
-        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
-        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
-        return _read(path)
+        """The result of an attack: read from disk, or else made and written."""
+
+        def write(path: Path, found: Attacked) -> None:
+            arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
+            write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
+
+        return _kept(self.folder / f"attack-{index:03d}.npz", make, write, _read)
 
     def check(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What a check found: read, or else made and written."""
+        """The result of a check: read from disk, or else made and written."""
         path = self.folder / f"check-{name}.json"
-        if path.is_file():
-            try:
-                return json.loads(path.read_text())
-            except ValueError:
-                pass
-        found = make()
-        write_json(path, found)
-        return found
+        return _kept(path, make, write_json, lambda path: json.loads(path.read_text()))
+
+
+def _kept(path: Path, make, write, read) -> Any:
+    """What a file holds; if need be after it was made and written."""
+    # Looked for by one process for all: another might already see what is made now.
+    if all_reduce_max(int(is_main_process() and path.is_file())):
+        try:
+            return read(path)
+        except DAMAGED:
+            pass  # made anew, by every process, since all read the same
+    found = make()
+    if is_main_process():
+        write(path, found)
+    barrier(f"{path.name} is there")
+    return read(path)
 
 
 def _read(path: Path) -> Attacked:
-    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         return Attacked(**dict(file))
 
 
@@ -126,8 +144,8 @@ def fingerprint(*parts: Any) -> str:
     """A hash of files (paths), arrays and plain values."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            digest.update(part.read_bytes())
+        if isinstance(part, os.PathLike):
+            digest.update(as_path(part).read_bytes())
         elif isinstance(part, np.ndarray):
             digest.update(f"{part.dtype}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).tobytes())
@@ -137,7 +155,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def described(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Trials as plain data, each setting of theirs included, a source by its name."""
+    """Trials as plain data with all their settings, and a surrogate by its name."""
 
     def plain(value):
         if eqx.is_array(value):

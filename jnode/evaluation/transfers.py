@@ -1,4 +1,4 @@
-"""Attacks made through another model and evaluated on the one in question."""
+"""Transferred attacks: made on a surrogate model, evaluated on another one."""
 
 import dataclasses
 import itertools
@@ -29,13 +29,14 @@ FIXED_STEPS = 8
 
 
 class Transfer(AbstractAttack):
-    """PGD that climbs the loss of `source` whatever the model (see `ascend`).
+    """PGD on the loss of the surrogate `source` instead of the attacked model's.
 
-    A model whose gradients lead nowhere may fall to images that were made through
-    another with useful ones (Papernot et al., 2016; Athalye et al., ICML 2018).
+    A model with masked gradients may misclassify images that were made on a surrogate
+    with useful gradients (Papernot et al., 2016; Athalye et al., ICML 2018). See
+    `ascend`.
 
-    **Arguments:** as of any attack, and `source`, a map from a batch of images to
-    logits, and `via`, what to call it.
+    **Arguments:** as for any attack, and `source`, a map from a batch of images to
+    logits, and `via`, its name.
     """
 
     name: ClassVar[str] = "pgd"
@@ -80,7 +81,8 @@ def nearest_mean(
     labels: Int[Array, " n"],
     classes: int,
 ) -> NearestMean:
-    """The substitute of a model that knows its encoder only. Arguments as they say."""
+    """The nearest-mean classifier on a model's encoder, with means from these
+    images."""
     codes = jax.vmap(lambda x: encoder(x).ravel())(images)
     member = jax.nn.one_hot(labels, classes)
     counts = jnp.maximum(jnp.sum(member, axis=0), 1)
@@ -95,19 +97,20 @@ def surrogates(
     labels: ArrayLike,
     kinds: Sequence[str] = SURROGATES,
 ) -> dict[str, Classifier]:
-    """Models that share weights with `model`, by what they are.
+    """Surrogate models that share weights with `model`, by kind.
 
     **Arguments:**
 
     - `model`: the model in question.
     - `images`, `labels`: [n, height, width, channels] and [n], for the means of the
         kind "encoder".
-    - `kinds`: of "fixed" (eight or more classical Runge-Kutta steps), "finer" (a tenth
-        of the tolerances, or twice the steps), "other" (another method) and "encoder"
-        (a nearest-mean classifier on the encoder's output, without the ODE).
+    - `kinds`: some of "fixed" (eight or more classical Runge-Kutta steps), "finer" (a
+        tenth of the tolerances, or twice the steps), "other" (another method) and
+        "encoder" (a nearest-mean classifier on the encoder's output, without the ODE).
 
-    **Returns:** classifiers of batches. All are differentiated step by step: where the
-    model's adjoint is continuous, one more is its own solve, so differentiated.
+    **Returns:** classifiers of batches. All of them differentiate the numerical solve.
+    If the model's adjoint is continuous, its own solve, differentiated in this way, is
+    one more surrogate ("adjoint").
 
     **Raises:** `ValueError` for an unknown kind.
     """
@@ -142,18 +145,18 @@ def surrogates(
 
 
 def rescaled(solver: Solver, factor: float) -> Solver:
-    """The same method, more exact for a `factor` above 1 and coarser below.
+    """The same method, finer for a `factor` above 1 and coarser below.
 
-    An adaptive solver's tolerances are divided by it; of a fixed-step solver every step
-    is halved (above 1), or every two steps made one (below).
+    An adaptive solver's tolerances are divided by it; for a fixed-step solver every
+    step is halved (above 1), or every two steps are joined (below).
 
-    **Raises:** `ValueError` for coarser steps where there is one only.
+    **Raises:** `ValueError` for coarser steps if there is only one.
     """
     if solver.adaptive:
         rtol, atol = (tolerance / factor for tolerance in solver.tolerances)
-        # Smaller tolerances take more steps, of which there must be enough: a method of
-        # order p takes factor^(1/p) times as many, and the lowest order is 2. Memory
-        # may be set aside for all of them.
+        # Smaller tolerances need a larger limit of steps: a method of order p takes
+        # factor^(1/p) times as many, and the lowest order is 2. No more than that,
+        # since memory may be reserved for all of them.
         longer = math.ceil(solver.max_steps * max(1.0, factor) ** 0.5)
         return dataclasses.replace(solver, rtol=rtol, atol=atol, max_steps=longer)
     shares = solver.shares.tolist()
@@ -190,13 +193,14 @@ def ascend(
 ) -> Images:
     """PGD that goes on past the first adversarial image.
 
-    Of all iterates an adversarial one is kept before one that is not, and of two such
-    the one of the larger loss. An attack may stop at the boundary; an image that shall
-    be misclassified by another model too, or whose loss is compared, must go far
-    beyond.
+    Adversarial iterates are preferred to others and, among equals, the one with the
+    larger loss. An ordinary attack may stop at the decision boundary; an image that
+    should also be misclassified by another model, or whose loss is compared, must go
+    far beyond it.
 
-    **Arguments:** the model that is climbed; images; when one is adversarial; a budget
-    with an epsilon for each image; steps, restarts and key as of `jnode.attacks.PGD`.
+    **Arguments:** the model whose loss is maximised; images [n, height, width,
+    channels]; the goal; a budget with an epsilon for each image; steps, restarts and
+    key as for `jnode.attacks.PGD`.
     """
     length = wide(2.5 * budget.epsilon / steps.astype(images.dtype))
 

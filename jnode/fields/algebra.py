@@ -1,4 +1,4 @@
-"""Fields made of other fields, and the bounds that follow.
+"""Fields built from other fields, with the bounds that follow.
 
 Sums and multiples are in `base.py`, beside the operators that make them.
 """
@@ -53,7 +53,7 @@ class Decay(AbstractVectorField):
 
 
 class Composed(AbstractVectorField):
-    """$f(t, g(t, y))$: the constants multiply, and nothing else is known."""
+    """$f(t, g(t, y))$, whose Lipschitz constant is the product of theirs."""
 
     outer: AbstractVectorField
     inner: AbstractVectorField
@@ -76,7 +76,7 @@ class Composed(AbstractVectorField):
 
 
 class Congruent(AbstractVectorField):
-    r"""$W^\top f(t, Wy)$ for a linear map $W$: a field seen through a map."""
+    r"""$W^\top f(t, Wy)$ for a linear map $W$, as in a congruence of matrices."""
 
     field: AbstractVectorField
     map: AbstractLinear
@@ -98,14 +98,14 @@ class Congruent(AbstractVectorField):
 class LowPrecisionField(AbstractUncertifiedField):
     r"""Another field, its matrix products computed in bfloat16 or float16.
 
-    Constraints (a Cayley transform, say), biases, activations, time, and the solver's
-    sums keep their type; weights are rounded once they are computed, and get their
-    gradients. Less work where the hardware multiplies shorter numbers faster, as TPUs
-    and GPUs do; not on CPU.
+    Constraints (such as a Cayley transform), biases, activations, time, and the
+    solver's sums keep their dtype; weights are rounded after the constraint, and
+    receive gradients. This is faster on hardware that multiplies short numbers faster,
+    such as TPUs and GPUs, but not on CPU.
 
-    Rounding makes it a step function, of which nothing is certified: `lipschitz` and
-    `log_norm` are `inf`. Certify `field`, and take what `benchmarks/precision.py` tells
-    of how far the two part for what it is, an empirical lower bound.
+    Rounding makes it a step function, so nothing is certified: `lipschitz` and
+    `log_norm` are `inf`. Certify `field` instead; `benchmarks/precision.py` measures
+    how far the two differ, which is only an empirical lower bound.
     """
 
     field: AbstractVectorField

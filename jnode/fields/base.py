@@ -1,4 +1,4 @@
-"""What every vector field of the package can do, and what fields are made of."""
+"""The interface of vector fields, their sums and multiples, and the two-layer form."""
 
 import abc
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ class AbstractVectorField(eqx.Module):
     r"""The right-hand side of $dy/dt = f(t, y)$, with certified bounds of its Jacobian.
 
     Called as `field(t, y, args)`, so it serves as it is in `diffrax.ODETerm`. A field
-    implements `__call__` and `bounds`. It may have more, which is used where it is:
+    implements `__call__` and `bounds`. It may also define the following, which faster
+    or sharper computations use:
 
     - `time_invariant`: whether $f(t, y)$ is known to be the same at every $t$.
     - `takes_batches`: whether a plain field, called with a batch of states, maps each
@@ -40,9 +41,9 @@ class AbstractVectorField(eqx.Module):
 
     @abc.abstractmethod
     def bounds(self) -> Bounds:
-        """What is certified of the field, from the arrays that it holds now.
+        """The certified bounds of the field, from the arrays that it holds now.
 
-        To get the bounds and the weights of one pass, see `jnode.resolve`.
+        `jnode.resolve` gives these and the plain weights in one pass.
         """
 
     @final
@@ -69,7 +70,7 @@ class AbstractVectorField(eqx.Module):
 
     @final
     def bake(self) -> "AbstractVectorField":
-        """An equal field whose constrained maps are computed."""
+        """An equal field whose constrained maps were replaced by plain ones."""
         return plain(self)
 
     @final
@@ -97,7 +98,7 @@ class AbstractVectorField(eqx.Module):
 
     @final
     def __neg__(self) -> "AbstractVectorField":
-        """$-f$, the field of reversed time, with the bounds that follow."""
+        """$-f$, the time-reversed field, with the bounds that follow."""
         return -1.0 * self
 
 
@@ -126,9 +127,9 @@ def vjp_change(
 ) -> Float[Array, ""]:
     r"""A certified bound on $\|(J(z) - J(y))^\top v\|$ near $y$, $J$ the Jacobian.
 
-    It holds for all $z$ with $\|z - y\| \le$ `distance`, where hidden units are known up
-    to `rounding`. Of a field that does not tell, twice what its Lipschitz constant
-    allows.
+    It holds for all $z$ with $\|z - y\| \le$ `distance`, where pre-activations are
+    known up to `rounding`. A field without a bound of its own gets
+    $2 L \|v\|$, $L$ its Lipschitz constant.
     """
     own: Any = getattr(field, "vjp_change", None)
     if own is not None:
@@ -145,7 +146,10 @@ class Sum(AbstractVectorField):
     fields: tuple[AbstractVectorField, ...]
 
     def __init__(self, fields: Sequence[AbstractVectorField]):
-        """**Arguments:** at least one field, all on states of one shape."""
+        """**Arguments:** at least one field, all on states of one shape.
+
+        **Raises:** `ValueError` for no field.
+        """
         if not fields:
             raise ValueError("fields must hold at least one field.")
         self.fields = tuple(fields)
@@ -177,7 +181,7 @@ class Sum(AbstractVectorField):
 class Scaled(AbstractVectorField):
     """$a f(t, y)$ for a finite number $a$; `a * f` makes one.
 
-    With $a < 0$ it is the field of reversed time, which expands where $f$ contracts.
+    With $a < 0$ time is reversed: it expands where $f$ contracts.
     """
 
     field: AbstractVectorField
@@ -231,15 +235,15 @@ class AbstractUncertifiedField(AbstractVectorField):
 class TwoLayer(eqx.Module):
     r"""An activation between two maps: $L\,V\sigma(Wy + b + t c) + d + t e$.
 
-    The hidden units $u = Wy$ follow an equation of their own, $\dot u = L\,WV\sigma(u +
-    b + t c) + W(d + t e)$. Runge-Kutta steps commute with linear maps, so the same
-    steps taken there give the same $y$, up to rounding, with the one map $WV$ in place
-    of two in each evaluation: half the work.
+    The pre-activations $u = Wy$ satisfy an equation of their own, $\dot u =
+    L\,WV\sigma(u + b + t c) + W(d + t e)$. Runge-Kutta steps commute with linear maps,
+    so the same steps taken in this hidden space give the same $y$, up to rounding, with
+    one map $WV$ in place of two in each evaluation: half the work.
 
     - `w_in`, `w_out`: $W$ and $V$.
     - `activation`, `scale`: $\sigma$ and $L$.
     - `bias`, `drift`: $b$ and $d$.
-    - `time_coefficients`: $c$ and $e$, where the field moves with time.
+    - `time_coefficients`: $c$ and $e$, or `None` if the field does not depend on time.
     """
 
     w_in: AbstractLinear
@@ -263,14 +267,14 @@ class TwoLayer(eqx.Module):
     def pre_activation(
         self, t: Any, y: Float[Array, "*state"]
     ) -> Float[Array, "*hidden"]:
-        """What the activation acts on."""
+        """$Wy + b + t c$, the input of the activation."""
         bias = self.bias
         if self.time_coefficients is not None:
             bias = bias + jnp.asarray(t, bias.dtype) * self.time_coefficients[0]
         return add_bias(self.w_in(y), bias)
 
     def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
-        """As the function of this name, for fields made of such parts."""
+        """The bound of the function `vjp_change` for a field of this form."""
         weights = self.scale.astype(y.dtype) * self.w_out.T(cotangent)
         norm = self.w_in.norm().astype(y.dtype)
         change = self.activation.vjp_change(
@@ -288,13 +292,13 @@ class TwoLayer(eqx.Module):
         return TwoLayer(*parts, self.bias, drift, time_coefficients)
 
     def w_hidden(self) -> AbstractLinear | None:
-        """$WV$, where it is a single map."""
+        """$WV$ if it is a single map, else `None`."""
         loop = self.w_in @ self.w_out
         return None if isinstance(loop, Product) else loop
 
     def hidden_is_cheaper(self, evaluations: int, channels: int) -> bool:
-        """Whether so many evaluations cost less in the hidden units, in products of
-        channels."""
+        """Whether this many evaluations take fewer multiplications in the hidden
+        space."""
         hidden = len(self.bias)
         outer = 2 * channels * hidden
         if outer + (evaluations - 1) * hidden**2 >= evaluations * outer:
@@ -325,7 +329,7 @@ class Scale(eqx.Module):
 
 
 def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """The L2 norm, with a derivative of 0 rather than NaN at zero."""
+    """The L2 norm, whose derivative at zero is 0 rather than NaN."""
     tiny = jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype)
     return jnp.sqrt(jnp.sum(x**2) + tiny)
 
@@ -333,5 +337,5 @@ def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
 def add_bias(
     x: Float[Array, "*grid channels"], bias: Float[Array, " channels"]
 ) -> Float[Array, "*grid channels"]:
-    """`x + bias` with ranks and dtypes spelled out, as strict promotion wants them."""
+    """`x + bias` with explicit ranks and dtypes, for JAX's strict promotion."""
     return x + bias.reshape((1,) * (x.ndim - 1) + bias.shape).astype(x.dtype)

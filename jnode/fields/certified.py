@@ -1,4 +1,4 @@
-"""Anybody's callable as a field, with bounds that its author vouches for."""
+"""Any callable as a vector field, with bounds that its author vouches for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ from jnode.fields.base import AbstractVectorField
 
 
 class Certified(AbstractVectorField):
-    r"""A field $f(t, y, \mathrm{args})$ of your own, with bounds derived from it.
+    r"""A callable $f(t, y, \mathrm{args})$ of your own, with a formula for its bounds.
 
     ```python
     field = jnode.Certified(mlp, bounds=lambda mlp: jnode.Bounds(lipschitz_of(mlp)))
     ```
 
-    The bounds are computed from `fn` whenever they are asked for, so that they stay
-    true when its weights change. That the formula is right is an assumption, which
-    certificates and reports list as such.
+    The bounds are computed from `fn` at every request, so they remain true when its
+    weights change. Certificates and reports list the correctness of the formula as an
+    assumption.
     """
 
     fn: Callable
@@ -30,15 +30,15 @@ class Certified(AbstractVectorField):
         """**Arguments:**
 
         - `fn`: any callable `fn(t, y, args)`: a function, or an Equinox module whose
-          arrays are then trained. Constrained maps in it are computed once a
+          arrays are then trained. Its constrained maps are computed once for each
           solve.
         - `bounds`: a function of `fn` that gives its `Bounds`, of the L2 norm of the
-          ravelled state. Plain `Bounds` are taken only where `fn` holds no array that
+          ravelled state. Plain `Bounds` are accepted only if `fn` holds no array that
           could change.
 
         **Raises:** `TypeError` for an `fn` or `bounds` that is neither; `ValueError`
-        for plain bounds of an `fn` that holds floating-point arrays or numbers, and for
-        a function of bounds that does.
+        for plain bounds if `fn` holds floating-point arrays or numbers, and for a
+        function `bounds` that holds some.
         """
         if not callable(fn):
             raise TypeError(
@@ -68,7 +68,8 @@ class Certified(AbstractVectorField):
         return self.fn(t, y, args)
 
     def bounds(self) -> Bounds:
-        """**Raises:** `TypeError` where the function gave something else."""
+        """**Raises:** `TypeError` if the function returned something other than
+        `Bounds`."""
         found = self.claim(self.fn)
         if not isinstance(found, Bounds):
             raise TypeError(
@@ -82,7 +83,7 @@ def _holds_numbers(x: Any) -> bool:
 
 
 class _Constant(eqx.Module):
-    """Bounds as numbers that no transformation of arrays reaches."""
+    """Bounds as static numbers, which no transformation of arrays changes."""
 
     numbers: tuple[float, float, float, float] = eqx.field(static=True)
 

@@ -17,7 +17,7 @@ from jnode.linear import AbstractLinear
 
 
 class GradientFlowField(AbstractVectorField):
-    r"""A field whose trajectories never part.
+    r"""A gradient flow, whose trajectories never move apart (a contraction).
 
     $f(t, y) = -\frac{L}{P} \sum_{p \le P} W_p^\top\sigma(W_p y + b_p) - \lambda y$ with
     $\|W_p\| \le 1$ and $\sigma$ monotone and 1-Lipschitz: minus the gradient of a
@@ -53,10 +53,10 @@ class GradientFlowField(AbstractVectorField):
     ):
         r"""**Arguments:**
 
-        - `potentials`: how many potentials $P$ stand side by side.
+        - `potentials`: the number $P$ of potentials, at least 1.
         - `decay`: $\lambda \ge 0$, the rate at which trajectories approach each other.
         - `activation`: a monotone one from `jnode.activations`.
-        - all others: as of `OrthoField`.
+        - all others: as for `OrthoField`.
 
         **Raises:** `ValueError` for any of these out of its range.
         """
@@ -81,7 +81,7 @@ class GradientFlowField(AbstractVectorField):
         return descent - self.decay * y if self.decay else descent
 
     def _layers(self) -> list[TwoLayer]:
-        """Of each potential, minus its gradient."""
+        """Minus the gradient of each potential."""
         share = -self.scale(self.biases[0].dtype) / len(self.weights)
         pairs = zip(self.weights, self.biases, strict=True)
         return [TwoLayer(w, w.T, self.activation, share, b) for w, b in pairs]

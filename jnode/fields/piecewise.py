@@ -17,9 +17,10 @@ from jnode.fields.base import AbstractVectorField, takes_batches, time_invariant
 class PiecewiseField(AbstractVectorField):
     r"""One field on each of $K$ equally long intervals of $[t_0, t_1]$.
 
-    Depth for a neural ODE: each segment has weights of its own. `jnode.solve` integrates
-    segment after segment, so no step crosses a jump, and the certificate is the product of
-    the segments' certificates. The first and the last segment rule beyond the ends.
+    This gives a neural ODE depth, as each segment has weights of its own.
+    `jnode.solve` integrates segment after segment, so no step crosses a jump, and the
+    certificate is the product of the segments' certificates. The first segment holds
+    before $t_0$, the last one after $t_1$.
     """
 
     segments: AbstractVectorField
@@ -54,17 +55,18 @@ class PiecewiseField(AbstractVectorField):
         self.t0, self.t1 = float(t0), float(t1)
 
     def index(self, t: Any) -> Int[Array, ""]:
-        """Which segment rules at time $t$; the first and last rule beyond the ends."""
+        """The number of the segment at time $t$; before $t_0$ the first, after $t_1$
+        the last."""
         t = jnp.asarray(t)
         moves = jnp.issubdtype(t.dtype, jnp.floating)
         dtype = t.dtype if moves else jnp.asarray(0.0).dtype
-        # Compared with the jumps themselves, as rounded: a share of the interval may
+        # Compares with the rounded jumps themselves: a fraction of the interval could
         # round up to the next segment just before a jump, where Diffrax's steps end.
         jumps = jnp.asarray(self.times()[1:-1], dtype)
         return jnp.sum(t.astype(dtype) >= jumps, dtype=int)
 
     def times(self) -> list[float]:
-        """Where the segments begin, and where the last one ends."""
+        """The times at which the segments begin, and the end of the last one."""
         width = (self.t1 - self.t0) / self.count
         return [self.t0 + k * width for k in range(self.count)] + [self.t1]
 
@@ -100,7 +102,7 @@ class PiecewiseField(AbstractVectorField):
 
 
 def _stacked(*leaves: Any) -> Any:
-    """Arrays with an axis for the segments in front; all else must be the same."""
+    """Arrays stacked along a new first axis, or the common value of other leaves."""
     if eqx.is_array(leaves[0]):
         return jnp.stack(leaves)
     if any(leaf is not leaves[0] and leaf != leaves[0] for leaf in leaves):
@@ -116,7 +118,7 @@ def _is_piecewise(x: Any) -> bool:
 
 
 def _found(tree: PyTree) -> list[PiecewiseField]:
-    """Every `PiecewiseField` in a tree, those within segments of others too."""
+    """Every `PiecewiseField` in a tree, including those inside of other segments."""
     fields = [x for x in jax.tree.leaves(tree, _is_piecewise) if _is_piecewise(x)]
     return [y for x in fields for y in (x, *_found(x.segments))]
 
@@ -124,9 +126,9 @@ def _found(tree: PyTree) -> list[PiecewiseField]:
 def jumps(tree: PyTree) -> tuple[float, ...]:
     """The times at which the weights of anything in `tree` jump, in increasing order.
 
-    They are the inner times of every `PiecewiseField` in it, wherever it stands: in a
-    sum, a multiple, a composition, or a module of your own. What a plain Python
-    function closes over is in no tree, so its jumps are not seen.
+    They are the times between the segments of every `PiecewiseField` in it: in a sum, a
+    multiple, a composition, or a module of your own. The closure of a plain Python
+    function is not part of the tree, so jumps in there are not found.
     """
     fields = _found(tree)
     times = sorted({t for field in fields for t in field.times()[1:-1]})
@@ -136,7 +138,7 @@ def jumps(tree: PyTree) -> tuple[float, ...]:
 
 
 def marks(tree: PyTree) -> tuple[float, ...]:
-    """All jumps of a tree, between one time before and one after them."""
+    """All jumps of a tree, with one time before the first and one after the last."""
     times = jumps(tree)
     return (times[0] - 1, *times, times[-1] + 1) if times else (0.0, 1.0)
 
@@ -148,8 +150,8 @@ def segment(tree: PyTree, index: Any, edges: Sequence[float]) -> PyTree:
     integer that may be traced; and the edges, Python numbers: $t_0$, the jumps on the
     way, and $t_1$, increasing or decreasing.
 
-    **Returns:** the tree with each `PiecewiseField` replaced by the segment that rules
-    there.
+    **Returns:** the tree with each `PiecewiseField` replaced by its segment on that
+    interval.
     """
 
     def replace(x):
@@ -166,7 +168,7 @@ def segment(tree: PyTree, index: Any, edges: Sequence[float]) -> PyTree:
 def segments(
     tree: PyTree, order: Sequence[int], edges: Sequence[float]
 ) -> tuple[PyTree, PyTree]:
-    """Several of a tree's segments at once, for `jax.lax.scan` to read one by one.
+    """Several segments of a tree at once, for `jax.lax.scan` to iterate over.
 
     **Returns:** the arrays that differ from segment to segment, with an axis for them
     in front, in the given order; and the rest of the tree. `equinox.combine` of one
@@ -195,6 +197,6 @@ def segments(
 
 
 def _ruling(field: PiecewiseField, edges: Sequence[float]) -> Int[np.ndarray, " n"]:
-    """Which segment rules between each two consecutive edges."""
+    """The number of the segment between each two consecutive edges."""
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
     return np.searchsorted(field.times()[1:-1], middles, side="right")

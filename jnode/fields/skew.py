@@ -38,7 +38,7 @@ def damped_log_norm(
     root = jnp.sqrt(skew**2 + damping**2)
     gain = up(half * skew**2 / (root + damping))
     loss = up(half * (root + damping) + damping * low)
-    # What is subtracted from the gain is rounded down.
+    # The subtrahend is rounded down.
     return -loss, gain - damping * low * (1 - 1e-6)
 
 
@@ -79,7 +79,7 @@ class SkewField(AbstractVectorField):
         - `lipschitz`: the factor $L$.
         - `damping`: $\gamma \ge 0$.
         - `activation`: a monotone one from `jnode.activations`.
-        - all others: as of `OrthoField`; the maps' are those of $2A$.
+        - all others: as for `OrthoField`; those of the maps refer to $2A$.
 
         **Raises:** `ValueError` for any of these out of its range.
         """
@@ -103,7 +103,7 @@ class SkewField(AbstractVectorField):
         return self.scale(y.dtype) * self.activation(self.inner(y))
 
     def inner(self, y: Float[Array, "*state"]) -> Float[Array, "*state"]:
-        """What the activation acts on."""
+        """The input of the activation."""
         half = plain(self.half)
         if isinstance(half, AbstractPlain):  # one map, so half the work
             turned = (half - half.T)(y)
@@ -167,11 +167,11 @@ class HamiltonianField(AbstractVectorField):
     ):
         r"""**Arguments:**
 
-        - `shape`: of the state, its last number even.
+        - `shape`: the state's shape, whose last entry must be even.
         - `lipschitz`: the factor $L$.
         - `damping`, `convexity`: $\gamma \ge 0$ and $\kappa \ge 0$.
         - `activation`: a monotone one from `jnode.activations`.
-        - all others: as of `OrthoField`.
+        - all others: as for `OrthoField`.
 
         **Raises:** `ValueError` for any of these out of its range.
         """

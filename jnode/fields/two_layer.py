@@ -1,4 +1,4 @@
-"""An activation between two maps: orthogonal ones, the paper's field, or free ones."""
+"""An activation between two maps: orthogonal (`OrthoField`) or free (`FreeField`)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,8 +29,8 @@ class OrthoField(AbstractVectorField):
     r"""A field of Lipschitz constant $L$ from two orthogonal maps.
 
     $f(t, y) = L\,W_2\,\sigma(W_1 y + b_1 + t c_1) + b_2 + t c_2$ with $W_1, W_2$
-    orthogonal (after Ortho-ODE, arXiv 2305.09179). Time is optional, and moves only
-    the biases, so that the constant holds at every time.
+    orthogonal (after Ortho-ODE, arXiv 2305.09179). Time is optional and enters only the
+    biases, so the constant holds at every time.
     """
 
     first: AbstractLinear
@@ -59,15 +59,15 @@ class OrthoField(AbstractVectorField):
     ):
         """**Arguments:**
 
-        - `shape`: of the state: `(size,)` for dense maps, `(height, width, channels)`
-            for convolutions.
+        - `shape`: the state's shape, `(size,)` for dense maps, `(height, width,
+            channels)` for convolutions.
         - `lipschitz`: the constant $L > 0$; with `learnable`, the cap below which it
             is learned.
         - `hidden`: hidden units or channels; by default as many as the state has.
-        - `constraint`, `kernel_size`, `padding`: of the maps, as in
+        - `constraint`, `kernel_size`, `padding`: of the maps, as for
             `jnode.constraints.constrained`.
         - `activation`: a name from `jnode.activations`.
-        - `time`: whether the biases move with $t$.
+        - `time`: whether the biases depend on $t$.
         - `key`: of the initial weights.
 
         **Raises:** `ValueError` for any of these out of its range.
@@ -119,8 +119,8 @@ class OrthoField(AbstractVectorField):
 class FreeField(AbstractUncertifiedField):
     r"""Two free maps around an activation (ODENet: Chen et al., NeurIPS 2018).
 
-    $f(t, y) = W_2\,\sigma(W_1 [y, t] + b_1) + b_2$, where time and the normalisation
-    of groups of channels are optional. Nothing constrains it, and nothing is certified.
+    $f(t, y) = W_2\,\sigma(W_1 [y, t] + b_1) + b_2$, where time and group normalisation
+    are optional. It is unconstrained, and nothing is certified.
     """
 
     first: AbstractLinear
@@ -208,5 +208,5 @@ def _norm(channels: int) -> eqx.nn.GroupNorm:
 def channels_first(
     layer: Callable[[Array], Array], x: Float[Array, "*grid channels"]
 ) -> Float[Array, "..."]:
-    """Applies a layer that wants channels first."""
+    """Applies a layer that expects channels first."""
     return jnp.moveaxis(layer(jnp.moveaxis(x, -1, 0)), 0, -1)

@@ -19,11 +19,13 @@ from jnode.linear.spectral_conv import (
 class Conv(AbstractPlain):
     """A zero-padded convolution of stride 1 that keeps the grid.
 
-    - `kernel`: its taps, the size odd.
-    - `grid`: height and width of the images it works on, where they are known: its norm
-        can then be bounded, and images of another grid are refused.
-    - `spectral`: the same map by frequencies, which acts on CPU where it is given
-        (see `zero_padded`); elsewhere the kernel acts.
+    - `kernel`: its taps, of odd size.
+    - `grid`: height and width of its images, or `None`. With a grid its norm can be
+        bounded, and images of another grid raise an error.
+    - `spectral`: the same map by frequencies, or `None`. Where it is given, it is used
+        on CPU (see `zero_padded`), and the kernel elsewhere.
+
+    **Raises:** `ValueError` for a kernel of even size.
     """
 
     kernel: Float[Array, "size size in out"]
@@ -55,19 +57,20 @@ class Conv(AbstractPlain):
         kernel = self.kernel.swapaxes(-1, -2)
         bound = kernel_norm(kernel, self.grid, "zero", 10)
         if self.spectral is not None:
-            # On CPU its weights on each frequency act, elsewhere the kernel does.
+            # The bound covers both forms: by frequencies on CPU, by the kernel
+            # elsewhere.
             bound = jnp.maximum(bound, self.spectral.norm())
         period = circular_period(len(kernel), self.grid, "zero")
         return bound * transform_slack(period, kernel.dtype)
 
     def times(self, inner: AbstractLinear) -> None:
-        """Two zero-padded convolutions make no convolution."""
+        """`None`: the product of two zero-padded convolutions is not one."""
 
 
 def zero_padded(
     kernel: Float[Array, "size size in out"], grid: tuple[int, int]
 ) -> Conv:
-    """A `Conv` on this grid, by frequencies too where these are quicker on CPU."""
+    """A `Conv` on this grid, with its form by frequencies if that is faster on CPU."""
     if not spectral_is_cheaper(kernel.shape, grid):
         return Conv(kernel, grid)
     margin = kernel.shape[0] // 2

@@ -1,4 +1,4 @@
-"""What every linear map can do, and those that are no convolutions.
+"""The interface of linear maps, and the maps other than convolutions.
 
 Convolutions are in `spectral_conv.py` (circular) and `conv.py` (zero-padded).
 """
@@ -22,8 +22,8 @@ class AbstractLinear(eqx.Module):
     A map takes a batch as well, its axes before the last one: `[*batch, size]`, or
     `[height, width, *batch, channels]`.
 
-    No map keeps a bound beside its weights: what is done to the weights afterwards
-    could make it false.
+    No map stores a bound beside its weights, since a later change of the weights could
+    make it false.
     """
 
     @abc.abstractmethod
@@ -39,7 +39,7 @@ class AbstractLinear(eqx.Module):
     def norm(self) -> Float[Array, ""]:
         r"""A certified upper bound on $\|W\|_2$, its rounding allowance included.
 
-        Computed from the arrays that the map holds now; `inf` where none is known.
+        It is computed from the arrays that the map holds now; `inf` if none is known.
 
         **Raises:** `TypeError` for weights in half precision.
         """
@@ -48,8 +48,8 @@ class AbstractLinear(eqx.Module):
     def __matmul__(self, inner: "AbstractLinear") -> "AbstractLinear":
         r"""$x \mapsto WVx$, with `inner` $V$.
 
-        A single map of the same kind where both are of one whose products are of it
-        too (matrices, or circular convolutions on one grid); else a `Product`.
+        Two matrices, or two circular convolutions on the same grid, give one map of
+        that kind; all other pairs give a `Product`.
         """
         if not isinstance(inner, AbstractLinear):
             return NotImplemented
@@ -67,7 +67,7 @@ class AbstractPlain(AbstractLinear):
 
     @abc.abstractmethod
     def times(self, inner: AbstractLinear) -> "AbstractPlain | None":
-        """The product with another map as one map of this kind; `None` for none."""
+        """The product with another map as one map of this kind, or `None`."""
 
     @final
     def __sub__(self, other: "AbstractPlain") -> "AbstractPlain":
@@ -77,7 +77,7 @@ class AbstractPlain(AbstractLinear):
 
 
 class Product(AbstractLinear):
-    r"""$x \mapsto WVx$ of two maps, one after another; `W @ V` makes one.
+    r"""$x \mapsto WVx$, the composition of two maps; `W @ V` makes one.
 
     Its bound is the product of theirs.
     """
@@ -101,15 +101,15 @@ class Product(AbstractLinear):
 class LowPrecision(AbstractPlain):
     r"""A map with its weights and its input rounded to `dtype`.
 
-    What it returns has its input's type. Rounding makes it a step function, for which
-    no Lipschitz constant holds: its norm is `inf`.
+    The result has the input's dtype. Rounding makes the map a step function, which has
+    no Lipschitz constant, so its norm is `inf`.
     """
 
     map: AbstractPlain
     dtype: str = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        # Loops compute with the rounded weights, and sum their gradients in full.
+        # Loops compute with the rounded weights, but sum gradients in full precision.
         short = jax.tree.map(lambda w: w.astype(self.dtype), self.map)
         return short(x.astype(self.dtype)).astype(x.dtype)
 
@@ -149,11 +149,11 @@ class Dense(AbstractPlain):
 
 
 class SpaceToDepth(AbstractLinear):
-    """A block of `size` by `size` positions becomes one, its entries the channels.
+    """Turns each block of `size` by `size` positions into the channels of one position.
 
-    A map of stride 1 after it makes a strided one:
-    `constrained((height // 2, width // 2, 4 * c), 2 * c, key=key) @ SpaceToDepth(2)` is
-    an orthogonal convolution of stride 2.
+    Followed by a map of stride 1 it gives a strided map: `constrained((height // 2,
+    width // 2, 4 * c), 2 * c, key=key) @ SpaceToDepth(2)` is an orthogonal convolution
+    of stride 2.
     """
 
     size: int = eqx.field(static=True)
@@ -164,7 +164,7 @@ class SpaceToDepth(AbstractLinear):
     def __call__(
         self, x: Float[Array, "height width *batch channels"]
     ) -> Float[Array, "rows columns *batch deep"]:
-        """**Raises:** `ValueError` where `size` divides not both sides."""
+        """**Raises:** `ValueError` if `size` does not divide both sides."""
         height, width, *batch, channels = x.shape
         p = self.size
         if height % p or width % p:
@@ -195,7 +195,8 @@ class DepthToSpace(AbstractLinear):
     def __call__(
         self, x: Float[Array, "rows columns *batch deep"]
     ) -> Float[Array, "height width *batch channels"]:
-        """**Raises:** `ValueError` where `size` squared divides not the channels."""
+        """**Raises:** `ValueError` if `size` squared does not divide the number of
+        channels."""
         rows, columns, *batch, deep = x.shape
         p = self.size
         if deep % (p * p):

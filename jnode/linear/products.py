@@ -1,11 +1,11 @@
-"""How a map's products with a state are computed, on each platform as it is quickest.
+"""The products of a map with a state, computed as is fastest on each platform.
 
-The mathematics is in the operators; nothing else knows of these forms.
+The mathematics is in the operators; only they use these forms.
 
-All products are in full precision, save those of a map with a state while a training
-step is traced under `training_precision`. That choice is a part of the key of JAX's
-caches of traced and compiled functions, so that what was traced for training is never
-taken for a certificate.
+All products are in full precision, except for those of a map with a state while a
+training step is traced under `training_precision`. That setting is part of the key of
+JAX's caches of traced and compiled functions, so a function traced for training is
+never reused for a certificate.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,17 @@ from jaxtyping import Array, Float
 from jnode._checks import check_choice
 
 PRECISIONS = ("highest", "high", "bfloat16")
-"""How products with a state may be computed in training: in full, in three bfloat16
-passes, or in one (`jax.lax.Precision.HIGHEST`, `HIGH` and `DEFAULT`)."""
+"""How products with a state may be computed in training: in full precision, in three
+bfloat16 passes, or in one (`jax.lax.Precision.HIGHEST`, `HIGH` and `DEFAULT`)."""
 
 _of_states = jax.make_user_context("highest")
 
 
 def training_precision(precision: str) -> AbstractContextManager[None]:
-    """Products of maps with a state are traced in this precision, inside the context.
+    """Inside this context, products of maps with a state are traced in this precision.
 
-    Their derivatives too, where they are taken inside. Products of weights, from which
-    constraints and bounds are made, stay in full precision.
+    This includes their derivatives, if these are taken inside. Products of weights, by
+    which constraints and bounds are computed, stay in full precision.
 
     **Arguments:** one of `PRECISIONS`.
 
@@ -60,7 +60,7 @@ def spectral_product(
 ) -> Float[Array, "positions batch out"]:
     r"""$F^\top B F x$: each frequency's matrix, transposed, applied to its part.
 
-    `padded` tells that there are more frequencies than positions need.
+    `padded`: whether there are more frequencies than positions.
     """
     few = len(x) < 64 and not padded
     return jax.lax.platform_dependent(
@@ -74,8 +74,8 @@ def spectral_product(
 
 
 def _by_parts(f, real, imaginary, x):
-    """Half the transform's products, as it is even and odd; and real products of two
-    parts each, which XLA's CPU backend runs side by side."""
+    """Half the products of the transform, whose parts are even and odd; and pairs of
+    real products, which XLA's CPU backend runs in parallel."""
     _, frequencies, positions = f.shape
     half, batch = positions // 2, x.shape[1]
     even, odd = f[0, :, : positions - half], f[1, :, :half]
@@ -94,9 +94,9 @@ def _by_parts(f, real, imaginary, x):
 
 
 def _whole(f, real, imaginary, x):
-    """As `_by_parts`, with all of the transform's products. Few positions make them
-    cheaper than what XLA's CPU backend makes of sums of turned rows: it computes all
-    that leads to them once for each of them, if no gradient of a weight asks for it."""
+    """As `_by_parts`, with all products of the transform. With few positions this is
+    cheaper, since XLA's CPU backend recomputes what a sum of reversed rows depends on
+    for each of its uses, unless a gradient of a weight needs it too."""
     _, frequencies, positions = f.shape
     flat = x.reshape(positions, -1)
     re, im = (
@@ -118,7 +118,8 @@ def _complex_product(re, im, real, imaginary):
 
 
 def _embedded(f, real, imaginary, x):
-    """One product for both parts, its layouts left to the compiler: best on TPU."""
+    """One product for both parts, with layouts chosen by the compiler: fastest on
+    TPU."""
     blocks = jnp.stack(
         [
             jnp.stack([real, imaginary], axis=2),
@@ -166,9 +167,9 @@ def zero_padded_product(
     """A zero-padded convolution; `spectral` is the same map by frequencies, if known.
 
     XLA's CPU backend computes the weight gradient of a convolution inside a loop with a
-    naive kernel, some 20 times slower than it should be; a solver is such a loop. As
-    matrix products, over patches or over frequencies, forward and gradient are quick
-    there. Elsewhere the native convolution is best.
+    naive kernel, some 20 times slower than it should be; a solver is such a loop.
+    Written as matrix products, over patches or over frequencies, both the product and
+    its gradient are fast there. On other platforms the native convolution is fastest.
     """
 
     def on_cpu(kernel, spectral: Any, x):

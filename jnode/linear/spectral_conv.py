@@ -1,4 +1,4 @@
-"""Circular convolutions that act on each frequency of a small grid by a matrix.
+"""Circular convolutions as one matrix for each frequency of a small grid.
 
 The two-dimensional real Fourier transform is one matrix product. At grids of 6x6 to
 16x16 this beats the FFT several times over, and it needs no complex numbers.
@@ -19,15 +19,15 @@ from jnode.linear.products import matmul, spectral_product
 
 
 class SpectralConv(AbstractPlain):
-    r"""A convolution, given by one complex matrix a frequency.
+    r"""A convolution, given by one complex matrix for each frequency.
 
     $x \mapsto F^\top B F x$ with the isometric transform $F$ of `transform` and $B$
     block-diagonal. Circular; with a `margin` of the kernel's radius it is zero-padded,
     a part of the circular one on a larger grid.
     """
 
-    # Transposed and apart, as they are used: inside a solver's loop gradients are
-    # summed as they are kept.
+    # Stored transposed and as separate parts, as they are used: inside a solver's loop,
+    # gradients are summed in the layout of the stored arrays.
     real: Float[Array, " frequencies in out"]
     imaginary: Float[Array, " frequencies in out"]
     grid: tuple[int, int] = eqx.field(static=True)
@@ -53,8 +53,8 @@ class SpectralConv(AbstractPlain):
         self, x: Float[Array, "height width *batch in"]
     ) -> Float[Array, "height width *batch out"]:
         check_grid(x.shape, self.grid)
-        # The batch, if there is one, lies between grid and channels, so that no axis
-        # has to move.
+        # The batch axes, if any, lie between grid and channels, so that no axis has to
+        # move.
         f = jnp.asarray(transform(*self.grid, self.margin), x.dtype)
         flat = x.reshape(f.shape[2], -1, x.shape[-1])
         padded = self.margin > 0
@@ -72,7 +72,7 @@ class SpectralConv(AbstractPlain):
     def times(self, inner: AbstractLinear) -> "SpectralConv | None":
         if not isinstance(inner, SpectralConv) or self.grid != inner.grid:
             return None
-        if self.margin or inner.margin:  # parts of circular ones make no such part
+        if self.margin or inner.margin:  # restrictions do not compose
             return None
         column = matmul(embed(self.column), inner.column)
         return SpectralConv.from_column(column, self.grid)
@@ -96,8 +96,7 @@ def check_grid(shape: tuple[int, ...], grid: tuple[int, int] | None) -> None:
 
 
 def check_circular(padding: str) -> None:
-    """Raises `ValueError` where a map that exists by frequencies alone is to be of
-    another padding."""
+    """Raises `ValueError` for another padding than "circular"."""
     if padding != "circular":
         raise ValueError(
             "padding must be 'circular' for a constraint that acts on each frequency "
@@ -125,8 +124,8 @@ def transform(
 
     Its origin is the middle of the grid, so that real parts are even and imaginary
     parts odd: a position and the one opposite, last for first, have the same weight up
-    to its sign. With a `margin` the grid is taken for a part of one that is larger by
-    so much in height and width, and zero there.
+    to its sign. With a `margin` the grid is extended by that many rows and columns of
+    zeros.
     """
     rows, columns = np.arange(height), np.arange(width)
     period = (height + margin, width + margin)
@@ -151,7 +150,7 @@ def kernel_transform(
 
 
 def _angles(period, rows, columns):
-    """Of each frequency at each position of a grid, flattened."""
+    """The angle of each frequency at each position of a flattened grid."""
     rows, columns = np.meshgrid(rows, columns, indexing="ij")
     return np.asarray(
         [
@@ -175,10 +174,10 @@ def kernel_spectrum(
 
 
 def circular_period(size: int, grid: tuple[int, int], padding: str) -> tuple[int, int]:
-    """The circular grid on which a kernel's convolution has the largest norm.
+    """The circular grid whose convolution bounds the norm of this kernel's.
 
-    A zero-padded one is a part of the circular one on a grid enlarged by the kernel's
-    radius, so no norm exceeds that one's.
+    A zero-padded convolution is a restriction of the circular one on a grid enlarged by
+    the kernel's radius, so its norm is no larger.
     """
     margin = size // 2 if padding == "zero" else 0
     return (grid[0] + margin, grid[1] + margin)
@@ -190,10 +189,10 @@ def kernel_norm(
     padding: str,
     iterations: int = ITERATIONS,
 ) -> Float[Array, ""]:
-    """A certified upper bound on the exact norm of a kernel's convolution.
+    """A certified upper bound on the spectral norm of a kernel's convolution.
 
     The largest over all frequencies, each by Gram iteration (Delattre et al., ICML
-    2023), so it is all but exact for circular padding.
+    2023). For circular padding this is the exact norm up to that iteration's error.
     """
     period = circular_period(kernel.shape[0], grid, padding)
     norms = gram_iteration(kernel_spectrum(kernel, period), iterations)
@@ -201,7 +200,7 @@ def kernel_norm(
 
 
 def transform_slack(grid: tuple[int, int], dtype) -> float:
-    r"""By how much the rounded transform $F$ and its transpose may stretch together.
+    r"""A bound on the norm of $F^\top$ times that of $F$, both rounded.
 
     Entries of $F$ err by $u$ relative to themselves, so $F$ errs by at most
     $u\|F\|_F = u\sqrt{n}$ in norm.

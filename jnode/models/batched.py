@@ -1,4 +1,4 @@
-"""A model of one image as a function of batches, by the quickest way there is."""
+"""A model of one image as a fast function of batches."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,11 +17,12 @@ Images = Float[Array, "batch height width channels"]
 
 
 class Batched(eqx.Module):
-    """A model of one image, as a classifier of batches that `jax.jit` takes as data.
+    """A model of one image as a classifier of batches, which is a PyTree for `jax.jit`.
 
-    An `ODEClassifier` solves the whole batch at once, each sample's steps its own; any
-    other function of one image is mapped by `jax.vmap`. The tolerances of an adaptive
-    solver are data, so that others compile nothing anew; nor do calls outside jit.
+    An `ODEClassifier` solves the whole batch at once, with separate steps for each
+    sample; any other function of one image is mapped by `jax.vmap`. The tolerances of
+    an adaptive solver are data, so other tolerances do not recompile, and neither do
+    repeated calls outside jit.
     """
 
     model: Callable
@@ -38,20 +39,21 @@ class Batched(eqx.Module):
     def __call__(
         self, images: Images, *, throw: bool = True
     ) -> Float[Array, "batch classes"]:
-        """Logits of each image: what `jax.vmap` of the model gives.
+        """The logits of each image, as by `jax.vmap` of the model.
 
-        `throw` is that of `jnode.solve`, and of no use to other models.
+        `throw` is that of `jnode.solve`; other models ignore it.
 
         **Raises:** `ValueError` for images of another shape than an `ODEClassifier`'s.
         """
         return _logits(self, images, throw)
 
     def solution(self, images: Images, *, throw: bool = True) -> Solution:
-        """The state after all layers, and the statistics of all blocks, summed.
+        """The state after all layers, and the summed statistics of all blocks.
 
-        Each sample's steps are its own. `throw` is that of `jnode.solve`.
+        Steps are chosen for each sample separately. `throw` is that of `jnode.solve`.
 
-        **Raises:** `TypeError` for another model; `ValueError` as a call does.
+        **Raises:** `TypeError` for a model other than an `ODEClassifier`; `ValueError`
+        as for a call.
         """
         if not isinstance(self.model, ODEClassifier):
             raise TypeError(
@@ -76,7 +78,7 @@ def _logits(whole, images, throw):
 def logits(
     model: ODEClassifier, ends: Float[Array, " batch *state"]
 ) -> Float[Array, "batch classes"]:
-    """The logits of states behind the last layer."""
+    """The logits of the states after the last layer."""
     return jax.vmap(lambda y: model.head(y.ravel()))(ends)
 
 
@@ -93,7 +95,7 @@ def _solved(whole, images, throw):
             f"and channels behind, not {images.shape}."
         )
     check_pixels(images)
-    # The whole batch through one layer before the next.
+    # Each layer processes the whole batch before the next layer.
     states, found = images, []
     for layer in model.layers:
         if not isinstance(layer, ODEBlock):

@@ -30,14 +30,14 @@ class Head(eqx.Module):
     def __init__(
         self, features: int, classes: int, *, unit_norm: bool, key: PRNGKeyArray
     ):
-        """**Arguments:** the sizes, whether rows are normalised, and a key."""
+        """**Arguments:** the sizes, whether to normalise the rows, and a key."""
         check_positive(features=features, classes=classes)
         self.weight = jr.normal(key, (classes, features)) / features**0.5
         self.bias = jnp.zeros(classes)
         self.unit_norm = unit_norm
 
     def rows(self) -> Float[Array, "classes features"]:
-        """The rows $w_c$ that are used."""
+        """The rows $w_c$, normalised if they are to be."""
         if not self.unit_norm:
             return self.weight
         squares = jnp.sum(self.weight**2, axis=1, keepdims=True)
@@ -48,13 +48,13 @@ class Head(eqx.Module):
 
 
 class ModelBounds(eqx.Module):
-    """What is certified of a classifier.
+    """The certified bounds of a classifier.
 
     - `lipschitz`: an upper bound on the L2 Lipschitz constant from image to features,
       of the numerical map; `inf` for adaptive solvers and unconstrained parts.
-    - `layers`: the constant of each layer, whose product that is.
-    - `fields`: of each ODE block whose steps are chosen from a ladder, the bounds of
-        its field between one jump and the next.
+    - `layers`: the constant of each layer; `lipschitz` is their product.
+    - `fields`: for each ODE block with a ladder of steps, the bounds of its field in
+        each segment between jumps.
     """
 
     lipschitz: Float[Array, ""]
@@ -63,12 +63,12 @@ class ModelBounds(eqx.Module):
 
 
 class ODEClassifier(eqx.Module):
-    """Classifies an image by where a trajectory ends.
+    """Classifies an image by the end of a trajectory.
 
     The image goes through the layers one after another, and the logits are a linear
-    function of the last state. The ODE blocks among the layers rule consecutive
-    intervals of time, so the whole is one trajectory, which one `Solver` describes; the
-    layers between them may change the grid on which the state lives.
+    function of the last state. The ODE blocks among the layers cover consecutive
+    intervals of time, so together they are one trajectory, which one `Solver`
+    describes; the layers between them may change the grid of the state.
     """
 
     layers: tuple[AbstractLayer, ...]
@@ -84,8 +84,8 @@ class ODEClassifier(eqx.Module):
         """**Arguments:** the layers; the head, of as many features as the last state
         has entries; and the shape of an image (height, width, channels).
 
-        **Raises:** `ValueError` for layers without an ODE block, blocks whose intervals
-        do not follow each other, or that are not parts of one solver.
+        **Raises:** `ValueError` for layers without an ODE block, and for blocks whose
+        intervals are not consecutive or whose solvers are not parts of one solver.
         """
         self.layers, self.head = tuple(layers), head
         self.image_shape = image_shape
@@ -97,7 +97,7 @@ class ODEClassifier(eqx.Module):
                     "layers must hold blocks of consecutive times: one ends at "
                     f"t1 = {before.t1:g}, and the next begins at t0 = {after.t0:g}."
                 )
-        _ = self.solver  # refuses parts of different ones
+        _ = self.solver  # raises for parts of different solvers
 
     @property
     def blocks(self) -> tuple[ODEBlock, ...]:
@@ -106,12 +106,12 @@ class ODEClassifier(eqx.Module):
 
     @property
     def solver(self) -> Solver:
-        """The solver of the whole: each block's part of it is the block's own."""
+        """The solver of the whole trajectory, of which each block solves a part."""
         return join([block.solver for block in self.blocks], self._edges)
 
     @property
     def jumps(self) -> tuple[float, ...]:
-        """The times at which weights jump, inside a block or from one to the next."""
+        """The times at which weights jump, within a block or between two blocks."""
         starts = {block.t0 for block in self.blocks[1:]}
         for b in self.blocks:
             starts.update(t for t in jumps(b.field) if b.t0 < t < b.t1)
@@ -119,7 +119,7 @@ class ODEClassifier(eqx.Module):
 
     @property
     def _edges(self) -> list[float]:
-        """Where blocks begin and end, as shares of the whole time."""
+        """The ends of the blocks, as fractions of the whole time."""
         ends = [self.blocks[0].t0, *(block.t1 for block in self.blocks)]
         return [(t - ends[0]) / (ends[-1] - ends[0]) for t in ends]
 
@@ -128,8 +128,8 @@ class ODEClassifier(eqx.Module):
     ) -> Float[Array, " classes"]:
         """The logits of one image with pixels in [0, 1]; `jax.vmap` maps a batch.
 
-        **Raises:** `ValueError` for an image of another shape; at run time, whatever
-        `jnode.solve` raises.
+        **Raises:** `ValueError` for an image of another shape; at run time, as
+        `jnode.solve`.
         """
         return self.head(self.embed(image))
 
@@ -152,7 +152,7 @@ class ODEClassifier(eqx.Module):
     def encode(
         self, image: Float[Array, "height width channels"]
     ) -> Float[Array, "..."]:
-        """The state that the first ODE block starts from."""
+        """The state before the first ODE block."""
         _check_image(self, image)
         for layer in self.layers:
             if isinstance(layer, ODEBlock):
@@ -163,7 +163,7 @@ class ODEClassifier(eqx.Module):
     def trajectories(
         self, image: Float[Array, "height width channels"]
     ) -> list[tuple[Float[np.ndarray, " times"], Float[Array, "times ..."]]]:
-        """The times of each block, and the states there (see `ODEBlock.trajectory`)."""
+        """The times and states along each block (see `ODEBlock.trajectory`)."""
         _check_image(self, image)
         found, state = [], image
         for layer in self.layers:
@@ -177,14 +177,14 @@ class ODEClassifier(eqx.Module):
     def lipschitz(self) -> Float[Array, ""]:
         """A certified upper bound on the L2 Lipschitz constant from image to features.
 
-        Of the numerical map that is computed; `inf` for adaptive solvers and
-        unconstrained parts.
+        It holds for the numerical solve, not only for the flow; `inf` for adaptive
+        solvers and unconstrained parts.
         """
         return self.bounds().lipschitz
 
     @certifying
     def bounds(self) -> ModelBounds:
-        """What is certified of the model, from the arrays that it holds now."""
+        """The certified bounds of the model, from the arrays that it holds now."""
         layers = measured(self.layers)
         constants = tuple(layer.lipschitz() for layer in layers)
         ladders = [x for x in layers if isinstance(x, ODEBlock) and x.solver.ladder]
@@ -192,20 +192,20 @@ class ODEClassifier(eqx.Module):
         return ModelBounds(_product(constants), constants, fields)
 
     def with_solver(self, solver: Solver) -> "ODEClassifier":
-        """The same weights, solved by another solver: each block takes its part.
+        """The same weights with another solver, of which each block takes its part.
 
-        **Raises:** `ValueError` where a fixed step would cross from block to block.
+        **Raises:** `ValueError` if a fixed step would cross from one block to the next.
         """
         parts = [solver.part(*share) for share in itertools.pairwise(self._edges)]
         return self._solved_by(parts)
 
     def freeze(self, image: Float[Array, "height width channels"]) -> "ODEClassifier":
-        """The same weights, on the steps that the adaptive solver takes for one image.
+        """The same weights with the steps that the adaptive solver takes for one image.
 
-        What is certified of the result is certified of *it*: a model that takes these
-        steps for every image. Nothing follows for the adaptive model, whose predictions
-        may differ. Choose an image that is no test image: a grid that depended on the
-        image under attack would be adaptive again.
+        Certificates of the result refer to the result: a model that takes these steps
+        for every image. They say nothing about the adaptive model, whose predictions
+        may differ. Choose an image outside of the test set: steps that depended on the
+        attacked image would be adaptive again.
 
         **Raises:** `ValueError` for a model whose steps are fixed.
         """
@@ -215,7 +215,7 @@ class ODEClassifier(eqx.Module):
         )
 
     def _solved_by(self, solvers: Sequence[Solver]) -> "ODEClassifier":
-        """The same weights, each block with the solver of its own that is given."""
+        """The same weights with one solver for each block."""
         rest = iter(solvers)
         layers = [
             dataclasses.replace(layer, solver=next(rest))
@@ -226,16 +226,16 @@ class ODEClassifier(eqx.Module):
         return dataclasses.replace(self, layers=layers)
 
     def bake(self) -> "ODEClassifier":
-        """An equal model that holds plain matrices: for inference, attacks."""
+        """An equal model that holds plain matrices, for inference and attacks."""
         return plain(self)
 
 
 def _product(constants: tuple[Float[Array, ""], ...]) -> Float[Array, ""]:
-    """Rounded up, in the shortest type among them."""
+    """The product rounded up, in the least precise dtype among the constants."""
     dtype = min((x.dtype for x in constants), key=lambda dtype: dtype.itemsize)
     total = jnp.ones((), dtype)
     for constant in constants:
-        # A product that vanished would be a bound no more.
+        # A product that underflowed to zero would not be a bound.
         total = jnp.maximum(total * constant.astype(dtype), jnp.finfo(dtype).tiny)
     return total * (1 + (2 + len(constants)) * jnp.finfo(dtype).eps)
 
@@ -244,10 +244,10 @@ def _product(constants: tuple[Float[Array, ""], ...]) -> Float[Array, ""]:
 def step_lengths(
     model: ODEClassifier, images: Float[Array, "batch height width channels"]
 ) -> list[Float[Array, " steps"]]:
-    """How far the state moves in each step of each block, in L2: the mean over images.
+    """The L2 length of each step of each block, averaged over images.
 
-    A model whose state stands still after its first step is no deeper than that step.
-    Of an adaptive solver, the lengths are between times that are equally spaced.
+    A model whose state does not move after its first step is no deeper than that step.
+    For an adaptive solver the lengths are between equally spaced times.
     """
     model = plain(model)
 
@@ -268,7 +268,7 @@ def _check_image(model: ODEClassifier, image: Array) -> None:
 
 
 def check_pixels(images: Array) -> None:
-    """Raises `TypeError` for pixels that are no floating-point numbers."""
+    """Raises `TypeError` for pixels that are not floating-point numbers."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             "images must hold floating-point pixels in [0, 1], not "

@@ -46,7 +46,7 @@ ENCODERS = ("isometric", "conv")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What model to build.
+    """The description of a model.
 
     - `field`: "ortho", "gradient_flow", "skew", "hamiltonian" or "free"
         (unconstrained).
@@ -56,19 +56,22 @@ class ModelConfig:
     - `segments`: for each ODE block, how many fields with weights of their own it has,
         one after another in time. From block to block the grid's sides are halved, and
         the channels become four times as many.
-    - `dense`: segments of one more block at the end, whose fields act on the whole state
-        as a vector; by default there is none.
-    - `dense_hidden`: inner units of that block's fields; by default `hidden`.
-    - `position`: whether a bias for each position and channel is learned in front of
-        the first block, and of each block whose grid is new.
+    - `dense`: segments of one more block at the end, whose fields act on the whole
+        state as a vector; by default there is none.
+    - `dense_hidden`: hidden units of that block's fields; by default `hidden`.
+    - `position`: whether to learn a bias for each position and channel before the first
+        block, and before each block on a new grid.
     - `unit_norm`: whether the head's rows have norm 1.
 
-    All segments last equally long, and together from 0 to 1, so the solver's steps must
-    be a multiple of their number. The Lipschitz constant is that of each field.
+    All segments have equal length and together cover the time from 0 to 1, so the
+    solver's steps must be a multiple of their number. `lipschitz` is the constant of
+    each field.
 
-    The other options are the field's, by the same names (see its class); those it does
-    not have must stay as they are. `None` leaves the choice to the field. `hidden` is
-    the first block's: it grows with the channels.
+    The other options belong to the field and have the same names there (see its class);
+    options that it does not have must keep their defaults. `None` selects the field's
+    own default. `hidden` is that of the first block: it grows with the channels.
+
+    **Raises:** `ValueError` for a value out of its range, naming the option.
     """
 
     field: str = "ortho"
@@ -98,8 +101,8 @@ class ModelConfig:
         check_choice("encoder", self.encoder, ENCODERS)
         if not isinstance(self.segments, tuple) or not self.segments:
             raise ValueError(
-                "segments must name the segments of each block, as (8,) does for one, not "
-                f"{self.segments!r}."
+                "segments must be a tuple of the number of segments of each block, as "
+                f"(8,) is for one block, not {self.segments!r}."
             )
         for count in self.segments:
             check_positive(segments=count)
@@ -120,14 +123,15 @@ def _accepted(field: str) -> Mapping[str, Any]:
     return inspect.signature(FIELDS[field]).parameters
 
 
-# The options that are some field's; the others are the model's own.
+# The options of any field; the others belong to the model.
 _FIELD_OPTIONS = {name for field in FIELDS for name in _accepted(field)}
 
 
 def field_options(config: ModelConfig) -> dict[str, Any]:
     """The options that a configuration gives to its field's class.
 
-    **Raises:** `ValueError` for one that was set but is not the field's.
+    **Raises:** `ValueError` for an option that was set but that the field does not
+    have.
     """
     accepted = _accepted(config.field)
     options = {}
@@ -158,7 +162,8 @@ def build(
     **Arguments:** the configuration, the solver, the shape of an image (height, width,
     channels), the number of classes, and the key of the initial weights.
 
-    **Raises:** `ValueError` for a configuration that fits no such image or solver.
+    **Raises:** `ValueError` for a configuration that does not fit the image or the
+    solver.
     """
     counts = [*config.segments, config.dense] if config.dense else config.segments
     total = sum(counts)
@@ -196,8 +201,9 @@ def _halved(shape: tuple[int, ...], segments: tuple[int, ...]) -> tuple[int, int
     height, width, channels = shape
     if height % 2 or width % 2:
         raise ValueError(
-            f"segments must name no more blocks than the grid can be halved for: {segments}"
-            f" are {len(segments)}, and a grid of {height} by {width} cannot be."
+            "segments must name no more blocks than the grid can be halved for: "
+            f"{segments} names {len(segments)}, and a grid of {height} by {width} "
+            "cannot be halved."
         )
     return height // 2, width // 2, 4 * channels
 

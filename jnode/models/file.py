@@ -1,8 +1,8 @@
-"""The model file: a folder with `model.json`, which says what model it is, and
+"""The model file: a folder with `model.json`, the description of the model, and
 `model.eqx`, its weights.
 
-Reading runs no code from the folder and follows no path or link out of it: the model
-is made of names from fixed lists, and the weights are read by NumPy without pickle.
+Reading runs no code from the folder and follows no path or link out of it: all names
+are looked up in fixed lists, and NumPy reads the weights without pickle.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jnode._files import check_links, write_atomic, write_json
+from jnode._files import as_path, check_links, size_of, write_atomic, write_json
 from jnode._process import own_version
 from jnode.models.classifier import ODEClassifier
 from jnode.models.config import ModelConfig, build
@@ -36,7 +36,7 @@ _HEADER = 4096  # bytes that one array may need beside its numbers
 
 @dataclasses.dataclass(frozen=True)
 class _Description:
-    """All that `build` asks for but the key; named as in `model.json`."""
+    """All arguments of `build` except the key, named as in `model.json`."""
 
     model: ModelConfig
     solver: Solver
@@ -55,15 +55,15 @@ def save(
 ) -> None:
     """Writes a model, still constrained, as a folder that `load` reads.
 
-    Each of the two files is written at once or not at all. Where the second is
-    missing, or of another save, `load` says so.
+    Each of the two files is written atomically. If the second one is missing, or from
+    another save, `load` raises.
 
-    **Arguments:** the folder, made if need be; the model; what `jnode.build` was given
-    to build it, or another solver for the same weights.
+    **Arguments:** the folder, created if needed; the model; and the arguments of
+    `jnode.build` that built it, though possibly another solver.
 
-    **Raises:** `ValueError` for a model that `config` does not describe.
+    **Raises:** `ValueError` if `config` does not describe the model.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     described = _Description(config, solver, image_shape, classes)
     arrays = _arrays(model)
     difference = _difference(arrays, _arrays(_skeleton(described)))
@@ -91,14 +91,14 @@ def save(
 
 
 def load(folder: str | os.PathLike) -> ODEClassifier:
-    """The model that `save` wrote, or that a run trained: constrained, as it was.
+    """Loads a model that `save` wrote or a run trained, still constrained.
 
-    It is ready for `jax.jit(jax.vmap(model))`, `jax.grad` and further training, and
-    what is certified of it stays true whatever becomes of its weights. `jnode.resolve`
-    gives an equal model that is quicker to call many times.
+    It is ready for `jax.jit(jax.vmap(model))`, `jax.grad` and further training, and its
+    certificates stay true when its weights change. `jnode.resolve` gives an equal model
+    that is faster to call many times.
 
-    Arrays come in the types that they were written in. Where that is float64 they are
-    rounded to float32 without `jax_enable_x64`, as JAX has no others then.
+    Arrays keep the dtype in which they were written, except that float64 is rounded to
+    float32 without `jax_enable_x64`.
 
     **Arguments:** a folder with `model.json` and `model.eqx`, such as a run folder once
     its training has ended.
@@ -107,9 +107,9 @@ def load(folder: str | os.PathLike) -> ODEClassifier:
     from the folder.
 
     **Raises:** `FileNotFoundError` for a folder without a model; `ValueError` for a
-    damaged one, one of a newer format, or links that lead out of the folder.
+    damaged model, a newer format, or links that lead out of the folder.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     check_links(folder, (DESCRIPTION, WEIGHTS))
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
@@ -129,7 +129,7 @@ def load(folder: str | os.PathLike) -> ODEClassifier:
 
 
 def from_dict(cls: type, values: Any) -> Any:
-    """The dataclass `cls` from what `dataclasses.asdict` gave, also by way of JSON.
+    """The dataclass `cls` from the result of `dataclasses.asdict`, also after JSON.
 
     **Raises:** `ValueError` for names that the class does not have, missing ones, and
     values of another type.
@@ -152,7 +152,7 @@ def from_dict(cls: type, values: Any) -> Any:
 
 
 def _restored(name: str, hint: Any, value: Any) -> Any:
-    """A value as JSON gives it back, in the type that the annotation asks for."""
+    """A value from JSON, converted to the type of its annotation."""
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     for kind in typing.get_args(hint) if union else (hint,):
         if isinstance(value, dict) and dataclasses.is_dataclass(kind):
@@ -232,7 +232,7 @@ def _arrays(tree: PyTree) -> dict[str, Any]:
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What the first array is that differs in more than precision; or nothing."""
+    """A description of the first array that differs in more than precision, or ""."""
     for name in [*there, *here]:
         a, b = there.get(name), here.get(name)
         if a is None or b is None or a.shape != b.shape or _kind(a) != _kind(b):
@@ -253,7 +253,7 @@ def _read_weights(
 ) -> ODEClassifier:
     numbers = sum(x.size * x.dtype.itemsize for x in weights.values())
     leaves, structure = jax.tree.flatten(skeleton)
-    size = path.stat().st_size
+    size = size_of(path)
     changed = "it is damaged, cut short or was changed"
     if not numbers <= size <= numbers + _HEADER * (len(leaves) + 1):
         raise ValueError(

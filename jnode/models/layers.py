@@ -1,4 +1,4 @@
-"""What a model is made of: maps from state to state whose stretch is bounded."""
+"""The layers of a model: maps from state to state with known Lipschitz constants."""
 
 import abc
 import math
@@ -36,14 +36,14 @@ class AbstractLayer(eqx.Module):
     def lipschitz(self) -> Float[Array, ""]:
         """A certified upper bound on the layer's L2 Lipschitz constant, or `inf`.
 
-        From the arrays that it holds now.
+        It is computed from the arrays that the layer holds now.
         """
 
 
 class ODEBlock(AbstractLayer):
-    r"""Where a trajectory ends: $y(t_1)$ of $dy/dt = f(t, y)$ with $y(t_0) = x$.
+    r"""The end of a trajectory: $y(t_1)$ of $dy/dt = f(t, y)$ with $y(t_0) = x$.
 
-    It is the numerical solve that is evaluated, attacked and certified.
+    The numerical solve itself is what is evaluated, attacked and certified.
     """
 
     affine: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class ODEBlock(AbstractLayer):
         t0: float = 0.0,
         t1: float = 1.0,
     ):
-        """**Arguments:** the vector field, the solver, and the interval it is for.
+        """**Arguments:** the vector field, the solver, and the interval of time.
 
         **Raises:** `ValueError` for an interval that is empty or not finite.
         """
@@ -72,21 +72,22 @@ class ODEBlock(AbstractLayer):
         self.t0, self.t1 = float(t0), float(t1)
 
     def __call__(self, x: Float[Array, "*state"]) -> Float[Array, "*state"]:
-        """**Raises:** at run time, whatever `jnode.solve` raises."""
+        """**Raises:** at run time, as `jnode.solve`."""
         return solve(self.field, x, self.solver, t0=self.t0, t1=self.t1).y
 
     def trajectory(
         self, x: Float[Array, "*state"]
     ) -> tuple[Float[np.ndarray, " times"], Float[Array, " times *state"]]:
-        """The times and states on the way, as of `jnode.solvers.trajectory`."""
+        """The times and states along the solve (see `jnode.solvers.trajectory`)."""
         return trajectory(self.field, x, self.solver, t0=self.t0, t1=self.t1)
 
     def lipschitz(self) -> Float[Array, ""]:
-        """That of the numerical map; `inf` for adaptive solvers and free fields."""
+        """The constant of the numerical solve; `inf` for adaptive solvers and free
+        fields."""
         return amplification(self.field, self.solver, t0=self.t0, t1=self.t1)
 
     def bounds_of_segments(self) -> tuple[Bounds, ...]:
-        """Those of the field in each segment of time between its jumps."""
+        """The bounds of the field in each segment of time between its jumps."""
         schedule = self.solver.plan(self.field, self.t0, self.t1)
         segments = [schedule.at(self.field, k) for k in range(schedule.count)]
         return tuple(bounded(segment).bounds() for segment in segments)
@@ -116,8 +117,8 @@ class Lift(AbstractLayer):
     def __init__(self, image_shape: tuple[int, int, int], *, patch: int, features: int):
         """**Arguments:** the image's shape, the block's side, and the state's channels.
 
-        **Raises:** `ValueError` if `patch` divides not both sides, or `features` is
-        less than the block's number of pixels.
+        **Raises:** `ValueError` if `patch` does not divide both sides, or `features` is
+        less than the number of values in a block.
         """
         check_positive(patch=patch, features=features)
         height, width, channels = image_shape
@@ -148,7 +149,7 @@ class ConvEncoder(AbstractLayer):
     """The free encoder of the ODENet literature (Chen et al., NeurIPS 2018).
 
     A 3x3 convolution, then two 4x4 convolutions of stride 2, with group norm and relu
-    between them. Nothing bounds its stretch.
+    between them. Its Lipschitz constant is not bounded.
     """
 
     affine: ClassVar[bool] = False
@@ -159,7 +160,10 @@ class ConvEncoder(AbstractLayer):
     def __init__(
         self, image_shape: tuple[int, int, int], *, features: int, key: PRNGKeyArray
     ):
-        """**Arguments:** the image's shape, the state's channels (even), and a key."""
+        """**Arguments:** the image's shape, the state's channels, and a key.
+
+        **Raises:** `ValueError` for an odd number of channels.
+        """
         check_positive(features=features)
         if features % 2:
             raise ValueError(f"features must be even for group norm, not {features}.")
@@ -221,7 +225,7 @@ class PositionBias(AbstractLayer):
 
 
 class Flatten(AbstractLayer):
-    """The state as a vector, as fields of dense maps want it."""
+    """The state as a vector, as fields with dense maps need it."""
 
     affine: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Models that are known to work, by name: a configuration, and its solver.
+"""Named models: each is a configuration and a solver.
 
 `jnode.build(*MODELS["ortho"], image_shape=(28, 28, 1), classes=10, key=key)` builds
 one.
@@ -10,8 +10,9 @@ from jnode.models.config import ModelConfig
 from jnode.solvers import Solver
 
 # Certified accuracy on real images: a flow whose weights change with time, each segment
-# one Euler step with hL = 2 (a convex potential layer). Wide states and few hidden
-# units pay; the width of a kernel costs nothing among the frequencies.
+# one Euler step with hL = 2 (a convex potential layer). Wide states with few hidden
+# units are most accurate for their cost; the size of a kernel does not matter to a
+# product by frequencies.
 _CERTIFIED = ModelConfig(
     field="gradient_flow",
     features=64,
@@ -34,7 +35,7 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         ModelConfig(field="gradient_flow", lipschitz=6.0, hidden=64, segments=(3,)),
         Solver("euler", steps=3),
     ),
-    # One such step: no ODE but a layer (Meunier et al., ICML 2022).
+    # A single such step is no ODE but a layer (Meunier et al., ICML 2022).
     "convex_potential_layer": (
         ModelConfig(field="gradient_flow", lipschitz=2.0, hidden=64),
         Solver("euler", steps=1),
@@ -44,9 +45,9 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         dataclasses.replace(_CERTIFIED, features=128, hidden=32),
         Solver("euler", steps=8),
     ),
-    # Free fields to be certified in Linf by intervals. The image enters as it is, block
-    # of pixels by block, so that all that is not linear is the trajectory's: two steps
-    # by convolutions, and one of a dense field on the whole state.
+    # Free fields, certified in Linf by intervals. The encoder is linear
+    # (space-to-depth), and all nonlinearity is in the trajectory: two steps of
+    # convolutional fields, and one of a dense field on the whole state.
     "linf_mnist": (
         ModelConfig(
             field="free",
@@ -59,7 +60,7 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         ),
         Solver("euler", steps=3),
     ),
-    # The Ortho-ODE's architecture with the constraint off.
+    # The architecture of Ortho-ODE without its constraint.
     "unconstrained": (
         ModelConfig(field="free", padding="circular"),
         Solver("rk4", steps=2),

@@ -1,7 +1,7 @@
 """Trained models that come with the package, each with a card.
 
-A model's folder holds what a run folder does, but for checkpoints and evaluations:
-`config.json`, `model.json`, `model.eqx`; and `card.json`.
+A model's folder holds the files of a run folder without checkpoints and evaluations
+(`config.json`, `model.json`, `model.eqx`), and `card.json`.
 """
 
 import json
@@ -30,7 +30,7 @@ def folder(name: str) -> Path:
 
 
 def pretrained(name: str) -> ODEClassifier:
-    """A trained model that comes with the package: constrained, as `jnode.load` gives.
+    """A trained model that comes with the package, still constrained.
 
     Its weights are in the package: nothing is downloaded, and loading runs no code.
 
@@ -45,15 +45,14 @@ def pretrained(name: str) -> ODEClassifier:
 
 
 def card(name: str) -> dict[str, Any]:
-    """What a model that comes with the package is, and what was measured of it.
+    """The card of a model that comes with the package: its training and its results.
 
-    Its keys are: `command` and `commit`, by which it was trained; `dataset`,
-    `num_train`, `epochs`, `minutes`, `device`, `parameters`; `first_epoch`, metrics of
-    its training; `num_examples`, test images; `clean_accuracy` and
-    `certified_accuracy` on them; `lipschitz`, a certified upper bound and an empirical
-    lower bound; `attacked`, robust accuracy under PGD, and `autoattack`, that under the
-    standard protocol, where it was run; `seeds`, the same accuracies of trainings that
-    differ in nothing but the seed.
+    Its keys are: `command` and `commit`, which trained it; `dataset`, `num_train`,
+    `epochs`, `minutes`, `device`, `parameters`; `first_epoch`, metrics of its training;
+    `num_examples`, test images; `clean_accuracy` and `certified_accuracy` on them;
+    `lipschitz`, a certified upper bound and an empirical lower bound; `attacked`,
+    robust accuracy under PGD, and `autoattack`, that under the standard protocol, where
+    it was run; `seeds`, the same accuracies for trainings that differ only in the seed.
 
     **Raises:** `ValueError` for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""The pictures of a report: each function returns a Matplotlib figure."""
+"""The figures of a report, as Matplotlib figures."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 
 def certificate(summary: dict[str, Any]) -> "Figure":
-    """Certified accuracy against the L2 radius, and accuracy under attack above it.
-
-    **Arguments:** what `certificate.json` holds.
+    """Certified robust accuracy and accuracy under attack against the L2 radius.
+    **Arguments:** the content of `certificate.json`.
     """
     figure = new_figure(7.5, 4.4)
     axes = figure.add_subplot()
@@ -66,7 +65,8 @@ def certificate(summary: dict[str, Any]) -> "Figure":
 
 
 def certified(runs: Sequence[RunReport]) -> "Figure":
-    """Certified accuracy against the L2 radius, the attacked accuracy above it.
+    """Certified robust accuracy and accuracy under attack of runs against the L2
+    radius.
 
     Runs without a certificate appear with their attacked accuracy alone.
 
@@ -125,7 +125,7 @@ AXES = {
 
 
 def robustness(runs: Sequence[RunReport]) -> "Figure":
-    """Worst-case accuracy against epsilon: a panel a norm, a curve a run.
+    """Worst-case accuracy against epsilon: a panel for each norm, a curve for each run.
 
     **Raises:** `ValueError` where no run was attacked.
     """
@@ -203,10 +203,10 @@ RIGHT, WRONG = COLOURS[2], COLOURS[1]
 
 
 def images(pictures: Pictures, *, count: int = 8) -> "Figure":
-    """Images, their adversarial examples, and the magnified difference, with predictions.
+    """Images, adversarial examples, and their magnified difference, with predictions.
 
-    A tick or a cross beside a prediction says whether it is right, so colour is not
-    needed to see it.
+    A tick or a cross beside each prediction shows whether it is right, so that this
+    does not depend on colour.
     """
     count = min(count, len(pictures.clean))
     figure = new_figure(1.2 * count + 0.9, 4.25)

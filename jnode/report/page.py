@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jnode._files import write_atomic
+from jnode._files import as_path, write_atomic
 from jnode.report import figures, parts, solve_figures
 from jnode.report.results import RunReport, distinct
 from jnode.report.style import STYLE, to_png
@@ -15,7 +15,7 @@ from jnode.report.style import STYLE, to_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The browser itself forbids the page to load or run anything.
+# With this policy browsers do not let the page load or run anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 CAPTIONS = {
@@ -23,39 +23,40 @@ CAPTIONS = {
     "Dashed: the images that stayed robust (an empirical upper bound, measured at the "
     "markers and joined to guide the eye). Below each marker the true robust accuracy "
     "lies in the shaded gap.",
-    "robustness": "Images that stay right under all attacks of the norm and budget: an "
+    "robustness": "Images that no attack in the norm and budget succeeded on: an "
     "empirical upper bound on robust accuracy, which a stronger attack may lower.",
-    "trajectories": "How far a clean and an attacked image's trajectories are apart, "
-    "relative to where they began: measured on the numerical solve (thin lines), and "
-    "the certified envelopes of the exact flow (thick). Shaded: where it must stay.",
-    "step_lengths": "How far the state moves in each step of the solve, in L2: the "
-    "mean over some test images. Where it stands still after its first step, the other "
-    "steps add nothing.",
-    "training": "Training batches, once an epoch; losses of different kinds do not "
-    "compare.",
+    "trajectories": "The distance between the trajectories of a clean and an attacked "
+    "image, relative to the initial distance: measured on the numerical solve (thin "
+    "lines), and the certified envelopes of the exact flow (thick). Shaded: the region "
+    "that the envelopes allow.",
+    "step_lengths": "The L2 distance that the state moves in each step of the solve: "
+    "the mean over some test images. If it does not move after the first step, the "
+    "other steps add nothing.",
+    "training": "Means over the training batches of each epoch; losses of different "
+    "kinds cannot be compared.",
 }
 
 
 def write(runs: Sequence[RunReport], path: str | os.PathLike) -> Path:
     """Writes the report of some runs as one HTML page that needs nothing else.
 
-    **Arguments:** runs from `read_run`, and the page to write; it replaces an older one
-    only when it is whole.
+    **Arguments:** runs from `read_run`, and the page to write, which replaces an older
+    one atomically.
 
     **Returns:** the path.
 
     **Raises:** `ValueError` where there is no run, `ImportError` without Matplotlib.
     """
     page = render(runs)
-    path = Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A hostile name may hold halves of surrogate pairs, which UTF-8 cannot.
+    # A hostile name may contain lone surrogates, which UTF-8 cannot encode.
     write_atomic(path, lambda file: file.write(page.encode(errors="replace")))
     return path
 
 
 def render(runs: Sequence[RunReport]) -> str:
-    """The page as text. Arguments and errors as in `write`."""
+    """The page as text. Arguments and errors are those of `write`."""
     runs = distinct(runs)
     names = escape(" · ".join(run.name for run in runs))
     body = [
@@ -88,7 +89,7 @@ def render(runs: Sequence[RunReport]) -> str:
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """A whole page around escaped parts: it can neither load nor run anything."""
+    """A complete page around escaped parts, which can neither load nor run anything."""
     return "\n".join(
         [
             "<!doctype html>",

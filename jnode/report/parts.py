@@ -1,4 +1,4 @@
-"""The parts of the page that are text: every word of a run is escaped here."""
+"""The textual parts of the page; all text from runs is escaped here."""
 
 import json
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def _flat_evaluation(run: RunReport) -> dict[str, Any]:
 
 
 def flags(runs: Sequence[RunReport]) -> str:
-    """Warnings, where they cannot be missed."""
+    """The flags of all runs, shown at the top."""
     found = [(run.name, flag) for run in runs for flag in run.evaluation["flags"]]
     boxes = [f"<b>{escape(name)}</b>: {escape(str(flag))}" for name, flag in found]
     keys = ("dataset", "split", "num_examples")
@@ -71,7 +71,7 @@ def flags(runs: Sequence[RunReport]) -> str:
 
 
 def cards(runs: Sequence[RunReport]) -> str:
-    """Three numbers a run: clean, attacked, proven."""
+    """Three numbers for each run: clean, attacked and certified accuracy."""
     radius = min(worth_showing(runs), default=None)
     budget = _hardest(runs)
     made = []
@@ -155,7 +155,7 @@ def results(runs: Sequence[RunReport]) -> str:
 
 
 def setup(runs: Sequence[RunReport]) -> str:
-    """The settings that tell the runs apart, and on what their certificates rest."""
+    """The settings in which the runs differ, and the assumptions of certificates."""
     flat = [_flatten(run.config.get("train", run.config)) for run in runs]
     keys = list(dict.fromkeys(k for settings in flat for k in settings))
     shown = [
@@ -168,7 +168,7 @@ def setup(runs: Sequence[RunReport]) -> str:
         for k in shown
     ]
     rows.append(("certificate", [str(run.evaluation["certificate"]) for run in runs]))
-    # Of evaluations before these were written, nothing is said.
+    # Older evaluations did not write these.
     rounding = [str(run.evaluation.get("rounding", NONE)) for run in runs]
     rows.append(("its rounding", rounding))
     assumed = ["; ".join(run.evaluation.get("assumed", [])) for run in runs]
@@ -208,8 +208,8 @@ def _say(value: Any) -> str:
 CHECKS = {
     "outputs": (
         "Outputs",
-        "Attacks need logits that are the same each time, finite, no probabilities, "
-        "and that have a gradient.",
+        "Attacks need finite logits, not probabilities, that are the same at each call "
+        "and have a gradient.",
     ),
     "adjoint": (
         "Adjoint",
@@ -218,32 +218,33 @@ CHECKS = {
     ),
     "gradient": (
         "Gradient",
-        "Finite differences of the evaluated solve tell whether attacks are led "
-        "rightly.",
+        "Finite differences of the evaluated solve show whether the gradient that "
+        "attacks follow is right.",
     ),
     "batch_independence": (
         "Batch independence",
-        "The other images of a batch must not change what is said of one.",
+        "The prediction for one image must not depend on the rest of its batch.",
     ),
     "tolerance": (
         "Tolerance",
-        "Predictions that change with the solver's accuracy are the solver's and not "
-        "the flow's. Fixed steps are part of the model: there this is no fault.",
+        "Predictions that change with the solver's accuracy depend on its error, not "
+        "only on the flow. For fixed steps, which are part of the model, this is no "
+        "fault.",
     ),
     "nfe": (
-        "Cost under attack",
-        "An adaptive solver can be made to work harder.",
+        "NFE under attack",
+        "A slowdown attack may make an adaptive solver take many more steps.",
     ),
     "convergence": (
-        "A longer attack",
-        "PGD of many more steps must find little more, and never less.",
+        "Convergence of the attack",
+        "PGD with many more steps should succeed on few more images, and never fewer.",
     ),
 }
 """Title and purpose of each check, in the order of the page."""
 
 
 def checks(runs: Sequence[RunReport]) -> str:
-    """A table a run, flagged checks marked; empty where nothing was checked."""
+    """A table for each run, with flagged checks marked; empty without checks."""
     parts = []
     for i, run in enumerate(runs):
         found = checks_of(run)
@@ -275,13 +276,13 @@ def checks(runs: Sequence[RunReport]) -> str:
 
 
 def checks_of(run: RunReport) -> dict[str, Any]:
-    """The checks that an evaluation holds; none in one of an older version."""
+    """The checks of an evaluation; older versions have none."""
     found = run.evaluation.get("checks")
     return found if isinstance(found, dict) else {}
 
 
 def details(run: RunReport) -> str:
-    """Everything that was read, folded away."""
+    """All data of the run, in a collapsed section."""
     content = {"config": run.config, "evaluation": run.evaluation}
     pretty = escape(json.dumps(content, indent=2, ensure_ascii=False, default=str))
     return (

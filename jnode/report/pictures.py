@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jnode import certify
-from jnode._files import write_atomic
+from jnode._files import as_path, write_atomic
 from jnode.attacks import Outcome, Trial, describe
 from jnode.models import ODEBlock, step_lengths
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jnode.models import ODEClassifier
 
 MEASURED = 32
-"""Test images whose steps are measured."""
+"""The number of test images whose steps are measured."""
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -33,12 +33,12 @@ class Pictures:
 
     `distances` is $\|y(t) - z(t)\|$ of each pair at `times`; the envelopes bound its
     growth $\|y(t) - z(t)\| / \|y(0) - z(0)\|$ for the exact flow (not finite where
-    nothing is known). Between blocks a time stands twice, before and after the layers
-    there. `step_lengths` is how far the state moves in each step, a mean over test
-    images, and `step_blocks` in which block, from 0. `class_names` may stay empty: then
-    classes go by their number.
+    nothing is known). The time between two blocks occurs twice, before and after the
+    layers there. `step_lengths` is the L2 length of each step, averaged over test
+    images, and `step_blocks` the number of its block, from 0. If `class_names` is
+    empty, classes are shown by their number.
 
-    **Raises:** `ValueError` where the arrays do not fit together.
+    **Raises:** `ValueError` if the shapes of the arrays do not fit together.
     """
 
     attack: str
@@ -73,14 +73,14 @@ class Pictures:
                 raise ValueError(f"{name} must have the shape {shape}, not {found}.")
 
     def class_name(self, index: int) -> str:
-        """What a class is called: its name, else its number."""
+        """The name of a class, or its number if it has none."""
         known = 0 <= index < len(self.class_names)
         return self.class_names[index] if known else str(int(index))
 
     @staticmethod
     def path(run_dir: str | os.PathLike) -> Path:
         """Where a run folder keeps its pictures."""
-        return Path(run_dir) / "pictures.npz"
+        return as_path(run_dir) / "pictures.npz"
 
     def save(self, run_dir: str | os.PathLike) -> None:
         """Writes `pictures.npz` into a run folder, atomically."""
@@ -100,8 +100,8 @@ class Pictures:
         """
         path = cls.path(run_dir)
         try:
-            # NumPy would leave a damaged file open that it opened itself.
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            # NumPy would leave a damaged file open if it opened it itself.
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = dict(file)
             attack = str(arrays.pop("attack"))
             names = tuple(str(name) for name in arrays.pop("class_names", ()))
@@ -116,14 +116,14 @@ def pairs(
 ) -> Pictures | None:
     """Pairs under the strongest Linf attack, with their trajectories.
 
-    **Arguments:** the model; the trials, and what they found.
+    **Arguments:** the model; the trials, and their results.
 
     **Returns:** the pictures, or `None` where no such attack was run on an image.
     """
 
     def rank(i):
-        # Where later attacks were spared samples that earlier ones misled: one that saw
-        # most.
+        # If later attacks left out samples on which earlier ones succeeded: the attack
+        # that ran on most.
         return len(outcome.attacked[i].samples), int(trials[i].attack.steps), -i
 
     iterated = [i for i, trial in enumerate(trials) if trial.norm == "linf"]
@@ -166,7 +166,7 @@ def _distances(model, clean, attacked):
 
 
 def _envelope(model, times, envelope) -> Float[np.ndarray, " times"]:
-    """Of all blocks, with the layers between them."""
+    """The envelope over all blocks, including the layers between them."""
     found, grown, blocks = [], 1.0, 0
     for layer in model.layers:
         if isinstance(layer, ODEBlock):

@@ -1,4 +1,4 @@
-"""The results of runs, read from their folders, and side by side in a table."""
+"""The results of runs: read from their folders and compared in a table."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jnode._files import absolute
 from jnode.report.pictures import Pictures
 from jnode.train.run_dir import RunDir
 
@@ -34,7 +35,7 @@ NEEDED = (
 class RunReport:
     """One run, as a report shows it.
 
-    - `name`: how tables and figures call it.
+    - `name`: its name in tables and figures.
     - `config`, `evaluation`: what `config.json` and `evaluation.json` hold.
     - `metrics`: the rows of `metrics.jsonl`.
     - `pictures`: attacked images and their trajectories, where there are some.
@@ -57,7 +58,7 @@ def read_run(run_dir: str | os.PathLike) -> RunReport:
 
     **Arguments:** a folder that `scripts/train.py` and `scripts/evaluate.py` wrote.
 
-    **Returns:** a `RunReport`, called as the folder is.
+    **Returns:** a `RunReport` with the folder's name.
 
     **Raises:** `FileNotFoundError` for a folder that is not a run or was not evaluated,
     `ValueError` for damaged files.
@@ -87,7 +88,7 @@ def read_run(run_dir: str | os.PathLike) -> RunReport:
     pictures = None
     if Pictures.path(run.path).is_file():
         pictures = Pictures.load(run.path)
-    name = run.path.resolve().name
+    name = absolute(run.path).name
     return RunReport(name, config, evaluation, metrics, pictures)
 
 
@@ -99,12 +100,12 @@ def _read(path: Path, parse) -> Any:
 
 
 def printable(text: str) -> str:
-    """Without the halves of characters that badly encoded file names hold."""
+    """The text without surrogate characters, which badly encoded file names contain."""
     return text.encode(errors="replace").decode()
 
 
 def distinct(runs: Sequence[RunReport]) -> list[RunReport]:
-    """The same runs, those of one name numbered, so that nobody mixes them up.
+    """The same runs, with those of equal names numbered.
 
     **Raises:** `ValueError` where there is no run.
     """
@@ -122,7 +123,7 @@ def distinct(runs: Sequence[RunReport]) -> list[RunReport]:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One measure: its label, a cell a run, and the shares (of 1) where it has some."""
+    """One measure: its label, a cell for each run, and fractions if it has some."""
 
     label: str
     cells: list[str]
@@ -138,7 +139,7 @@ class Section:
 
 
 def percent(value: float | None) -> str:
-    """`97.1`, or a dash where there is nothing."""
+    """A fraction as `97.1`, or a dash for `None`."""
     return NONE if value is None else f"{100 * value:.1f}"
 
 
@@ -160,7 +161,7 @@ def attack_label(row: dict) -> str:
 
 
 def sections(runs: Sequence[RunReport]) -> list[Section]:
-    """What the runs reached: attacked, worst case and certified kept apart."""
+    """The results of the runs in sections: attacked, worst case, certified, cost."""
     evaluations = [run.evaluation for run in runs]
     alone, left = (
         _align(
@@ -251,7 +252,8 @@ def _order(row: dict) -> tuple[bool, str, float]:
 
 
 def _align(found: list[list[tuple[str, float]]]) -> list[Line]:
-    """A line a label, in the order they are met; of equal labels the lowest counts."""
+    """One line for each label, in order of appearance; of equal labels the lowest
+    counts."""
     labels = dict.fromkeys(label for rows in found for label, _ in rows)
     return [
         _line(
@@ -266,7 +268,7 @@ def _align(found: list[list[tuple[str, float]]]) -> list[Line]:
 
 
 def worth_showing(runs: Sequence[RunReport]) -> set[float]:
-    """The certified radii worth a line: those that were attacked too, or all."""
+    """The certified radii to show: those that were attacked too, or all."""
     rows = [r for run in runs for r in run.evaluation["certified_accuracy"]]
     certified = {r["radius"] for r in rows if r["radius"] > 0}
     attacked = {
@@ -282,7 +284,7 @@ def table(runs: Sequence[RunReport]) -> str:
     """Clean, attacked and certified accuracy in percent, one row a measure.
 
     Attacked accuracy is an empirical upper bound on robust accuracy, certified accuracy
-    a proven lower bound. Models stand in columns, so that it fits a terminal.
+    a proven lower bound. Each model is a column, so that it fits a terminal.
 
     **Arguments:** runs from `read_run`.
 
@@ -310,5 +312,5 @@ def table(runs: Sequence[RunReport]) -> str:
 
 
 def _plain(cell: str) -> str:
-    """One line that cannot be taken for the end of a cell."""
+    """The text as one line, escaped for a cell of a Markdown table."""
     return " ".join(cell.split()).replace("|", "\\|")

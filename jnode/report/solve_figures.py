@@ -1,4 +1,4 @@
-"""The pictures of what happens along the solve."""
+"""Figures of trajectories: growth of distances, and lengths of steps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 GRONWALL = "Gronwall's envelope $e^{Lt}$"
 LOG_NORM = "log-norm envelope $e^{\\mu t}$"
 COLUMNS = 3
-"""Panels side by side, at the most."""
+"""The most panels side by side."""
 
 
 def growth(run: RunReport) -> np.ndarray:
@@ -52,10 +52,11 @@ def _panels(runs: Sequence[RunReport], edge: float, height: float):
 
 
 def trajectories(runs: Sequence[RunReport]) -> "Figure":
-    """Growth of the distance within each pair, inside its envelopes: a panel a run.
+    """Growth of the distance within each pair, with its envelopes: one panel for each
+    run.
 
-    Panels share their axes. An envelope far above all that was measured leaves the
-    frame, and a note in the panel says where it ends.
+    Panels share their axes. An envelope far above all measured values leaves the frame,
+    and a note in the panel gives its final value.
 
     **Raises:** `ValueError` where no run has pictures.
     """
@@ -128,15 +129,15 @@ def _number(value: float) -> str:
 
 
 def _smooth(times, curve):
-    """An exponential between the times it was computed at, drawn as one."""
+    """Interpolates an exponential between the times at which it was computed."""
     fine = np.linspace(times[0], times[-1], 200)
     return fine, np.exp(np.interp(fine, times, np.log(np.maximum(curve, 1e-300))))
 
 
 def step_lengths(runs: Sequence[RunReport]) -> "Figure":
-    """How far the state moves in each step, on a logarithmic scale: a panel a run.
+    """The length of each step on a logarithmic scale: one panel for each run.
 
-    Blocks are told apart by a gap and their number.
+    Blocks are separated by a gap and numbered.
 
     **Raises:** `ValueError` where no run has pictures.
     """
@@ -146,7 +147,7 @@ def step_lengths(runs: Sequence[RunReport]) -> "Figure":
     for axes, i in zip(panels, indices, strict=True):
         p = runs[i].pictures
         assert p is not None
-        # A step of no length has no bar, and no place on the scale.
+        # A step of length zero has no bar on a logarithmic scale.
         lengths = np.where(p.step_lengths > 0, p.step_lengths, np.nan)
         places = np.arange(len(lengths)) + p.step_blocks
         axes.bar(places, lengths, width=0.8, color=colour(i))

@@ -1,4 +1,4 @@
-"""How a report looks: the page's style sheet; a palette and axes that read in print."""
+"""The style of reports: the page's style sheet, and a palette and axes for print."""
 
 import io
 import warnings
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, which colour-blind people tell apart, and a marker to each;
-# their black is grey here, so that it can be seen on a dark page.
+# Okabe & Ito's colours, which colour-blind people can distinguish, each with a marker.
+# Their black is grey here, to be visible on a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")
 MARKERS = "osD^vPX"
 INK = "#333333"
@@ -19,7 +19,7 @@ LONGEST = 32
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, outside pyplot's global state.
+    """An empty figure of this size in inches, outside pyplot's global state.
 
     **Raises:** `ImportError` without Matplotlib.
     """
@@ -41,7 +41,7 @@ def colour(i: int) -> str:
 
 
 def style(i: int) -> dict[str, Any]:
-    """How the i-th run is drawn: colour and marker, for print and for every eye."""
+    """The colour and marker of the i-th run."""
     return {
         "color": colour(i),
         "marker": MARKERS[i % len(MARKERS)],
@@ -55,7 +55,8 @@ def style(i: int) -> dict[str, Any]:
 def plain(text: str) -> str:
     """A name as a label: one line, no mathematics, not too long.
 
-    Matplotlib would parse dollars, and hide a label that begins with an underscore.
+    Matplotlib would parse dollar signs, and hide a label that begins with an
+    underscore.
     """
     text = " ".join(printable(text).split())
     if len(text) > LONGEST:
@@ -64,7 +65,7 @@ def plain(text: str) -> str:
 
 
 def tidy(axes: "Axes") -> None:
-    """Light grid behind the data, no frame above and right of it."""
+    """A light grid behind the data, and no frame at the top and right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#888888")
     axes.tick_params(colors=INK, labelsize=9)
@@ -80,7 +81,7 @@ def share_axis(axes: "Axes", label: str) -> None:
 
 
 def legend(figure: "Figure", handles: dict[str, Any]) -> None:
-    """One legend above all panels, where it can hide nothing, in added room."""
+    """One legend above all panels, in extra space, so that it hides nothing."""
     # As many columns as the longest label lets stand beside each other, in inches.
     width, height = figure.get_size_inches()
     columns = int(width / (0.65 + 0.078 * max(map(len, handles))))
@@ -100,7 +101,7 @@ def to_png(figure: "Figure", *, dpi: int = 150) -> bytes:
     """The figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes: no reason to fail.
+        # Characters that the font lacks are drawn as boxes, without a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

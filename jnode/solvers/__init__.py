@@ -1,4 +1,4 @@
-"""What solver, what steps, what adjoint; and the solve."""
+"""Numerical solvers: methods, steps and adjoints, and the functions that solve."""
 
 from jnode.solvers.ladder import LadderController as LadderController
 from jnode.solvers.schedule import Schedule as Schedule

@@ -1,11 +1,12 @@
-"""Adaptive steps for a batch of states, each sample's chosen by itself.
+"""Adaptive steps for a batch of states, chosen for each sample separately.
 
-A controller of Diffrax's or of `jnode.solvers.ladder` chooses the steps, sample by
-sample, on Diffrax's tableau; only the loop is for the whole batch, so that a step is a
-few large matrix products, and the gradient with respect to the field's weights is
-summed as it goes, where `jax.vmap` of a solve carries one gradient a sample. The
-gradient is that of Diffrax's direct adjoint: of the steps that were accepted, their
-lengths held. Of the times, the last step's length is what they move.
+A controller of Diffrax or of `jnode.solvers.ladder` chooses the steps of each sample,
+with the tableau of the method; only the loop is shared by the whole batch. So a step is
+a few large matrix products, and the gradient with respect to the field's weights is
+summed during the backward pass, where `jax.vmap` of a solve carries one gradient for
+each sample. The gradient is that of Diffrax's direct adjoint: it differentiates the
+accepted steps with their lengths held constant. The times $t_0$ and $t_1$ affect only
+the length of the last step.
 """
 
 from typing import Any
@@ -20,17 +21,18 @@ from jaxtyping import Array, Float, Int, PyTree
 from jnode.solvers.fixed import RightHandSide, combine
 from jnode.solvers.tableaus import embedded_pair, evaluations
 
-# How many states the way back keeps. Where more steps were taken, some are repeated.
+# How many states the backward pass stores. With more steps, some are recomputed.
 CHECKPOINTS = 16
-# A step that would end so few numbers before the end ends there, as in Diffrax.
+# A step that would end within this many floating-point numbers of the end is extended
+# to it, as in Diffrax.
 CLOSE = 100
 
 Sign = int | Float[Array, ""]
-"""1 where time runs forwards, -1 where backwards; traced where only running tells."""
+"""1 if time runs forwards, -1 if backwards; traced if known only at run time."""
 
 
 def turned(sign: Sign, x: Any) -> Any:
-    """`sign * x`; where time runs forwards, nothing is multiplied."""
+    """`sign * x`, without a multiplication if the sign is known to be 1."""
     if isinstance(sign, int) and sign == 1:
         return x
     return jnp.asarray(sign, x.dtype) * x
@@ -47,12 +49,12 @@ def solve_adaptive(
 ) -> tuple[Float[Array, "*positions batch channels"], tuple[Int[Array, " batch"], ...]]:
     """Integrates a time-invariant field for a batch of states.
 
-    **Arguments:** the field, the states, the method, what chooses its steps, the most
-    steps, the times $t_0$ and $t_1$, and which way they run.
+    **Arguments:** the field, the states, the method, its step size controller, the
+    largest number of steps, the times $t_0$ and $t_1$, and the sign of $t_1 - t_0$.
 
-    **Returns:** the states at $t_1$, and of each sample: how many steps it took, how
-    many of them were accepted and rejected, the evaluations, and whether `max_steps`
-    ended it before its time, 0 or 1.
+    **Returns:** the states at $t_1$, and for each sample: the number of steps, how many
+    of them were accepted and rejected, the evaluations, and whether `max_steps` stopped
+    it early, 0 or 1.
     """
     differentiable = (field, y0, times)
     held = lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x  # noqa: E731
@@ -66,12 +68,12 @@ def solve_adaptive(
 
 
 def controller(tolerances: Float[Array, "2"]) -> diffrax.PIDController:
-    """What chooses an adaptive solver's steps, unless a ladder does."""
+    """The controller of an adaptive solver without a ladder."""
     return diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])
 
 
 class Reversed(eqx.Module):
-    """$s f(st, y)$ for a sign $s$: where it is -1, the field in reversed time."""
+    """$s f(st, y)$ for a sign $s$: the time-reversed field if it is -1."""
 
     field: Any
     sign: Sign
@@ -93,14 +95,14 @@ def first_step(
     """The length of the first step, positive, by two evaluations (Hairer, Norsett &
     Wanner).
 
-    Asked of the controller here, since inside `diffeqsolve` (0.7.2) it does not know
-    its own terms, and takes 0.01 whatever the field.
+    The controller is called here, since inside `diffeqsolve` (0.7.2) it has no terms,
+    and always takes 0.01.
     """
     forward = isinstance(sign, int) and sign == 1
     term = diffrax.ODETerm(field if forward else Reversed(field, sign))
     t0 = turned(sign, t0)
     order = method.error_order(term)
-    # The state is cut off before, as the step is held when gradients are taken.
+    # The state's gradient is stopped before, as steps are constants for gradients.
     arrays, static = eqx.partition((term, y0, args, t0), eqx.is_array)
     term, y0, args, t0 = eqx.combine(jax.lax.stop_gradient(arrays), static)
     end, _ = control.init(term, t0, t0, y0, None, args, method.func, order)
@@ -132,7 +134,7 @@ def _solve_bwd(
         field, y0, (t0, t1) = differentiable
         held = jax.lax.stop_gradient(t0)
         span = turned(sign, t1 - t0)
-        # No length: how a time moves the last step of a sample that got there.
+        # Zero: how a time affects the last step of a sample that reached the end.
         shift = jnp.where(failed > 0, 0, span - jax.lax.stop_gradient(span))
 
         def going(carry):
@@ -162,7 +164,7 @@ def _solve_bwd(
 def _step(field, t, h, y, k, method, sign):
     """The state, the error and the last stage of a step of each sample.
 
-    The field does not move with time, so `t` may be any.
+    The field is time-invariant, so `t` does not matter.
     """
     a, b, error = (x.tolist() for x in embedded_pair(method))
     h = _along(turned(sign, h), y)
@@ -174,12 +176,12 @@ def _step(field, t, h, y, k, method, sign):
 
 
 def _along(samples, y):
-    """Numbers of each sample, ready to meet the states."""
+    """One number for each sample, reshaped to broadcast against the states."""
     return samples.reshape((1,) * (y.ndim - 2) + (len(samples), 1))
 
 
 def _before(t1):
-    """The last time but a few before the end."""
+    """The time a few floating-point numbers before the end."""
     for _ in range(CLOSE):
         t1 = eqxi.prevbefore(t1)
     return t1
@@ -197,7 +199,7 @@ def _forward(differentiable, control, method, max_steps, sign):
     def start(y):
         length = None
         if isinstance(control, diffrax.PIDController):
-            # A length that is given, it does not choose.
+            # The controller does not choose a length that is given.
             length = first_step(field, y, None, method, control, begin, sign)
         return control.init(term, t0, t1, y, length, None, method.func, order)
 
@@ -220,7 +222,7 @@ def _forward(differentiable, control, method, max_steps, sign):
         keep, start, ahead, _, after, _ = adapt(t, end, y, y1, error, memory)
         new = keep & ~done
         rows = jnp.arange(batch)
-        # Samples that are done write past the end, which is dropped.
+        # Finished samples write beyond the end, which is dropped.
         slot = jnp.where(new, accepted, max_steps)
         lengths = lengths.at[slot, rows].set(end - t, mode="drop")
         y = jnp.where(_along(new, y), y1, y)

@@ -1,8 +1,8 @@
 """Fixed steps of explicit Runge-Kutta methods: a scan that JAX differentiates.
 
-Diffrax's loop costs half as much again at a known number of steps, since it must be
-ready for steps that are rejected; this one is what a user would write. A field whose
-hidden units cost less is solved by way of these (see `jnode.fields.base.TwoLayer`).
+At a known number of steps Diffrax's loop costs half as much again, since it must allow
+for rejected steps; this one is what a user would write by hand. A field that is cheaper
+in its hidden space is solved there (see `jnode.fields.base.TwoLayer`).
 """
 
 from typing import Any
@@ -21,7 +21,8 @@ from jnode.solvers.tableaus import Rows
 
 
 class RightHandSide(eqx.Module):
-    """$f(t, y)$ of one array, its arguments bound, its value of the state's type."""
+    """$f(t, y)$ for a state that is one array: with `args` bound, and cast to its
+    dtype."""
 
     field: Any
     args: PyTree = None
@@ -49,7 +50,7 @@ class RightHandSide(eqx.Module):
 
 
 def combine(h, weights, ks, y):
-    """The weighted sum of stages, times the step; zero weights cost nothing."""
+    """The step times the weighted sum of stages, without those of weight zero."""
     terms = [
         (h * w).astype(y.dtype) * k for w, k in zip(weights, ks, strict=True) if w != 0
     ]
@@ -76,9 +77,10 @@ def solve_fixed(
     label: str,
     throw: bool,
 ) -> tuple[Float[Array, "*state"], dict[str, Any], Array, Array]:
-    """The state after all steps of a field with its arguments; statistics; the times.
+    """The state after all steps, the statistics, and the times $t_0$ and $t_1$.
 
-    With `throw`, a state that is not finite raises, in the name of `label`.
+    `tree` is the field with its arguments. With `throw`, a state that is not finite
+    raises an error that names `label`.
     """
 
     tree = plain(tree)
@@ -137,10 +139,10 @@ def _scan(side, y, part, method, *, keep):
 
 
 def _solve_hidden(form: TwoLayer, y0, method: Rows, times, lengths):
-    """The state after these steps, by way of the hidden units.
+    """The state after these steps, computed in the hidden space.
 
-    They carry $u = Wy$ and the sum $q$ of weighted activations, from which the state
-    follows at the end as $y_0 + L V q$ and the drift.
+    The loop carries $u = Wy$ and the sum $q$ of weighted activations; the final state
+    is $y_0 + L V q$ plus the integral of the drift.
     """
     _, b, c = method
     drift = _along(form.drift, y0)
@@ -156,7 +158,7 @@ def _solve_hidden(form: TwoLayer, y0, method: Rows, times, lengths):
     assert loop is not None, "a form that pays has one"
 
     def speed(t, active):
-        """How fast the hidden units move."""
+        """The time derivative of the hidden state."""
         constant, growing = hidden_drift
         k = form.scale * loop(active)
         if constant is not None:
@@ -174,7 +176,7 @@ def _solve_hidden(form: TwoLayer, y0, method: Rows, times, lengths):
     q = jnp.zeros_like(u)
     if len(times) > 1:
         (u, q), _ = jax.lax.scan(step, (u, q), (times[:-1], lengths[:-1]))
-    # The hidden units at the end are not needed.
+    # The final hidden state is not needed.
     actives, _ = _stages(form, speed, method, times[-1], lengths[-1], u)
     q = q + combine(lengths[-1], b, actives, q)
     y = y0 + form.scale * form.w_out(q)
@@ -202,7 +204,7 @@ def _stages(form, speed, method, t, h, u):
 
 
 def _along(channels, y):
-    """A vector of channels at each position, with room for a batch."""
+    """A vector of channels, broadcast to each position and a batch axis."""
     if channels is None:
         return None
     shape = (*y.shape[:2], *(1,) * (y.ndim - 3)) if y.ndim > 2 else (1,) * (y.ndim - 1)

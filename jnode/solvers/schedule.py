@@ -1,8 +1,8 @@
-"""Which steps a solve takes, and which part of a field in segments rules each.
+"""The steps of a solve, and the segment of a piecewise field for each of them.
 
 A field that jumps in time is solved segment by segment between its jumps, so that no
-step crosses one. Times are arrays, so that other times compile nothing anew and times
-may be differentiated; which segments there are is static.
+step crosses one. Times are arrays, so that other times do not recompile and gradients
+with respect to times exist; the list of segments is static.
 """
 
 import math
@@ -24,18 +24,20 @@ from jnode.fields.piecewise import marks, segment, segments
 class Schedule(eqx.Module):
     """The steps from $t_0$ to $t_1$, in segments between the jumps of a field.
 
-    Made by `plan` and by `jnode.Solver.plan`; `jnode.Solution.schedule` is that of a
-    solve. Known times are NumPy's, in double precision, and lengths their exact
-    differences; times that are traced are JAX's.
+    It is made by `plan` and `jnode.Solver.plan`, and `jnode.Solution.schedule` gives
+    that of a solve. Known times are NumPy arrays in double precision, and lengths are
+    their exact differences; traced times are JAX arrays.
 
     - `edges`: $t_0$, the jumps on the way, $t_1$; decreasing where $t_1 < t_0$.
-    - `starts`, `lengths`: of each segment, where its steps begin and how long they are,
-        negative where time runs backwards. Where a solver has yet to choose its steps,
-        a segment counts as one step.
-    - `marks`: all jumps of the field, between one time before and one after them.
-    - `order`: between which marks each segment lies, in the order of the solve.
-    - `direction`: 1 where time runs forwards, -1 where backwards; `None` where only
-        running tells, and `order` is that of time.
+    - `starts`, `lengths`: for each segment, where its steps begin and how long they
+        are, negative if time runs backwards. If an adaptive solver will choose the
+        steps, a segment counts as one step.
+    - `marks`: all jumps of the field, with one time before the first and one after the
+        last.
+    - `order`: the index of the marks between which each segment lies, in the order of
+        the solve.
+    - `direction`: 1 if time runs forwards, -1 if backwards; `None` if that is known
+        only at run time, and then `order` is that of time.
     """
 
     edges: Float[Any, " edges"]
@@ -65,25 +67,25 @@ class Schedule(eqx.Module):
 
     @property
     def times(self) -> Float[Any, " times"]:
-        """Where steps begin, and where the last one ends."""
+        """The times at which steps begin, and the end of the last one."""
         join = np.concatenate if is_known(self) else jnp.concatenate
         return join([*self.starts, self.edges[-1:]])
 
     @property
     def inside(self) -> tuple[float, ...]:
-        """The jumps on the way, in increasing order."""
+        """The jumps between the two ends, in increasing order."""
         return self.marks[min(self.order) + 1 : max(self.order) + 1]
 
     @property
     def sign(self) -> int | Float[Array, ""]:
-        """The direction; an array where only running tells."""
+        """The direction; an array if it is known only at run time."""
         if self.direction is not None:
             return self.direction
         return jnp.where(self.t1 < self.t0, -1, 1).astype(self.edges.dtype)
 
     @property
     def parts(self) -> list["Schedule"]:
-        """Each segment's own schedule, which knows of no jump."""
+        """The schedule of each segment by itself, without jumps."""
         return [
             Schedule(
                 self.edges[k : k + 2],
@@ -97,7 +99,7 @@ class Schedule(eqx.Module):
         ]
 
     def numbers(self) -> list[tuple[int, float, float]]:
-        """Each step of known times: its segment, its start and its length."""
+        """The segment, start and length of each step, for known times."""
         return [
             (k, float(t), float(h))
             for k, each in enumerate(zip(self.starts, self.lengths, strict=True))
@@ -105,7 +107,7 @@ class Schedule(eqx.Module):
         ]
 
     def astype(self, dtype: Any) -> "Schedule":
-        """The same times, rounded to a type."""
+        """The same times, rounded to a dtype."""
         convert = np.asarray if is_known(self) else jnp.asarray
         return jax.tree.map(lambda times: convert(times, dtype), self)
 
@@ -124,9 +126,9 @@ class Schedule(eqx.Module):
     ) -> tuple[PyTree, PyTree]:
         """The state after `y, out = body(tree's segment, y, part)` for each segment.
 
-        **Returns:** it, and what came out, one segment after another along the first
-        axis. Where all parts have one shape, it is compiled once, and the weights of
-        each are read as its turn comes.
+        **Returns:** that state, and the outputs of all segments concatenated along the
+        first axis. If all parts have the same shape, the body is compiled once, as a
+        scan over the segments' weights.
         """
         parts = self.parts
         if self.count == 1:
@@ -154,30 +156,30 @@ class Schedule(eqx.Module):
         return y, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
 
     def cut(self, tree: PyTree) -> "Schedule":
-        """The same steps, of known times, in the segments of another field.
+        """The same steps, at known times, divided into the segments of another field.
 
         **Raises:** `ValueError` where a step would cross one of its jumps.
         """
         return _recut(marks(tree), np.asarray(self.times))
 
     def refined(self, ends: Float[Any, " ends"]) -> "Schedule":
-        """A solver's steps on these segments, from where each was seen to end.
+        """The steps that a solver took on these segments, from their recorded ends.
 
-        **Arguments:** the times, in order, of the precision that they were solved in;
-        infinite ones fill up and do not count.
+        **Arguments:** the times at which steps ended, `[ends]`, in order and in the
+        precision of the solve; infinite ones are padding.
         """
         times = np.append(np.asarray(self.t0, ends.dtype), ends[np.isfinite(ends)])
         return _recut(self.marks, times, float(self.t0), float(self.t1))
 
 
 def everywhere(tree: PyTree) -> Schedule:
-    """All segments of a field, the first and the last of which have no end."""
+    """All segments of a field; the first and the last extend to infinity."""
     times = marks(tree)
     return _known(times, times[0], times[-1], None, "ts")
 
 
 def is_known(*trees: PyTree) -> bool:
-    """Whether all in these is numbers and not traced."""
+    """Whether nothing in these trees is traced."""
     return not any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))
 
 
@@ -194,13 +196,14 @@ def plan(
     """The schedule of a field from `t0` to `t1`.
 
     **Arguments:** the field, or any tree that holds it; the times, which may be traced,
-    and the type that traced ones take on; and the steps: how many equal ones, or the
-    shares of the interval from 0 to 1 that they end at, or the times from `t0` to `t1`.
-    Without any of these, one for each segment, for a solver to choose its own in.
+    and the dtype of traced ones; and the steps: the number of equal steps, or the
+    fractions of the interval (from 0 to 1) at which they end, or the times from `t0` to
+    `t1`. Without any of these there is one step for each segment, in which an adaptive
+    solver chooses its own.
 
-    **Raises:** `ValueError` for times that are not finite numbers or out of order, and
-    for steps that are none or would cross a jump; at run time where `t0` or `t1` is
-    traced and a jump does not lie between them.
+    **Raises:** `ValueError` for times that are not finite or out of order, for fewer
+    than one step, and for steps that would cross a jump; an error at run time if `t0`
+    or `t1` is traced and a jump does not lie between them.
     """
     for name, t in (("t0", t0), ("t1", t1)):
         if is_known(t) and not math.isfinite(float(t)):
@@ -228,7 +231,8 @@ def plan(
 def checked_times(
     ts: Any, t0: Any, t1: Any, *, whole: bool
 ) -> Float[np.ndarray, " times"]:
-    """Known times in order between `t0` and `t1`, from end to end if `whole`.
+    """Checks known times: in order between `t0` and `t1`, and including both if
+    `whole`.
 
     **Raises:** `ValueError` for others.
     """
@@ -251,18 +255,18 @@ def checked_times(
 
 
 def _recut(marks, times, *ends):
-    """The schedule of recorded times, which were rounded to their type."""
+    """The schedule of recorded times, which were rounded to their dtype."""
     near = 4 * float(jnp.finfo(times.dtype).eps) * np.max(np.abs(times))
     times = times.astype(np.float64)
     for jump in (*marks[1:-1], *ends):
-        # Itself, where a step ended with it as rounded, or the last number before.
+        # The rounded jump itself, if a step ended there, or the last number before it.
         times[np.abs(times - jump) <= near] = jump
     times = times[np.append(True, np.diff(times) != 0)]
     return _known(marks, times[0], times[-1], times, "ts")
 
 
 def _known(marks, t0, t1, ends, name):
-    """The schedule of known times; without `ends` one step a segment."""
+    """The schedule of known times; without `ends`, one step for each segment."""
     near = 1e-9 * abs(t1 - t0) + 4e-16 * max(abs(t0), abs(t1))
     first, last = min(t0, t1) + near, max(t0, t1) - near
     low = int(np.searchsorted(marks[1:-1], first, "right"))
@@ -289,7 +293,8 @@ def _known(marks, t0, t1, ends, name):
 
 
 def _traced(marks, t0, t1, dtype, shares, name):
-    """All jumps are taken to lie between the times, which running then checks."""
+    """The schedule of traced times. All jumps are assumed to lie between them, which is
+    checked at run time."""
     jumps, count = marks[1:-1], len(marks) - 1
     if jumps and shares is not None:
         if name != "steps":
@@ -334,10 +339,10 @@ def _edges(jumps, t0, t1):
 def ends_at(
     ends: Float[np.ndarray, " times"], jumps: Sequence[float], name: str
 ) -> list[int]:
-    """Which of the times that steps end at is each jump.
+    """For each jump, the index of the step that ends there.
 
-    **Raises:** `ValueError` where a step crosses a jump, in the words of what gave the
-    steps: "steps", "grid" or "ts".
+    **Raises:** `ValueError` if a step crosses a jump; the message names the argument
+    that gave the steps: "steps", "grid" or "ts".
     """
     span = abs(ends[-1] - ends[0])
     cuts = [int(np.argmin(np.abs(ends - jump))) for jump in jumps]

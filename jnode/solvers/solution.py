@@ -1,4 +1,4 @@
-"""What goes into a solve and what comes out: a state of one type, and the solution."""
+"""The input of a solve, a state promoted to one dtype, and its result, the solution."""
 
 import functools
 from collections.abc import Callable
@@ -25,16 +25,17 @@ T = TypeVar("T")
 
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:
-    """Compiled once for all calls outside jit; inside, the code that is called."""
-    return eqx.filter_jit(function, inline=True)  # pyright: ignore[reportCallIssue]  # jit's own keyword
+    """Jitted once for all calls outside jit; inlined inside of jit."""
+    return eqx.filter_jit(function, inline=True)  # pyright: ignore[reportCallIssue] # jit's own keyword
 
 
 def promoted(field: Any, y0: PyTree, t0: Any, t1: Any, args: PyTree) -> PyTree:
-    """A state as Diffrax would have it: arrays, of at least the times' type.
+    """A state promoted as in Diffrax: arrays of at least the times' dtype.
 
-    Python's times count as the default float. A state narrower than what the field
-    makes of it (float32, where the weights are float64) takes on that type. A list of
-    numbers is an array for one of the package's fields, else, as in Diffrax, a PyTree.
+    Times that are Python numbers count as the default float. A state of less precision
+    than the field's value (float32, if the weights are float64) is promoted to it. A
+    list of numbers is an array for a field of this package, and otherwise, as in
+    Diffrax, a PyTree.
     """
     if isinstance(y0, list) and isinstance(field, AbstractVectorField):
         numbers = all(isinstance(x, (int, float)) for x in jax.tree.leaves(y0))
@@ -71,22 +72,23 @@ def real_dtype(y0: PyTree[Array]) -> Any:
 
 
 class Solution(eqx.Module):
-    """The end of a solve, and what was saved on the way.
+    """The result of a solve: the final state, statistics, and what was saved.
 
-    - `y`: the state at `t1`, or where an event ended the solve; of a batch, with its
-        axis in front.
+    - `y`: the state at `t1`, or where an event ended the solve; for a batch, with the
+        batch axis first.
     - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps`; `nfe`, the
         number of evaluations of the vector field, which is missing for a Diffrax solver
-        that is no explicit Runge-Kutta method; and `num_failed`, the solves (one of
-        each segment between jumps) that did not reach their end.
+        that is not an explicit Runge-Kutta method; and `num_failed`, the number of
+        solves (one for each segment between jumps) that did not reach their end.
     - `t0`, `t1`: the times.
-    - `plan`: the steps of a fixed solve; of an adaptive one whose steps were kept, the
-        segments between jumps.
-    - `ends`: where the steps of that adaptive solve ended, filled up with `inf`.
-    - `inner`: Diffrax's own solution, where one call of Diffrax solved it all.
+    - `plan`: the steps of a fixed solve; for an adaptive one whose steps were recorded,
+        the segments between jumps.
+    - `ends`: the times at which the recorded adaptive steps ended, padded with `inf`.
+    - `inner`: Diffrax's own solution, if a single call of Diffrax did the solve.
 
-    Under Diffrax's names: `ts`, `ys`, `result`, `event_mask`, `interpolation`,
-    `solver_state`, `controller_state`, `made_jump`, and `evaluate`, `derivative`.
+    The following have Diffrax's names and meaning: `ts`, `ys`, `result`, `event_mask`,
+    `interpolation`, `solver_state`, `controller_state`, `made_jump`, and `evaluate`,
+    `derivative`.
     """
 
     y: PyTree[Array]
@@ -99,14 +101,15 @@ class Solution(eqx.Module):
 
     @property
     def schedule(self) -> Schedule:
-        """The steps that were taken by one solve: to certify, replay or inspect them.
+        """The steps that a single solve took, to certify, replay or inspect them.
 
-        Those of an adaptive `jnode.Solver` are kept, unless its adjoint is "backsolve".
-        Where `saveat`, `event` or a `stepsize_controller` is given, they are kept by
-        `saveat=diffrax.SaveAt(steps=True)`.
+        The steps of an adaptive `jnode.Solver` are recorded, unless its adjoint is
+        "backsolve". With `saveat`, `event` or a `stepsize_controller`, they are
+        recorded by `saveat=diffrax.SaveAt(steps=True)`.
 
-        **Raises:** `ValueError` where they were not kept, for a batch, and for a solve
-        that failed; `TypeError` inside jit, where an adaptive solve's are not known.
+        **Raises:** `ValueError` if they were not recorded, for a batch, and for a solve
+        that failed; `TypeError` inside jit, where the steps of an adaptive solve are
+        unknown.
         """
         if self.plan is None:
             raise ValueError(
@@ -134,7 +137,7 @@ class Solution(eqx.Module):
 
     @property
     def ts(self) -> PyTree:
-        """The times saved: those that `saveat` asked for, by default `t1` alone."""
+        """The saved times: those requested by `saveat`, by default only `t1`."""
         return self.t1[..., None] if self.inner is None else self.inner.ts
 
     @property
@@ -146,7 +149,7 @@ class Solution(eqx.Module):
 
     @property
     def result(self) -> RESULTS:
-        """`diffrax.RESULTS.successful`, or why the solve ended before its time."""
+        """`diffrax.RESULTS.successful`, or the reason why the solve stopped early."""
         if self.inner is not None:
             return self.inner.result
         failed = self.stats["num_failed"] > 0
@@ -185,7 +188,7 @@ class Solution(eqx.Module):
         return self._dense().evaluate(t0, t1, left)
 
     def derivative(self, t: Any, left: bool = True) -> PyTree:
-        """The derivative of what `evaluate` gives. **Raises:** as it."""
+        """The derivative of `evaluate` in time. **Raises:** as `evaluate`."""
         return self._dense().derivative(t, left)
 
     def _dense(self):
@@ -232,5 +235,5 @@ def is_finite(y: PyTree[Array]) -> Bool[Array, ""]:
 
 
 def name_of(x: Any) -> str:
-    """Of a class, or of what something is an instance of."""
+    """The name of a class, or of the class of an instance."""
     return x.__name__ if isinstance(x, type) else type(x).__name__

@@ -1,4 +1,4 @@
-"""Integrating a vector field: one call, whichever the field, state and solver."""
+"""Integrating a vector field by any solver."""
 
 from typing import Any, NamedTuple
 
@@ -31,11 +31,11 @@ from jnode.solvers.tableaus import rows, tableau
 from jnode.solvers.through import is_adaptive, solve_chain, solve_whole
 
 MAX_STEPS = 4096
-"""Diffrax's limit where a step size controller of Diffrax's is given."""
+"""The default limit of steps for a step size controller, as in Diffrax."""
 
 
 class _Asked(NamedTuple):
-    """What a call of `solve` asks for beside the field, the state and the times."""
+    """The arguments of `solve` beside the field, the state and the times."""
 
     steps: int | None = None
     ts: Any = None
@@ -73,29 +73,30 @@ def solve(
 ) -> Solution:
     """Integrates $dy/dt = f(t, y)$ from `t0` to `t1`, backwards where $t_1 < t_0$.
 
-    One state at a time: an adaptive solver under `jax.vmap` chooses the steps of each
-    sample by itself. No step crosses a jump of a `PiecewiseField`, wherever in `field`
-    or `args` it stands. Calls outside jit that differ in numbers alone compile once.
+    It solves for one state: under `jax.vmap` an adaptive solver chooses the steps of
+    each sample separately. No step crosses a jump of a `PiecewiseField` anywhere in
+    `field` or `args`. Calls outside jit that differ only in numbers compile once.
 
     **Arguments:**
 
-    - `field`: any function `f(t, y, args)`; `args` are handed to it.
+    - `field`: any function `f(t, y, args)`, which receives `args`.
     - `y0`: the state: any PyTree of arrays or numbers, promoted as in Diffrax.
-    - `solver`: a `jnode.Solver`, which knows its steps; or an ODE solver of Diffrax,
-        with one of `steps`, `ts`, `stepsize_controller` and `dt0`.
-    - `t0`, `t1`: numbers, or traced scalars, which must hold all the field's jumps.
-    - `steps`: the number of equal steps; `ts`: the times that steps end at.
+    - `solver`: a `jnode.Solver`, which includes its steps; or an ODE solver of Diffrax,
+        together with one of `steps`, `ts`, `stepsize_controller` and `dt0`.
+    - `t0`, `t1`: numbers, or traced scalars, between which all jumps of the field must
+        lie.
+    - `steps`: the number of equal steps; `ts`: the times at which steps end.
     - `dt0`: the first step of a `stepsize_controller`; alone, the length of all steps.
     - `stepsize_controller`, `adjoint`, `saveat`, `event`: Diffrax's.
-    - `max_steps`: past which the solve fails; by default the solver's own, and 4096 for
-        a step size controller.
+    - `max_steps`: the number of steps beyond which the solve fails; by default the
+        solver's own limit, and 4096 for a step size controller.
     - `throw`: whether a failure raises. If not, `y` is the state that was reached,
-        perhaps not finite; look at `stats["num_failed"]` and `result` too.
+        which may not be finite; check `stats["num_failed"]` and `result`.
 
-    **Raises:** `TypeError` for a solver that is none; `ValueError` for arguments that
-    contradict each other, and fixed steps that cross a jump; with `throw`, at run time,
-    under jit too, where a solve takes more than `max_steps` steps or the state ceases
-    to be finite.
+    **Raises:** `TypeError` for a `solver` that is not a solver; `ValueError` for
+    arguments that contradict each other, and for fixed steps that cross a jump; with
+    `throw`, an error at run time, also under jit, if the solve takes more than
+    `max_steps` steps or the state is no longer finite.
     """
     y0 = promoted(field, y0, t0, t1, args)
     choice = (steps, ts, dt0, stepsize_controller)
@@ -114,15 +115,16 @@ def solve_batch(
     args: PyTree = None,
     throw: bool = True,
 ) -> Solution:
-    """Integrates a batch of states: what `jax.vmap` of `solve` gives, quicker.
+    """Integrates a batch of states: the result of `jax.vmap` of `solve`, but faster.
 
-    All states move together, in a layout that moves no axis, and an adaptive solver
-    still chooses the steps of each sample by itself. Gradients of an adaptive solve are
-    in reverse mode.
+    All states are solved together, in a layout without transposes, and an adaptive
+    solver still chooses the steps of each sample separately. An adaptive solve is
+    differentiable in reverse mode only.
 
-    **Arguments:** as of `solve`, but for a batch of states; `args` are every state's.
+    **Arguments:** as for `solve`, but with a batch of states, `[batch, *state]`; `args`
+    are shared by all states.
 
-    **Returns:** a `Solution` whose every array has the batch's axis in front.
+    **Returns:** a `Solution` in which every array has the batch axis first.
 
     **Raises:** as `solve`.
     """
@@ -153,12 +155,13 @@ def trajectory(
 ) -> tuple[Float[Any, " times"], PyTree[Array]]:
     """The states that a solver passes through.
 
-    **Arguments:** as `jnode.solve`; `ts` are the times to read the states at, from `t0`
-    towards `t1`, between steps by Diffrax's interpolation. By default those of a
-    fixed-step solver's steps, and of an adaptive one `points` equally spaced.
+    **Arguments:** as for `jnode.solve`, except that `ts` are the times at which the
+    states are returned, from `t0` towards `t1`, interpolated between steps by Diffrax.
+    The default is the times of a fixed-step solver's steps and, for an adaptive solver,
+    `points` equally spaced times.
 
-    **Returns:** the times (of NumPy, where they are known) and the states there, with
-    an axis for times in front; by default the first at `t0`, the last at `t1`.
+    **Returns:** the times, `[times]` (a NumPy array if they are known), and the states
+    there, `[times, *state]`; by default the first is at `t0` and the last at `t1`.
 
     **Raises:** `ValueError` for `ts` out of order or outside of the interval; as
     `jnode.solve`.
@@ -236,7 +239,8 @@ def _engine(solver, adjoint, dtype):
     method = solver.diffrax()
     if not solver.adaptive:
         return Engine(method, adjoint)
-    # Data, so that other ones compile nothing anew; they may be traced (`Solver.at`).
+    # Passed as data, so that other tolerances do not recompile; they may be traced
+    # (`Solver.at`).
     tolerances = jnp.stack([jnp.asarray(x) for x in solver.tolerances]).astype(dtype)
     if solver.ladder:
         control = LadderController(
@@ -255,7 +259,7 @@ def _label(solver):
 
 
 def _quick(tree, y0, schedule, engine, label, asked):
-    """The solve in a plain scan, where that is all that is asked for."""
+    """The solve by a plain scan, if the arguments allow it."""
     if engine.chooses or asked.given("adjoint", "saveat", "event") or not is_fast(y0):
         return None
     try:
@@ -276,7 +280,8 @@ def _saved(tree, y0, schedule, engine, asked):
 
 
 def _check_choice(asked, t0, t1):
-    """Raises `ValueError` unless a call says once what steps a Diffrax solver takes."""
+    """Raises `ValueError` unless exactly one argument determines a Diffrax solver's
+    steps."""
     ways = list(asked.given("steps", "ts", "stepsize_controller"))
     if len(ways) > 1 or (ways in (["steps"], ["ts"]) and asked.dt0 is not None):
         raise ValueError(
@@ -349,7 +354,7 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
 
 
 def _together(field, y0, engine):
-    """Whether a batch can be solved as one array, by a field of one segment."""
+    """Whether a field of one segment can solve a batch as one array."""
     if engine.adjoint != "direct" or not is_fast(y0) or y0.ndim < 2:
         return False
     if not takes_batches(field):

@@ -1,4 +1,4 @@
-"""The description of a numerical solver: what method, what steps, what adjoint."""
+"""The description of a numerical solver: its method, steps and adjoint."""
 
 import dataclasses
 import itertools
@@ -27,21 +27,22 @@ class Solver:
 
     - `name`: euler, heun, midpoint, rk4, bosh3, tsit5, dopri5 or dopri8.
     - `steps`: the number of equal steps, at least 1; `None` for adaptive steps.
-    - `grid`: in place of equal steps, where they end: increasing shares of the interval
-        from 0 to 1 (`freeze` finds one).
+    - `grid`: instead of equal steps, the points at which they end: increasing fractions
+        of the interval, from 0 to 1 (`freeze` computes one).
     - `rtol`, `atol`: an adaptive solver's relative and absolute tolerance, positive.
         By default 1e-3 and 1e-4.
     - `max_steps`: an adaptive solver's limit, past which a solve raises.
-    - `controller`: what chooses an adaptive solver's steps. "pid" is Diffrax's
-        controller. "ladder" takes dyadic parts of the interval, each half or twice as
-        long as the last or as long, which can be certified; so can "halving", whose
-        steps never grow again (`jnode.solvers.LadderController`).
-    - `first_step`: the first and longest step of the last two, a share 1/m of the
-        interval, or of the time between two jumps of the field.
+    - `controller`: the step size controller of an adaptive solver. "pid" is Diffrax's.
+        "ladder" takes dyadic parts of the interval, each as long as the one before,
+        half as long or twice as long, and such a solve can be certified; so can one by
+        "halving", whose steps never grow again (`jnode.solvers.LadderController`).
+    - `first_step`: the first and longest step of "ladder" and "halving", a fraction 1/m
+        of the interval, or of the time between two jumps of the field.
     - `adjoint`: how gradients are computed: "direct" differentiates the numerical solve
-        and stores its steps, "checkpointed" computes parts anew, which saves memory
-        where steps are many, "backsolve" solves the continuous adjoint equations
-        backwards (keeps no step, and is only approximately this solve's gradient).
+        and stores its steps, "checkpointed" recomputes parts of it, which saves memory
+        if there are many steps, "backsolve" solves the continuous adjoint equations
+        backwards (it stores no step, and gives this solve's gradient only
+        approximately).
 
     **Raises:** `ValueError` with one sentence for anything else.
     """
@@ -90,7 +91,7 @@ class Solver:
 
     def _check_controller(self):
         check_choice("controller", self.controller, CONTROLLERS)
-        first_steps(self.first_step)  # refuses what is no 1/m
+        first_steps(self.first_step)  # raises unless it is 1/m
         if self.ladder and self.steps is not None:
             raise ValueError(
                 f"controller must be left out beside fixed steps, not "
@@ -103,7 +104,7 @@ class Solver:
             )
 
     def _check_grid(self):
-        # A tuple also where a configuration file gave a list.
+        # A configuration file gives a list.
         grid = tuple(float(share) for share in self.grid or ())
         object.__setattr__(self, "grid", grid)
         if len(grid) < 2 or grid[0] != 0 or grid[-1] != 1 or np.any(np.diff(grid) <= 0):
@@ -129,7 +130,8 @@ class Solver:
 
     @property
     def shares(self) -> Float[np.ndarray, " times"]:
-        """Where a fixed-step solver's steps end, as shares of the interval; 0 first.
+        """The ends of a fixed-step solver's steps as fractions of the interval, after a
+        0.
 
         **Raises:** `ValueError` for an adaptive solver.
         """
@@ -145,14 +147,14 @@ class Solver:
         return plan(tree, t0, t1, dtype=dtype, steps=steps, grid=self.grid)
 
     def freeze(self, schedule: Schedule) -> "Solver":
-        """The fixed-step solver that takes the steps of a schedule, by this method.
+        """The fixed-step solver of this method that takes the steps of a schedule.
 
-        From where an adaptive solve started, its `Solution.schedule` gives what it
-        gave, up to rounding. From another state the steps are the same, so the error is
+        With the `Solution.schedule` of an adaptive solve it reproduces that solve, up
+        to rounding. From another initial state it takes the same steps, so the error is
         not controlled there, but the map is continuous and can be certified.
 
-        **Raises:** `ValueError` for a solver whose steps are fixed already, and a
-        schedule of no length.
+        **Raises:** `ValueError` for a solver whose steps are already fixed, and for a
+        schedule of zero length.
         """
         if not self.adaptive:
             raise ValueError(f"solver must be adaptive to be frozen; {self} is fixed.")
@@ -163,11 +165,12 @@ class Solver:
         return Solver(self.name, grid=tuple(shares.tolist()), adjoint=self.adjoint)
 
     def part(self, start: float, end: float) -> "Solver":
-        """What this solver does between two shares of its interval, 0 <= start < end.
+        """This solver on a part of its interval, from fraction `start` to `end` (0 <=
+        start < end).
 
-        Fixed steps are those that lie between them; an adaptive solver stays as it is.
+        A fixed-step solver keeps the steps in between; an adaptive solver is unchanged.
 
-        **Raises:** `ValueError` where a fixed step would cross one of the two.
+        **Raises:** `ValueError` if a fixed step would cross `start` or `end`.
         """
         if self.adaptive or (start, end) == (0, 1):
             return self
@@ -186,8 +189,8 @@ class Solver:
     ) -> None:
         """Raises `ValueError` for arguments of a solve that contradict this solver.
 
-        **Arguments:** what was given of `steps`, `ts`, `dt0` and `stepsize_controller`;
-        the other two, or `None`.
+        **Arguments:** those of `steps`, `ts`, `dt0` and `stepsize_controller` that were
+        given; the adjoint and `max_steps`, or `None`.
         """
         for name, value in given.items():
             if name == "steps" and self.grid is None and value == self.steps:
@@ -219,17 +222,17 @@ class Solver:
 
     @property
     def adaptive(self) -> bool:
-        """Whether the solver chooses its steps from its input."""
+        """Whether the steps depend on the input."""
         return self.steps is None
 
     @property
     def ladder(self) -> bool:
-        """Whether its steps are chosen from a ladder, so that they can be certified."""
+        """Whether a ladder controls the steps, so that the solve can be certified."""
         return self.controller != "pid"
 
     @property
     def doubles(self) -> bool:
-        """Whether steps on a ladder grow again."""
+        """Whether the steps of a ladder can grow again."""
         return self.controller == "ladder"
 
     @property
@@ -246,10 +249,10 @@ class Solver:
         return len(tableau(self.name)[1])
 
     def at(self, tolerances: Float[Array, "2"]) -> "Solver":
-        """This adaptive solver at tolerances that are data of a jitted function.
+        """This adaptive solver with tolerances that are data of a jitted function.
 
-        Other tolerances then compile nothing anew. For use inside that function alone:
-        such a solver can be no static part of anything that JAX compares.
+        Other tolerances then do not recompile. Use it inside that function only: such a
+        solver cannot be a static part of anything that JAX compares.
         """
         solver = dataclasses.replace(self)
         for name, value in zip(("rtol", "atol"), tolerances, strict=True):
@@ -273,15 +276,15 @@ class Solver:
 
 
 class Engine(NamedTuple):
-    """How Diffrax is to solve.
+    """How Diffrax solves.
 
     - `method`: its solver.
     - `adjoint`: Diffrax's, or the name of one (see `jnode.Solver`).
-    - `control`: what chooses the steps; `None` for tolerances or fixed steps.
-    - `tolerances`: the relative and absolute one, for steps that are chosen; `None` for
+    - `control`: the step size controller; `None` for tolerances or fixed steps.
+    - `tolerances`: the relative and absolute tolerance of adaptive steps; `None` for
         the schedule's own steps.
     - `dt0`: the first step of `control`.
-    - `max_steps`: the limit of steps; fixed ones need no more than they are.
+    - `max_steps`: the limit of steps; for fixed steps, their number.
     """
 
     method: diffrax.AbstractSolver
@@ -293,7 +296,7 @@ class Engine(NamedTuple):
 
     @property
     def chooses(self) -> bool:
-        """Whether the steps are not the schedule's."""
+        """Whether a controller chooses the steps, not the schedule."""
         return self.control is not None or self.tolerances is not None
 
     @property
@@ -304,11 +307,11 @@ class Engine(NamedTuple):
 
 
 def join(solvers: Sequence[Solver], edges: Sequence[float]) -> Solver:
-    """The one solver that does what each of several does on its part of the interval.
+    """One solver that acts as each of several solvers on its part of the interval.
 
-    **Arguments:** the solvers; and where their parts begin and end, as shares of the
-    interval, from 0 to 1. `Solver.part` of the result gives them back, fixed steps up
-    to rounding.
+    **Arguments:** the solvers; and the edges of their parts, as fractions of the
+    interval from 0 to 1. `Solver.part` of the result gives the solvers back, fixed
+    steps up to rounding.
 
     **Raises:** `ValueError` for solvers that differ in more than their steps.
     """

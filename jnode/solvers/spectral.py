@@ -20,7 +20,7 @@ from jnode.linear.spectral_conv import check_grid, embedded, transform
 
 
 class SpectralState(eqx.Module):
-    """How states of one shape are written as `[frequencies, batch, parts * channels]`.
+    """States of one shape, transformed to `[frequencies, batch, parts * channels]`.
 
     Real parts come before imaginary ones in the last axis.
     """
@@ -30,14 +30,14 @@ class SpectralState(eqx.Module):
     def encode(
         self, y: Float[Array, "*state"]
     ) -> Float[Array, "frequencies batch two"]:
-        """The state's frequencies."""
+        """The Fourier transform of the state."""
         f = jnp.asarray(transform(*self.shape[:2]), y.dtype)
         return to_frequencies(f, y.reshape(f.shape[2], -1, self.shape[-1]))
 
     def decode(
         self, z: Float[Array, "frequencies batch two"]
     ) -> Float[Array, "*state"]:
-        """The state of these frequencies."""
+        """The inverse of `encode`."""
         f = jnp.asarray(transform(*self.shape[:2]), z.dtype)
         return from_frequencies(f, z).reshape(self.shape)
 
@@ -65,8 +65,8 @@ class SpectralField(eqx.Module):
 def spectral_field(
     form: TwoLayer | None, y: Float[Array, "*state"]
 ) -> SpectralField | None:
-    """A field of this form on the frequencies of states like `y`; `None` for a form
-    that is not made of circular convolutions.
+    """The field on the frequencies of states like `y`, or `None` if it is not made of
+    circular convolutions.
 
     **Raises:** `ValueError` for a state of another grid.
     """

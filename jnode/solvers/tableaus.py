@@ -13,7 +13,7 @@ class RK4(diffrax.AbstractERK):
     tableau: ClassVar[diffrax.ButcherTableau] = diffrax.ButcherTableau(
         c=np.array([0.5, 0.5, 1.0]),
         b_sol=np.array([1, 2, 2, 1]) / 6,
-        # No embedded method: fixed steps never ask for an error.
+        # No embedded method, since fixed steps need no error estimate.
         b_error=np.zeros(4),
         a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
     )
@@ -36,7 +36,7 @@ SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
 """The known solvers."""
 
 ADAPTIVE = ("heun", "midpoint", "bosh3", "tsit5", "dopri5", "dopri8")
-"""Those with an error estimate, which can choose their steps."""
+"""The solvers with an error estimate, which can take adaptive steps."""
 
 Tableau = tuple[
     Float[np.ndarray, "stages stages"],
@@ -45,12 +45,11 @@ Tableau = tuple[
 ]
 
 Rows = tuple[tuple[tuple[float, ...], ...], tuple[float, ...], tuple[float, ...]]
-"""A tableau as Python's numbers, which `jax.jit` compares, and which take on the type
-of what they meet."""
+"""A tableau as Python numbers, which are static under `jax.jit` and weakly typed."""
 
 
 def tableau(method: Any) -> Tableau:
-    r"""$(A, b, c)$ of a method, without stages that only its error estimate needs.
+    r"""$(A, b, c)$ of a method, without the stages that only its error estimate uses.
 
     Stage $i$ is $k_i = f(t + c_i h, y + h\sum_j a_{ij} k_j)$ and the step
     $y + h\sum_i b_i k_i$.
@@ -59,15 +58,15 @@ def tableau(method: Any) -> Tableau:
     Diffrax (`diffrax.AbstractERK` or `diffrax.Euler`), or an explicit
     `diffrax.ButcherTableau`.
 
-    **Raises:** `ValueError` for an unknown name; `TypeError` for a method that is no
-    explicit Runge-Kutta method.
+    **Raises:** `ValueError` for an unknown name; `TypeError` for a method that is not
+    an explicit Runge-Kutta method.
     """
     found = _butcher(method)
     if found is None:
         return np.zeros((1, 1)), np.ones(1), np.zeros(1)
     a, b, _ = _full(found)
     c = np.concatenate([[found.c1], found.c])
-    # A last stage that the solution does not weigh (first-same-as-last pairs).
+    # Drops a last stage of weight zero (first-same-as-last pairs).
     while len(b) > 1 and b[-1] == 0:
         a, b, c = a[:-1, :-1], b[:-1], c[:-1]
     return a, b, c
@@ -75,7 +74,7 @@ def tableau(method: Any) -> Tableau:
 
 def embedded_pair(method: Any) -> Tableau:
     r"""$(A, b, e)$ of an adaptive method, all its stages: $h\sum_i e_i k_i$ estimates
-    the error of the step. Arguments and errors as of `tableau`."""
+    the error of the step. Arguments and errors are those of `tableau`."""
     found = _butcher(method)
     if found is None:
         raise TypeError("method must have an error estimate, which euler has not.")
@@ -89,11 +88,12 @@ def rows(parts: Tableau) -> Rows:
 
 
 def evaluations(method: Any, steps: Any, starts: int = 1) -> Any:
-    """The evaluations of the field in so many steps of Diffrax, rejected ones included.
+    """The number of evaluations of the field in `steps` steps of Diffrax, including
+    rejected ones.
 
-    `None` for a method that is no explicit Runge-Kutta method: only its own code knows.
-    At each of the `starts`, a method whose last stage is the next step's first has none
-    yet.
+    `None` for a method that is not an explicit Runge-Kutta method, as only its own code
+    knows. At each of the `starts`, a method that reuses its last stage in the next step
+    (FSAL) has to compute one more.
     """
     try:
         found = _butcher(method)
@@ -115,7 +115,7 @@ def _full(found: diffrax.ButcherTableau) -> Tableau:
 
 
 def _butcher(method: Any) -> diffrax.ButcherTableau | None:
-    """An explicit method's tableau; `None` for Euler's, which Diffrax gives none."""
+    """An explicit method's tableau; `None` for Euler's, which has none in Diffrax."""
     if isinstance(method, str):
         if method not in SOLVERS:
             known = ", ".join(SOLVERS)

@@ -30,10 +30,10 @@ _STEPS = diffrax.SubSaveAt(steps=True, fn=lambda t, y, args: None)
 
 
 class FixedSteps(diffrax.AbstractStepSizeController):
-    """Steps between given times, as `diffrax.StepTo`, that may leap over a jump.
+    """Steps between given times, as `diffrax.StepTo`, with a gap at each jump.
 
-    There a step ends with the last number before the jump, and the next starts with the
-    first after it, so that no stage sees the other side.
+    At a jump one step ends at the last floating-point number before it, and the next
+    starts at the first number after it, so that no stage crosses the jump.
     """
 
     starts: Float[Array, " steps"]
@@ -60,7 +60,7 @@ class FixedSteps(diffrax.AbstractStepSizeController):
 
 
 class ByTime(eqx.Module):
-    """A field that jumps, with what rules at `t` chosen among the solve's segments."""
+    """A field that jumps in time, evaluated by the segment that contains `t`."""
 
     field: Any
     schedule: Schedule
@@ -109,8 +109,8 @@ def _run(
         begun, given = schedule.at(tree, 0)
         dt0 = turned(sign, first_step(begun, y0, given, *inputs))
     elif control is None and engine.backsolves:
-        # The way back runs over the same steps in the other direction, which times
-        # given one by one cannot; rounding may add a step of almost no length.
+        # The backward solve takes the same steps in the other direction, which single
+        # given times do not allow; rounding may add a step of almost no length.
         control, needed = diffrax.ConstantStepSize(), schedule.steps + 1
         dt0 = (schedule.t1 - schedule.t0) / schedule.steps
     elif control is None:
@@ -151,8 +151,8 @@ def _adjoint(engine, steps):
         return diffrax.BacksolveAdjoint()
     if engine.adjoint == "checkpointed":
         return diffrax.RecursiveCheckpointAdjoint()
-    # One checkpoint a fixed step: nothing is computed twice. Adaptive steps may be as
-    # many as `max_steps`, but seldom are.
+    # One checkpoint for each fixed step, so nothing is computed twice. Adaptive steps
+    # may number `max_steps`, but rarely do.
     most = min(CHECKPOINTS, steps) if engine.chooses else steps
     return diffrax.RecursiveCheckpointAdjoint(checkpoints=most)
 
@@ -166,11 +166,11 @@ def solve_chain(
     label: str,
     throw: bool,
 ) -> tuple[PyTree[Array], dict[str, Array], Array, Array, Float[Array, " _"] | None]:
-    """The state at the end, segment after segment; statistics; the times $t_0$ and
-    $t_1$; where steps ended, if they were chosen.
+    """Solves segment after segment. Returns the final state, the statistics, the times
+    $t_0$ and $t_1$, and the ends of the steps, if a controller chose them.
 
-    Each segment is a solve of its own, so an adaptive solver chooses its first step
-    anew after each jump, by two evaluations.
+    Each segment is a separate solve, so an adaptive solver chooses a new first step
+    after each jump, which takes two evaluations.
     """
     records = engine.chooses and not engine.backsolves
     saveat = diffrax.SaveAt(subs=(END.subs, _STEPS)) if records else END
@@ -207,16 +207,16 @@ def solve_whole(
     Float[Array, " _"] | None,
     diffrax.Solution,
 ]:
-    """As `solve_chain`, by one call of Diffrax, whose own solution comes last.
+    """As `solve_chain`, but by a single call of Diffrax, whose own solution comes last.
 
-    Where steps ended is there if they are saved and cannot be known before.
+    The ends of the steps are returned if they are saved and not known in advance.
     """
     subs = END.subs if saveat is None else saveat.subs
     each = jax.tree.leaves(subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt))
     unknown = engine.chooses or event is not None
     steps = _STEPS if unknown and any(sub.steps for sub in each) else None
     if saveat is not None:
-        # Beside what is asked for, the state at the end, and the times of steps.
+        # Besides what `saveat` requests: the final state, and the times of steps.
         saveat = eqx.tree_at(lambda s: s.subs, saveat, (subs, END.subs, steps))
     sol = _run(plain(tree), y0, schedule, engine, saveat or END, event)
     assert sol.ts is not None and sol.ys is not None, "the end is saved"
@@ -236,7 +236,7 @@ def solve_whole(
 
 
 def _counts(sol, engine, starts) -> dict[str, Array]:
-    """Diffrax's statistics under our names, of a solve that jumps started anew."""
+    """Diffrax's statistics under our names, for a solve that restarts at each jump."""
     taken, kept, lost = (
         sol.stats[f"num_{name}steps"] for name in ("", "accepted_", "rejected_")
     )

@@ -1,4 +1,4 @@
-"""Studies: declared grids of models, trainings, solvers and seeds, run and told."""
+"""Studies: declared grids of models, trainings, solvers and seeds, with reports."""
 
 from jnode.study.cells import MODELS as MODELS
 from jnode.study.cells import TRAININGS as TRAININGS

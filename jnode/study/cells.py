@@ -1,4 +1,4 @@
-"""The rows of a study: what is trained, how it is solved, how it is attacked."""
+"""The cells of a study: what is trained, how it is solved, how it is attacked."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from jnode.solvers import Solver
 from jnode.train import DataConfig, LossConfig, TrainConfig
 
 PARTS = ("models", "lipschitz", "solvers", "steps")
-"""The questions: which model, which constant, which solver, which number of steps."""
+"""The parts of a study: models, constants, solvers, and numbers of steps."""
 
 Budget = tuple[str, float]
 """A norm and an epsilon."""
@@ -19,13 +19,14 @@ class Measures:
 
     - `alone`: attacks as `jnode.attacks.parse` reads them, each on all of the first
         `num_alone` test images.
-    - `via`: a solver through which PGD is made too and carried over, at the budgets of
-        `alone`; the weights are the same.
-    - `budgets`: norms and epsilons of AutoAttack, whose attacks run in turn on what
-        still stands of the first `num_ensemble` test images.
-    - `radii`: L2 radii at which certified accuracy is told, of all test images.
+    - `via`: another solver for the same weights, on which PGD is made too and
+        transferred, at the budgets of `alone`.
+    - `budgets`: norms and epsilons of AutoAttack, whose attacks run in turn on those of
+        the first `num_ensemble` test images that are still robust.
+    - `radii`: the L2 radii at which certified robust accuracy is reported, on all test
+        images.
     - `tightness`: whether to search for a lower bound on the Lipschitz constant (slow).
-    - `adaptive`: an adaptive solver whose evaluations are counted on the same weights.
+    - `adaptive`: an adaptive solver whose evaluations are counted for the same weights.
     """
 
     alone: tuple[str, ...] = ()
@@ -40,12 +41,11 @@ class Measures:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One row of a study.
-
-    - `part`: of what table and figure it is a row: one of `PARTS`.
-    - `model`, `training`: what tables call the model and its training.
+    """One cell of a study, which becomes one row of its results. - `part`: the table
+    and figure to which it belongs, one of `PARTS`. - `model`, `training`: the names of
+    the model and its training in tables.
     - `train`: the whole training run, data and seed included.
-    - `solver`: of the evaluation, if another than the one trained with.
+    - `solver`: the solver of the evaluation, if it differs from that of training.
     - `measures`: what to measure.
     """
 
@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def trained(self) -> str:
-        """The name of the run that is trained; cells of one name share it."""
+        """The name of the trained run; cells with the same name share it."""
         parts = (self.train.data.name, self.model, self.training)
         return "-".join((*parts, f"seed{self.train.seed}"))
 
@@ -73,17 +73,16 @@ class Cell:
 
     @property
     def evaluated(self) -> Solver:
-        """The solver that is evaluated."""
+        """The solver of the evaluation."""
         return self.train.solver if self.solver is None else self.solver
 
 
 FREE, RK4 = presets.MODELS["unconstrained"]
 WIDTHS = {1: 32, 3: 64}
-"""Channels of the state, by the image's channels."""
+"""The channels of the state for each number of image channels."""
 
-# Alike but for what is compared: all have the same encoder (isometric), width and head,
-# and as many parameters as two 3x3 convolutions of that width; only the field and its
-# solver differ.
+# They differ only in the field and its solver: all have the same encoder (isometric),
+# width and head, and as many parameters as two 3x3 convolutions of that width.
 MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     "cnn": (FREE, Solver("euler", steps=1)),
     "resnet": (
@@ -93,8 +92,8 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     "odenet": (FREE, RK4),
     "tisode": (FREE, RK4),
     "ortho": (ModelConfig("ortho"), RK4),
-    # Steps of hL = 2, each with weights of its own: a second one by the same weights
-    # would find the state at rest.
+    # Steps of hL = 2, each with weights of its own: after one step the state is at
+    # equilibrium for its weights.
     "contractive": (
         ModelConfig("gradient_flow", lipschitz=8.0, hidden=16, segments=(4,)),
         Solver("euler", steps=4),
@@ -103,11 +102,11 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
 }
 """A configuration and its solver, at 32 channels, as in `jnode.models.MODELS`."""
 LOSSES = {"tisode": "steady_state"}
-"""What a model is trained with in place of cross-entropy alone."""
+"""The trainings, by name: losses other than plain cross-entropy."""
 
 TRAININGS: dict[str, dict] = {
     "natural": {},
-    # Originals and, as often, noisy ones (after Yan et al., ICLR 2020).
+    # Half clean images, half noisy copies (after Yan et al., ICLR 2020).
     "noise": {"inputs": "noise", "sigma": 100 / 255, "share": 0.5},
     "adversarial": {"inputs": "adversarial", "steps": 5},
     "margin": {"name": "margin"},

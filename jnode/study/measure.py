@@ -1,4 +1,4 @@
-"""What is measured of one cell: a dictionary, ready for JSON."""
+"""The measurements of one cell, as a dictionary for JSON."""
 
 import os
 import time
@@ -28,7 +28,7 @@ from jnode.train.step import dtype_of, init_state
 
 BATCH = 250
 TRANSFERRED = 20
-"""Steps of PGD through another solver."""
+"""The steps of PGD on another solver, whose images are transferred."""
 
 
 def measure(
@@ -40,13 +40,12 @@ def measure(
 ) -> dict[str, Any]:
     """Measures the trained run of a cell, in its folder.
 
-    **Arguments:** the cell; its run folder, whose model is solved as the cell says;
-    where the data lie, if elsewhere than the configuration says; whether to draw
-    progress bars.
+    **Arguments:** the cell; its run folder, with the cell's solver; the data folder, if
+    not that of the configuration; whether to draw progress bars.
 
-    **Returns:** accuracies as shares of 1, with the number of images beside each.
+    **Returns:** accuracies in [0, 1], each with its number of images.
 
-    **Raises:** what `jnode.load`, `jnode.data.load` and `evaluate_run` raise.
+    **Raises:** the errors of `jnode.load`, `jnode.data.load` and `evaluate_run`.
     """
     wanted = cell.measures
     trained = load(run_dir)
@@ -66,8 +65,8 @@ def measure(
         found["tightness"] = tightness(trained, images, seed=cell.train.seed)
     common = {"pictures": False, "data_dir": data_dir, "progress": progress}
     if wanted.alone:
-        # Kept, since the run folder holds one evaluation at a time: a cell that was
-        # stopped in its AutoAttack goes on there.
+        # Stored separately, since a run folder holds one evaluation at a time, so that
+        # a cell that was stopped in its AutoAttack resumes there.
         found["alone"] = _store(cell, Path(run_dir)).check(
             "alone",
             lambda: _kept(
@@ -99,7 +98,7 @@ def _store(cell: Cell, run_dir: Path) -> Store:
 
 
 def _parameters(cell: Cell, test: Dataset) -> int:
-    """How many numbers training chose; baked models hold more."""
+    """The number of trained parameters; baked models hold more numbers."""
     shape, classes = test.image_shape, test.num_classes
     sizes = {"image_shape": shape, "classes": classes, "total_steps": 1}
     model = init_state(cell.train, **sizes).model
@@ -110,7 +109,7 @@ def _parameters(cell: Cell, test: Dataset) -> int:
 def _accuracy(
     model: ODEClassifier, test: Dataset, images: np.ndarray, radii
 ) -> dict[str, Any]:
-    """Clean accuracy on all test images, and certified where anything is."""
+    """Clean accuracy on all test images, and certified accuracy if there is any."""
     found: dict[str, Any] = {"num_test": len(test)}
     refusal = certify.refusal(model)
     if refusal is None:
@@ -134,7 +133,7 @@ def _evaluations(model: ODEClassifier, images: Float[Array, "n h w c"]) -> dict:
 
 
 def _milliseconds(model: ODEClassifier, images: Float[Array, "n h w c"]) -> float:
-    """Per image, of a batch of them; the median of a few."""
+    """Milliseconds for each image of a batch; the median of a few runs."""
     times = []
     for _ in range(6):
         start = time.perf_counter()

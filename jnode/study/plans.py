@@ -41,7 +41,7 @@ def _models(
     epsilon: float = 0.2,
     rho: float = 0.5,
 ) -> Iterator[Cell]:
-    """Trainings, each of some models, with every seed; one seed after another."""
+    """Cells for each seed, training and model, ordered by seed."""
     for seed in seeds:
         for training, models in trained:
             for model in models:
@@ -67,7 +67,7 @@ def _solvers(
     tolerances: Sequence[float],
     measures: Measures,
 ) -> Iterator[Cell]:
-    """A model trained once, naturally, and solved anew by every solver."""
+    """A model trained once, naturally, and evaluated with every solver."""
     solvers = [
         Solver(name, rtol=rtol, atol=rtol / 10, max_steps=4096)
         for rtol in tolerances
@@ -106,7 +106,7 @@ def _lipschitz(
 
 
 def _coarse(dataset, epochs, pairs, steps, measures) -> Iterator[Cell]:
-    """Trained by one number of Euler steps, solved by others."""
+    """Models trained with one number of Euler steps and evaluated with others."""
     for model, n in pairs:
         config = configure(
             model,
@@ -124,7 +124,7 @@ def _coarse(dataset, epochs, pairs, steps, measures) -> Iterator[Cell]:
 
 
 def small() -> list[Cell]:
-    """Each question once, small, on the embedded digits."""
+    """A small version of each part, on the embedded MNIST digits."""
     digits, epochs = DataConfig(), 8
     models = _models(
         digits,
@@ -167,8 +167,8 @@ def small() -> list[Cell]:
 def mnist() -> list[Cell]:
     """All models on MNIST: the protocol of TisODE, and AutoAttack beside it.
 
-    Three seeds of the four models whose order is in question, naturally trained; one
-    of all else.
+    Three seeds for the four models whose order is in question, naturally trained; one
+    seed for all others.
     """
     measures = Measures(
         TISODE,
@@ -238,9 +238,9 @@ def cifar100() -> list[Cell]:
 
 
 def solvers() -> list[Cell]:
-    """Models trained once, solved by every solver; and Euler steps of any number.
+    """Models trained once and evaluated with every solver; and numbers of Euler steps.
 
-    The bounded ones by fixed steps alone, of which something is certified.
+    Bounded models are evaluated with fixed steps only, as these are certified.
     """
     digits, steps = DataConfig("mnist"), (1, 2, 4, 8, 16, 32)
     odenet, ortho, contractive = (

@@ -1,4 +1,4 @@
-"""A study told: figures, a panel of which says one thing, and the page around them."""
+"""The report of a study: figures with one statement for each panel, and a page."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -57,20 +57,20 @@ def figures(rows: Sequence[Row]) -> dict[str, "Figure"]:
 
 
 CAPTIONS = {
-    "models": "A panel a training. Circles: clean accuracy. Filled markers: what "
-    "stands under attack, an empirical upper bound on robust accuracy, of fewer images "
-    "than clean and certified accuracy, so that it may lie above them. Triangles: "
-    "certified, a lower bound. Thin lines: the range of the seeds.",
+    "models": "One panel for each training. Circles: clean accuracy. Filled markers: "
+    "accuracy under attack, an empirical upper bound on robust accuracy, measured "
+    "on fewer images than clean and certified accuracy, so it may lie above them. "
+    "Triangles: certified accuracy, a lower bound. Thin lines: the range over seeds.",
     "lipschitz": "Left: accuracy of the Ortho field against its constant, and of the "
-    "same field without a constraint. Middle: how much a step from pixels to features "
-    "can stretch, certified, and was seen to. Right: evaluations of the field that the "
-    "adaptive solver asks for on the same weights.",
-    "solvers": "The same weights under every solver. Hollow and dashed: clean. Filled: "
-    "standing under all attacks, those carried over from the finest solver included. "
-    "Small and dotted: certified. "
-    "Right: black steps mark what no other solver beats in both time and accuracy.",
-    "steps": "Trained with few Euler steps, solved with others. Hollow and dashed: "
-    "clean. Filled: standing under all attacks.",
+    "same field without a constraint. Middle: the Lipschitz constant from pixels to "
+    "features: a certified upper bound, and a lower bound found by a search. Right: "
+    "evaluations of the field by an adaptive solver with the same weights.",
+    "solvers": "The same weights with every solver. Hollow and dashed: clean accuracy. "
+    "Filled: robust under all attacks, including those transferred from the finest "
+    "solver. Small and dotted: certified. Right: the black line joins the solvers that "
+    "no other one beats in both time and accuracy.",
+    "steps": "Trained with one number of Euler steps, evaluated with others. Hollow, "
+    "dashed: clean accuracy. Filled: robust under all attacks.",
 }
 
 
@@ -165,7 +165,7 @@ def _lipschitz(rows: list[Row]) -> "Figure":
         axes.set_xlabel("Lipschitz constant L of the field")
     share_axis(left, "accuracy (%)")
     middle.set_yscale("log", base=2)
-    middle.set_ylabel("stretch from pixels to features (factor)")
+    middle.set_ylabel("Lipschitz constant, pixels to features")
     right.set_ylabel("evaluations of the field in a solve")
     right.set_ylim(bottom=0)
     legend(figure, handles)
@@ -173,7 +173,7 @@ def _lipschitz(rows: list[Row]) -> "Figure":
 
 
 def _curve(axes: "Axes", places, groups, get, colour, marker, scale=1.0):
-    """Means, those of the constants joined by a line, the range of the seeds behind."""
+    """Means, joined by a line for numeric constants, and the range over seeds."""
     found = {
         places[i]: [scale * v for v in map(get, group) if v is not None]
         for i, group in enumerate(groups.values())
@@ -239,7 +239,7 @@ def _solvers(rows: list[Row]) -> "Figure":
 
 
 def pareto(rows: Sequence[Row], norm: str, epsilon: float) -> list[Row]:
-    """Those that no other beats in both milliseconds and what stands, fastest first."""
+    """The rows that no other beats in both time and robust accuracy, fastest first."""
     found, best = [], -1.0
     for row in sorted(
         rows, key=lambda r: (r["ms_per_image"], -(worst(r, norm, epsilon) or 0))
@@ -260,7 +260,7 @@ def _front(axes: "Axes", rows, norm, epsilon) -> None:
 
 
 def _logarithmic(axes: "Axes") -> None:
-    """A logarithmic x axis with plain numbers, so few that none meets the next."""
+    """A logarithmic x axis with plain numbers, few enough not to overlap."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -306,7 +306,7 @@ _DRAWERS = {
 def write_study(rows: Sequence[Row], folder: str | os.PathLike, name: str) -> Path:
     """Writes `name`.md, `name`.html and the figures, `name`-*.png.
 
-    **Arguments:** rows as of `run_study`; where to; how to call the files.
+    **Arguments:** rows from `run_study`; the folder; the name of the files.
 
     **Returns:** the path of the page.
 
@@ -316,10 +316,10 @@ def write_study(rows: Sequence[Row], folder: str | os.PathLike, name: str) -> Pa
         raise ValueError("rows must hold at least one finished cell, not none.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told = tables(rows)
-    text = "\n\n".join(table.markdown() for table in told) + "\n"
+    found = tables(rows)
+    text = "\n\n".join(table.markdown() for table in found) + "\n"
     drawn = figures(rows)
-    body = [f"<h1>Study: {escape(name)}</h1>", *(table.html() for table in told)]
+    body = [f"<h1>Study: {escape(name)}</h1>", *(table.html() for table in found)]
     for key, figure in drawn.items():
         part, _, dataset = key.partition("-")
         body.append(f"<h2>{escape(part.capitalize())} on {escape(dataset)}</h2>")

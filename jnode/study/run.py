@@ -1,4 +1,4 @@
-"""Running a study: by one process or several, again and again, past failures."""
+"""Running a study: resumable, by one process or several, and past failures."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jnode._files import claimed, write_atomic, write_json
+from jnode._files import as_path, claimed, in_bucket, write_atomic, write_json
 from jnode._process import drop_programs_if_many, versions
 from jnode.models import load, save
 from jnode.models.file import DESCRIPTION
@@ -34,21 +34,23 @@ def run_study(
 ) -> list[dict[str, Any]]:
     """Trains and measures all cells; writes `results.jsonl` into the folder.
 
-    Each cell is a run folder of its own in there, with its `row.json` once it is done.
-    A study that was stopped goes on where it was: what is trained is not trained again,
-    and finished cells are taken as they are. Several processes may work on one folder
-    at once; each takes cells that no other is at. A cell that fails becomes a row with
-    its `error`, and the others go on.
+    Each cell has its own run folder in there, with a `row.json` when it is done. A
+    study that was stopped resumes: trained models and finished cells are not computed
+    again. Several processes may work on one folder at once; each takes cells that no
+    other is working on. A cell that fails becomes a row with its `error`, and the study
+    continues.
 
-    **Arguments:** the cells; the folder; where the data lie, if elsewhere than
-    `TFDS_DATA_DIR`; whether to try failed cells again; whether to draw progress bars.
+    **Arguments:** the cells; the folder; the data folder, if not `TFDS_DATA_DIR`;
+    whether to run failed cells again; whether to draw progress bars.
 
-    **Returns:** the rows of all cells that are done, in the order of `cells`.
+    **Returns:** the rows of all finished cells, in the order of `cells`.
 
-    **Raises:** `ValueError` for two cells of one name, a cell whose row is of another
-    configuration, or a damaged `results.jsonl`.
+    **Raises:** `ValueError` for a folder in a bucket, two cells of the same name, a
+    finished row with another configuration, or a damaged `results.jsonl`.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
+    if in_bucket(folder):
+        raise ValueError(f"folder must be on this machine, not {folder}: it is locked.")
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -57,7 +59,7 @@ def run_study(
     rows = gather(cells, folder)
     with tqdm(total=len(cells), disable=not progress, unit="cell") as bar:
         waiting = list(cells)
-        # First those that nobody is at, then whatever is left.
+        # First the cells that no process is working on, then all others.
         for wait in (False, True):
             later = []
             for cell in waiting:
@@ -76,14 +78,14 @@ def run_study(
 
 
 def gather(cells: Sequence[Cell], folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of all cells that are done, written to `results.jsonl` too.
+    """The rows of all finished cells, which are also written to `results.jsonl`.
 
-    Rows that are there of other cells, those of another study in the same folder, stay
-    there, after these.
+    Existing rows of other cells, of another study in the same folder, are kept, after
+    these.
 
     **Returns:** the rows of `cells`, in their order.
 
-    **Raises:** `ValueError` where `results.jsonl` is damaged.
+    **Raises:** `ValueError` if `results.jsonl` is damaged.
     """
     folder = Path(folder)
     ours = {cell.name for cell in cells}
@@ -97,7 +99,8 @@ def gather(cells: Sequence[Cell], folder: str | os.PathLike) -> list[dict[str, A
 
 
 def read_rows(paths: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
-    """The rows of studies: of folders with a `results.jsonl`, or of such files.
+    """Reads the rows of studies, from folders with a `results.jsonl`, or from such
+    files.
 
     **Raises:** `FileNotFoundError` for neither, `ValueError` for a damaged file.
     """
@@ -144,7 +147,7 @@ def _is_done(run_dir: Path, cell: Cell, retry_failed: bool) -> bool:
 
 
 def _settings(cell: Cell) -> dict[str, Any]:
-    """All that a row depends on, as JSON gives it back; no paths."""
+    """All settings that a row depends on, as JSON returns them; no paths."""
     data = dataclasses.replace(cell.train.data, dir=None)
     train = dataclasses.replace(cell.train, data=data)
     settings = dataclasses.asdict(dataclasses.replace(cell, train=train))
@@ -152,7 +155,7 @@ def _settings(cell: Cell) -> dict[str, Any]:
 
 
 def _run(cell: Cell, folder: Path, data_dir, progress: bool) -> None:
-    """Trains (unless that was done), measures, and writes the row."""
+    """Trains if needed, measures, and writes the row."""
     run_dir = folder / cell.name
     start = time.perf_counter()
     row: dict[str, Any] = {
@@ -173,7 +176,7 @@ def _run(cell: Cell, folder: Path, data_dir, progress: bool) -> None:
             _derive(cell, folder)
         row |= measure(cell, run_dir, data_dir=data_dir, progress=progress)
     except Exception as error:
-        # KeyboardInterrupt and SIGTERM are no failures of the cell: they go through.
+        # KeyboardInterrupt and SIGTERM are not failures of the cell: they propagate.
         row["error"] = f"{type(error).__name__}: {error}"
         row["traceback"] = traceback.format_exc()
         tqdm.write(f"{cell.name} failed: {row['error']}")
@@ -185,7 +188,7 @@ def _run(cell: Cell, folder: Path, data_dir, progress: bool) -> None:
 
 
 def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, Any]:
-    """Trains the run that the cell shares with others, unless it is there."""
+    """Trains the run that the cell shares with others, unless it exists."""
     run = RunDir(folder / cell.trained)
     with claimed(folder / f".{cell.trained}.training.lock", wait=True):
         if not (run.path / DESCRIPTION).is_file():
@@ -205,7 +208,7 @@ def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, An
 
 
 def _derive(cell: Cell, folder: Path) -> None:
-    """A run folder that holds the trained weights, and the cell's solver."""
+    """Makes a run folder with the trained weights and the cell's solver."""
     trained, derived = RunDir(folder / cell.trained), RunDir(folder / cell.name)
     config, facts = trained.read_config()
     config = dataclasses.replace(config, solver=cell.evaluated)

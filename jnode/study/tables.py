@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Words above, a head, and rows of cells; the first `labels` columns are words."""
+    """A title, a note, a head and rows; the first `labels` columns are text."""
 
     title: str
     note: str
@@ -46,7 +46,7 @@ class Table:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """A table for each data set and part that the rows are of; failed cells last."""
+    """A table for each data set and part among the rows; failed cells come last."""
     done = [row for row in rows if row["error"] is None]
     found = []
     for part, make in _MAKERS.items():
@@ -63,7 +63,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
-    """The rows of each combination of these entries, in the order they are met."""
+    """The rows of each combination of these entries, in order of appearance."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
@@ -71,7 +71,8 @@ def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
 
 
 def worst(row: Row, norm: str, epsilon: float) -> float | None:
-    """What stands in a budget: under AutoAttack if it ran, else under what did."""
+    """Robust accuracy in a budget: under AutoAttack if it ran, else under all
+    attacks."""
     for source in ("ensemble", "alone"):
         for entry in row.get(source, {}).get("worst_case", ()):
             if (entry["norm"], entry["epsilon"]) == (norm, epsilon):
@@ -80,7 +81,7 @@ def worst(row: Row, norm: str, epsilon: float) -> float | None:
 
 
 def budgets(rows: Sequence[Row]) -> list[tuple[str, float]]:
-    """Norms and epsilons that AutoAttack had, or else any attack; Linf first."""
+    """The norms and epsilons of AutoAttack, or else of any attack; Linf first."""
     for source in ("ensemble", "alone"):
         found = {
             (entry["norm"], entry["epsilon"])
@@ -94,7 +95,7 @@ def budgets(rows: Sequence[Row]) -> list[tuple[str, float]]:
 
 
 def certified(row: Row, radius: float) -> float | None:
-    """Certified accuracy at an L2 radius, where anything is certified."""
+    """Certified robust accuracy at an L2 radius; `None` without a certificate."""
     for entry in row["certified_accuracy"]:
         if entry["radius"] == radius:
             return entry["certified_accuracy"]
@@ -114,7 +115,7 @@ def amount(value: float) -> str:
 
 
 def spread(values: Sequence[float | None], form: Callable[[float], str]) -> str:
-    """The mean, and half the range where there is one."""
+    """The mean, and half the range if there are several values."""
     known = [value for value in values if value is not None]
     if not known:
         return NONE
@@ -197,7 +198,7 @@ def _solvers(rows: list[Row]) -> Table:
     head = ["model", "solver", "NFE", "ms / image", "clean"]
     for norm, epsilon in limits:
         budget = f"{NORMS[norm]} {amount(epsilon)}"
-        head += [f"own attacks {budget}", f"transferred {budget}", f"standing {budget}"]
+        head += [f"own attacks {budget}", f"transferred {budget}", f"robust {budget}"]
     head += [f"certified L2 {amount(r)}" for r in balls]
     lines = []
     for row in sorted(rows, key=lambda r: (r["model"], r["solver_name"], r["nfe"])):
@@ -219,7 +220,7 @@ def _solvers(rows: list[Row]) -> Table:
 
 
 def attacked(row: Row, norm: str, epsilon: float, *, transferred: bool) -> float | None:
-    """The least that a single attack left: through the solver itself, or another."""
+    """The lowest accuracy under one attack, on the solver itself or transferred."""
     found = [
         entry["robust_accuracy"]
         for entry in row["alone"]["attacks"]
@@ -270,7 +271,7 @@ def _title(what: str, rows: list[Row]) -> str:
 
 
 def _note(rows: list[Row]) -> str:
-    """On how many images all this rests."""
+    """A note on the numbers of images and epochs."""
     row = rows[0]
     parts = [
         f"Accuracy in %: clean and certified of {row['num_test']:,} test images; "
@@ -302,5 +303,5 @@ def _short(value: float) -> str:
 
 
 def _line(text: str) -> str:
-    """One line that cannot be taken for the end of a cell."""
+    """The text as one line, escaped for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,11 +1,10 @@
-"""Checkpoints: whole or absent, written while training goes on, read by name.
+"""Checkpoints, written atomically while training continues, and read by name.
 
 Orbax writes each into a folder under another name and renames it at the end; nothing
 in it is pickled, and reading it runs no code.
 """
 
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jnode._files import absolute, move, remove
 from jnode.models import ODEClassifier
 from jnode.train.run_dir import RunDir, explained
 from jnode.train.step import empty_metrics, init_state
 
-KEEP = 2  # the newest, and the one before should that be damaged
+KEEP = 2  # the newest, and one more in case that is damaged
 
 
 def load_best(run_dir: str | os.PathLike) -> ODEClassifier:
     """The model of a run's checkpoint with the lowest training loss, constrained.
 
-    Also of a run that has not ended.
+    The run need not have ended.
 
     **Raises:** `FileNotFoundError` for a folder that is not a run or has no checkpoint
     of a whole epoch, `ValueError` for a damaged one.
@@ -47,16 +47,16 @@ def load_best(run_dir: str | os.PathLike) -> ODEClassifier:
 
 
 class CheckpointMismatch(ValueError):
-    """A checkpoint of another architecture, seed or kind of random numbers."""
+    """The checkpoint has another architecture, seed or kind of random numbers."""
 
 
 class Checkpoints:
     """The checkpoints in a run's folder: the newest two, and the best.
 
-    Best is the one with the lowest `loss` of those saved with one.
+    The best is the one with the lowest `loss`, among those saved with a loss.
 
-    **Arguments:** the run's folder; whether to write there, which also clears away
-    what a killed process left half written.
+    **Arguments:** the run's folder; whether to write there, which also removes
+    incomplete checkpoints of a killed process.
     """
 
     def __init__(self, run_dir: Path, *, writing: bool = False):
@@ -66,7 +66,7 @@ class Checkpoints:
         self._open: Any = None
 
     def steps(self) -> list[int]:
-        """The steps of the whole checkpoints, in order."""
+        """The steps of the complete checkpoints, in order."""
         with self._manager() as manager:
             return sorted(manager.all_steps()) if manager is not None else []
 
@@ -82,18 +82,18 @@ class Checkpoints:
     def save(
         self, step: int, tree: PyTree, facts: dict[str, Any], loss: float | None = None
     ) -> Path:
-        """Copies the arrays of a tree, and writes them while the caller goes on.
+        """Copies the arrays of a tree, and writes them in the background.
 
         **Arguments:** the step; the tree; facts for JSON, which `restore` compares;
         a loss by which the best checkpoint is kept.
 
-        **Raises:** `StorageError` where this or the last one could not be written.
+        **Raises:** `StorageError` if this or the last checkpoint could not be written.
         """
         import orbax.checkpoint as ocp
 
         if step in self.steps():
             return self.path(step)
-        # Copied, since the next step writes into the buffers that it is given.
+        # Copied, since the next step donates its buffers.
         arrays = {k: jnp.copy(x) for k, x in _arrays(tree).items()}
         facts = facts | {"arrays": {k: _describe(x) for k, x in arrays.items()}}
         with self._manager() as manager, explained(self.run_dir, writing=True):
@@ -124,19 +124,19 @@ class Checkpoints:
     def restore(
         self, like: PyTree, facts: dict[str, Any], step: int | None = None
     ) -> tuple[PyTree, int] | None:
-        """The newest checkpoint that is sound, placed as the arrays of `like` are.
+        """The newest undamaged checkpoint, with the shardings of `like`.
 
-        Damaged ones are named, and moved to `damaged/` in the run's folder.
+        Damaged ones are reported, and moved to `damaged/` in the run's folder.
 
-        Floating arrays come in the type that the checkpoint holds them in, if JAX has
-        it: one written under `jax_enable_x64` is rounded without.
+        Floating-point arrays keep the dtype of the checkpoint, except that float64 is
+        rounded to float32 without `jax_enable_x64`.
 
-        **Arguments:** a tree of the same structure, on the devices that the result
-        shall be on; the facts that must be the same; a step if not the newest.
+        **Arguments:** a tree of the same structure, on the devices of the result; the
+        facts that must be equal; a step, by default the newest.
 
-        **Returns:** the tree and its step, or `None` where there is no checkpoint.
+        **Returns:** the tree and its step, or `None` if there is no checkpoint.
 
-        **Raises:** `CheckpointMismatch`; `ValueError` where all are damaged.
+        **Raises:** `CheckpointMismatch`; `ValueError` if all checkpoints are damaged.
         """
         steps = self.steps() if step is None else [step]
         if not steps:
@@ -148,10 +148,11 @@ class Checkpoints:
                 raise
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-            if len(reason) > 80:  # TensorStore's tale, which begins with a code
+            if len(reason) > 80:  # TensorStore's long message, which begins with a code
                 reason = reason.split(":")[0]
             print(f"{self.path(number)} is damaged ({reason}).")
-            # What failed inside it is unknown: the next read is by another manager.
+            # The manager's state is unknown after a failure, so the next read uses a
+            # new one.
             self.close()
             if step is None:
                 self._set_aside(number)
@@ -166,14 +167,14 @@ class Checkpoints:
 
         names = _arrays(like)
         with self._manager() as manager:
-            told = manager.restore(
+            metadata = manager.restore(
                 step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
             )["facts"]
-            self._compare(step, names, told, facts)
+            self._compare(step, names, metadata, facts)
             abstract = {
                 k: jax.ShapeDtypeStruct(
                     x.shape,
-                    jax.dtypes.canonicalize_dtype(told["arrays"][k]["dtype"]),
+                    jax.dtypes.canonicalize_dtype(metadata["arrays"][k]["dtype"]),
                     sharding=x.sharding,
                 )
                 for k, x in names.items()
@@ -182,9 +183,10 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
         for name, x in arrays.items():
-            here, there = _describe(x), told["arrays"][name]
+            here, there = _describe(x), metadata["arrays"][name]
             sums = {here["crc32"], there["crc32"]}
-            # None: spread over devices, here or there. Rounded ones have no sum.
+            # None for arrays sharded over devices, here or there. Rounded ones have no
+            # sum.
             known = None not in sums and here["dtype"] == there["dtype"]
             if known and len(sums) > 1:
                 raise ValueError(f"{name} is not what was written")
@@ -193,8 +195,8 @@ class Checkpoints:
         dynamic = jax.tree.unflatten(jax.tree.structure(dynamic), leaves)
         return eqx.combine(dynamic, static)
 
-    def _compare(self, step, names, told, facts):
-        there = {k: (v["shape"], v["dtype"]) for k, v in told["arrays"].items()}
+    def _compare(self, step, names, metadata, facts):
+        there = {k: (v["shape"], v["dtype"]) for k, v in metadata["arrays"].items()}
         here = {k: (list(x.shape), str(x.dtype)) for k, x in names.items()}
         for name in sorted(there.keys() | here.keys()):
             if _kind(there.get(name)) != _kind(here.get(name)):
@@ -205,21 +207,20 @@ class Checkpoints:
                     "configuration that wrote it, or choose another folder."
                 )
         for name, value in facts.items():
-            if told.get(name) != value:
+            if metadata.get(name) != value:
                 raise CheckpointMismatch(
-                    f"{self.path(step)} has {name} {told.get(name)}, and this run has "
-                    f"{value}: it would go on differently. It is left as it is."
+                    f"{self.path(step)} has {name} {metadata.get(name)}, this run "
+                    f"has {value}, and would continue differently. It is left as it is."
                 )
 
     def _set_aside(self, step):
         target = self.run_dir / "damaged" / self.path(step).name
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(self.path(step), target)
+        remove(target)
+        move(self.path(step), target)
 
     @contextmanager
     def _manager(self) -> Iterator[Any]:
-        """Orbax's manager, or `None` where there is nothing to read. While writing it
+        """Orbax's manager, or `None` if there is nothing to read. A writing manager
         stays open until `close`."""
         if self._open is None and (self._writing or self.folder.is_dir()):
             import orbax.checkpoint as ocp
@@ -247,7 +248,7 @@ class Checkpoints:
             )
             with explained(self.run_dir, writing=self._writing):
                 self._open = ocp.CheckpointManager(
-                    self.folder.resolve(), options=options
+                    absolute(self.folder), options=options
                 )
         try:
             yield self._open
@@ -273,7 +274,7 @@ def _describe(x: jax.Array) -> dict[str, Any]:
 
 
 def _kind(description):
-    """All that must agree: floating arrays may be of another precision."""
+    """What must agree: everything but the precision of floating-point arrays."""
     if description is None:
         return None
     shape, dtype = description

@@ -1,4 +1,4 @@
-"""A training run as plain data, and runs that are known to work, by name."""
+"""The configuration of a training run, and named presets."""
 
 import dataclasses
 import os
@@ -15,16 +15,19 @@ from jnode.train.losses import LossConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What images to train on.
+    """The training images.
 
     - `name`: a name from `jnode.data.NAMES`.
     - `dir`: the TFDS folder; by default `TFDS_DATA_DIR`, else ~/tensorflow_datasets.
-    - `validation`: how many of the training images to hold out, at random but always
-        the same ones. Such a run is evaluated and certified on them in place of the
-        test images: choose hyper-parameters by them, then train on all images.
+    - `validation`: how many of the training images to hold out: a random choice, but
+        always the same. The run is then evaluated and certified on them instead of the
+        test images. Use them to choose hyperparameters, then train on all images.
     - `num_train`: how many of the other training images to use; by default all.
     - `flip`: random horizontal flips.
-    - `pad`: random crops after padding by so many pixels, mirrored at the border.
+    - `pad`: the number of pixels of padding, mirrored at the border, before random
+        crops.
+
+    **Raises:** `ValueError` for a value out of its range, naming the option.
     """
 
     name: str = "mnist5k"
@@ -51,8 +54,8 @@ def training_images(
 
     **Arguments:** the configuration; the TFDS folder, by default the configuration's.
 
-    **Raises:** what `jnode.data.load` raises; `ValueError` where holding out
-    `config.validation` images leaves none.
+    **Raises:** as `jnode.data.load`; `ValueError` if holding out `config.validation`
+    images leaves none.
     """
     where = data_dir or config.dir
     dataset = data.load(config.name, split="train", data_dir=where)
@@ -64,7 +67,8 @@ def training_images(
 def evaluation_images(
     config: DataConfig, data_dir: str | os.PathLike | None = None
 ) -> Dataset:
-    """The images to evaluate on: the test images or, if some are held out, those.
+    """The images to evaluate on: the held-out images, if there are any, or the test
+    images.
 
     **Arguments:** the configuration; the TFDS folder, by default the configuration's.
 
@@ -84,24 +88,28 @@ _SOLVER = Solver("rk4", steps=4)
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run.
+    """The configuration of a training run.
 
     - `data`, `model`, `solver`, `loss`: the parts.
-    - `epochs`, `batch_size`: how long, and images a step, over all devices.
-    - `accumulate`: in how many parts each device takes its share of a batch, one after
-        another; more need less memory.
+    - `epochs`, `batch_size`: the length of training, and the images in each step on all
+        devices together.
+    - `accumulate`: the number of parts in which each device processes its part of a
+        batch, one after another; more parts need less memory.
     - `learning_rate`: the peak of a cosine schedule with linear warm-up (AdamW).
     - `weight_decay`: of AdamW, on weights alone (`jnode.train.step.decays`).
-    - `precision`: how a training step multiplies weights with states: "highest", in
-        full; "high", in three bfloat16 passes; or "bfloat16", in one. Weights, states
-        and bounds are float32 all the same, and evaluation and certificates are always
-        in full precision.
+    - `precision`: the precision of products of weights with states in training:
+        "highest", full; "high", three bfloat16 passes; or "bfloat16", one pass.
+        Weights, states and bounds are always float32, and evaluation and certificates
+        always use full precision.
     - `seed`: of the weights, the order of the images and the noise.
-    - `skip_nonfinite`: leave out a step whose loss or gradient is not finite, or whose
-        loss is above `max_loss`, and go on; by default training stops there.
-    - `max_loss`: the loss above which it counts as exploded.
-    - `max_failed`: the share of an epoch's solves that may end at the solver's
-        `max_steps`, where they count with the state that they reached.
+    - `skip_nonfinite`: whether to skip a step whose loss or gradient is not finite, or
+        whose loss is above `max_loss`; by default training stops there.
+    - `max_loss`: the loss above which training counts as diverged.
+    - `max_failed`: the fraction of an epoch's solves that may stop at the solver's
+        `max_steps`; the loss uses the state that they reached.
+
+    **Raises:** `ValueError` for a value out of its range, and for options that do
+    not fit together, naming them.
     """
 
     data: DataConfig = _DATA
@@ -142,8 +150,9 @@ class TrainConfig:
         last = self.model.dense or self.model.segments[-1]
         if self.loss.name == "steady_state" and (self.model.time or last > 1):
             raise ValueError(
-                "model.time must be left out, and the last block must have one segment, "
-                "for the steady_state loss, whose field must not change with time."
+                "model.time must be left out, and the last block must have one "
+                "segment, for the steady_state loss, whose field must not change with "
+                "time."
             )
         for name in ("learning_rate", "max_loss"):
             if not getattr(self, name) > 0:
@@ -182,8 +191,8 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         learning_rate=1e-2,
     ),
-    # The baseline. Trained with four steps by the same weights, the state is at rest
-    # after the first, and the accuracy is the same.
+    # The baseline. With four steps of the same weights, the state reaches equilibrium
+    # after the first one, and the accuracy is the same.
     "convex_potential_layer": _of(
         "convex_potential_layer",
         data=DataConfig(pad=1),
@@ -204,7 +213,16 @@ PRESETS: dict[str, TrainConfig] = {
         learning_rate=1e-2,
         weight_decay=0.0,
     ),
-    # By intervals in Linf, at the larger of the two radii that MNIST is judged by.
+    # Of few images for each class: a wide margin and a small logit scale overfit least.
+    "certified_cifar100": _of(
+        "certified_cifar10",
+        data=DataConfig("cifar100", flip=True, pad=2),
+        loss=LossConfig("margin", rho=0.35, logit_scale=4.0),
+        epochs=20,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    ),
+    # By intervals in Linf, at the larger of the two usual radii for MNIST.
     "linf_mnist": _of(
         "linf_mnist",
         data=DataConfig("mnist"),
@@ -235,7 +253,8 @@ PRESETS: dict[str, TrainConfig] = {
 
 
 def get_preset(name: str) -> TrainConfig:
-    """The preset of this name; `ValueError` with the known names for another."""
+    """The preset of this name. **Raises:** `ValueError`, listing the known names, for
+    another."""
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}.")
     return PRESETS[name]

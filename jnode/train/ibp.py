@@ -2,9 +2,9 @@ r"""Certified training in Linf: interval bound propagation.
 
 The loss is $\kappa\,H(z) + (1 - \kappa)\,H(\bar z)$ with the cross-entropy $H$, the
 logits $z$ of the image, and $\bar z_c$ an upper bound on $z_c - z_y$ over its whole
-ball, by the intervals that `jnode.certify.linf` certifies with, up to rounding (Gowal
-et al., ICCV 2019). Intervals of a fresh model are far too wide to learn from, so the
-radius grows from 0, and $\kappa$ falls from 1, while training goes on.
+ball, by the intervals of `jnode.certify.linf`, up to rounding (Gowal et al., ICCV
+2019). Intervals of a fresh model are far too wide to learn from, so the radius grows
+from 0, and $\kappa$ falls from 1, while training goes on.
 """
 
 import dataclasses
@@ -20,14 +20,15 @@ from jnode.constraints import Constrained, Free
 from jnode.models import ODEClassifier
 
 WARMUP = 0.05
-"""The share of training before the radius begins to grow."""
+"""The fraction of training before the radius begins to grow."""
 _FAST = Arithmetic(outward=False, limit=0)
 
 
 def ramp(progress: Float[Array, " b"], share: float) -> Float[Array, " b"]:
-    """How far the ramp has come: from 0, after a warm-up, to 1.
+    """The progress of the ramp: from 0, after a warm-up, to 1.
 
-    **Arguments:** the share of training that is done, and that at which the ramp ends.
+    **Arguments:** the finished fraction of training, and the fraction at which the ramp
+    ends.
     """
     return jnp.clip((progress - WARMUP) / max(share - WARMUP, 1e-6), 0, 1)
 
@@ -39,7 +40,8 @@ def worst_entropy(
     epsilon: Float[Array, " b"],
     scale: float,
 ) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
-    """The cross-entropy of the worst logits in each ball, and whether none is wrong.
+    """The cross-entropy of the worst logits in each ball, and whether it is proven
+    right.
 
     **Arguments:** a resolved model with fixed steps; images and labels; the radius of
     each ball; a factor of the logits.
@@ -52,7 +54,7 @@ def worst_entropy(
 
 
 def narrowed(model: ODEClassifier) -> ODEClassifier:
-    r"""A fresh model whose free maps are scaled to widen intervals little.
+    r"""A fresh model whose free maps are scaled such that intervals widen little.
 
     Their weights get a standard deviation of $\sqrt{2\pi}/n$ for sums of $n$ terms,
     whose absolute values then add up to 2, of which relu lets half pass (Shi et al.,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode._checks import check_positive
-from jnode._files import locked
+from jnode._files import in_bucket, locked
 from jnode._process import Interrupted, caught_signals, peak_memory, provenance
 from jnode.data import Feed
 from jnode.models import ODEClassifier, save
@@ -67,33 +67,38 @@ def train(
 
     A checkpoint is written after every epoch, and before stopping on Ctrl-C or SIGTERM.
     A resumed run equals an uninterrupted one, on CPU bit for bit. The folder is locked
-    meanwhile: one training at a time writes into it.
+    during training, so that only one training at a time writes into it.
 
     **Arguments:**
 
     - `config`, `run_dir`: the configuration, and the folder.
-    - `overwrite`, `resume`: replace a run that is there; go on with it.
-    - `progress`: draw a progress bar.
-    - `mesh`: over what devices to spread each batch (`jnode.sharding.data_mesh`; by
-        default JAX's first device). With several processes, over those of all; the
-        first alone writes and prints.
+    - `overwrite`, `resume`: whether to replace an existing run; whether to continue it.
+    - `progress`: whether to draw a progress bar.
+    - `mesh`: the devices over which to shard each batch (`jnode.sharding.data_mesh`; by
+        default JAX's first device). With several processes these are the devices of all
+        of them, and only the first process writes and prints.
     - `checkpoint_every`: steps between checkpoints within an epoch; by default none.
-    - `steps_per_dispatch`: how many steps at most the host starts at a time, in one
-        program; by default 4 on CPU and 50 elsewhere. More spare the host work, and a
-        signal waits for them. The results are the same.
-    - `tensorboard`: write the metrics for TensorBoard too, into `tensorboard/`.
+    - `steps_per_dispatch`: the most steps that the host starts at a time, in one
+        program; by default 4 on CPU and 50 elsewhere. More steps mean less work for the
+        host, but a signal waits for them. The results are the same.
+    - `tensorboard`: whether to write the metrics for TensorBoard too, into
+        `tensorboard/`.
     - `profile`: how many steps to trace with `jax.profiler`, into `profile/`.
 
     **Returns:** the trained model.
 
-    **Raises:** `FileExistsError` for a folder that holds something; `RuntimeError` for
-    one that another training writes into; `ValueError` for bad configurations, a
-    resumed run of another one, of another format or precision, or checkpoints none of
-    which can be read; a `TrainingError`; `StorageError`; `Interrupted`, a
-    `KeyboardInterrupt`, after a signal; what `jnode.data.load` raises.
+    **Raises:** `FileExistsError` for a folder that is not empty; `RuntimeError` for one
+    into which another training writes; `ValueError` for a bad configuration, for
+    resuming a run with another configuration, format or precision, and if no checkpoint
+    can be read; a `TrainingError`; `StorageError`; `Interrupted`, a
+    `KeyboardInterrupt`, after a signal; and the errors of `jnode.data.load`.
     """
     run = RunDir(run_dir)
     _check_options(overwrite, resume, profile)
+    if in_bucket(run.path) and (tensorboard or profile):
+        raise ValueError(
+            f"tensorboard and profile need a run_dir on this machine, not {run.path}."
+        )
     for name, number in (
         ("checkpoint_every", checkpoint_every),
         ("steps_per_dispatch", steps_per_dispatch),
@@ -129,7 +134,7 @@ def _check_resumable(run: RunDir, config: TrainConfig) -> None:
 
 @contextmanager
 def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Keeps the folder for this training: of several processes, the first locks it."""
+    """Locks the folder for this training; of several processes only the first does."""
     if is_main_process():
         if not resume:
             run.check_free(overwrite=overwrite)  # before a lock file is made there
@@ -140,7 +145,7 @@ def _owned(run: RunDir, *, resume: bool, overwrite: bool) -> Iterator[None]:
 
 
 class _Loop:
-    """Where training stands, and how it goes on."""
+    """The state of a training run, and its loop."""
 
     checkpoints: Checkpoints
     totals: RunningMetrics
@@ -152,7 +157,7 @@ class _Loop:
         self.config, self.run_dir, self.mesh = config, run, mesh
         self.every, self.done = every, 0
         self.most = most or (4 if jax.default_backend() == "cpu" else 50)
-        # Looked at first, since it needs no data.
+        # Checked first, since it needs no data.
         self.share = check_divides(
             config.batch_size, mesh, accumulate=config.accumulate
         )
@@ -170,7 +175,7 @@ class _Loop:
         }
         self.state = init_state(config, **self.sizes, total_steps=self.total)
         key = jax.random.key_data(jax.random.key(config.seed + 1))
-        # What, with the step, the order of the images and all noise follow from.
+        # Together with the step these determine the order of the images and all noise.
         self.origin = {
             "seed": config.seed,
             "random_key": key.tolist(),
@@ -179,7 +184,7 @@ class _Loop:
         }
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Makes the run folder, unless it is gone on with."""
+        """Creates the run folder, unless the run is resumed."""
         if not resume and is_main_process():
             self.run_dir.create(overwrite=overwrite)
             number = len(self.dataset)
@@ -253,7 +258,7 @@ class _Loop:
                     self._stop(number, bar)
 
     def _epoch(self, epoch, trace, bar, caught) -> float:
-        """Takes the steps that are left of an epoch; returns what compiling took."""
+        """Takes the remaining steps of an epoch; returns the seconds of compilation."""
         end = (epoch + 1) * self.per_epoch
         compiling, running = 0.0, deque()
         alone = jax.process_count() == 1
@@ -268,14 +273,15 @@ class _Loop:
             running.append(self.totals)
             looking = self.done % LOOK < count
             if len(running) > AHEAD:
-                # So that a signal or a bad step is answered soon.
+                # So that the reaction to a signal or a bad step is prompt.
                 finished = jax.block_until_ready(running.popleft())
                 if looking:
                     _show(bar, self._check(finished))
                     self.checkpoints.check()
             if self.done == end:
                 break  # a signal waits for the epoch's row
-            # Several processes ask each other only now and then: it makes them wait.
+            # Several processes communicate about it only now and then, since that makes
+            # them wait.
             number = self._asked(caught) if looking or alone else 0
             if number:
                 self._stop(number, bar)
@@ -292,14 +298,14 @@ class _Loop:
         return min(limits)
 
     def _dispatch(self, count: int) -> None:
-        """Gives the device so many steps to take."""
+        """Starts `count` steps on the device."""
         number = replicate(jnp.asarray(count, jnp.int32), self.mesh)
         given = (self.feed(self.done, count), self.totals, number)
         self.state, self.totals = self.steps(given, self.state)
         self.done += count
 
     def _asked(self, caught: list[int]) -> int:
-        """The signal that asks to stop, or 0; the same in every process."""
+        """The number of the signal to stop, or 0; the same in every process."""
         return all_reduce_max(caught[0] if caught else 0)
 
     def _empty(self):
@@ -329,7 +335,7 @@ class _Loop:
 
 
 def _sizes(config: TrainConfig, mesh: Mesh | None, share: int) -> str:
-    """For people: `batch of 128 = 2 devices x 4 in turn x 16 images`."""
+    """A text such as `batch of 128 = 2 devices x 4 in turn x 16 images`."""
     devices = 1 if mesh is None else mesh.size
     turns = f" x {config.accumulate} in turn" if config.accumulate > 1 else ""
     plural = "s" if devices > 1 else ""

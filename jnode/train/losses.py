@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Training losses."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from jnode.train import ibp
 
 LOSSES = ("natural", "margin", "ibp", "steady_state", "lyapunov")
 INPUTS = ("clean", "noise", "adversarial")
-# Rows of the Jacobian that the Lyapunov loss looks at, of each image.
+# The number of rows of each image's Jacobian that the Lyapunov loss uses.
 ROWS = 8
 
 
@@ -31,21 +31,24 @@ class LossConfig:
 
     - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training), "ibp"
         (certified in Linf by intervals, `jnode.train.ibp`), "steady_state" (TisODE) or
-        "lyapunov" (SODEF): natural plus a term that makes the end of the trajectory a
-        equilibrium.
-    - `inputs`: the images it is taken on: "clean", "noise" (some with Gaussian noise)
-        or "adversarial" (attacked by PGD).
-    - `logit_scale`: factor of the logits in the cross-entropy, positive; above 1 for
-        unit-norm heads.
-    - `rho`: margin loss: the certified L2 radius, in pixel units, that is asked of each
-        image: larger radii are certified for it, and fewer images classified rightly.
-    - `sigma`, `share`: noise: its standard deviation, in pixel units, and the share of
-        the images that get some.
-    - `norm`, `epsilon`, `steps`: adversarial: the PGD attack, in pixel units; ibp: the
-        Linf radius `epsilon` that is reached at the end of the ramp.
-    - `kappa`, `ramp`: ibp: the weight of the natural entropy at the end of the ramp,
-        which starts at 1; and the share of training after which the ramp ends.
-    - `weight`: steady_state, lyapunov: of the added term.
+        "lyapunov" (SODEF): cross-entropy plus a penalty that makes the end of the
+        trajectory an equilibrium.
+    - `inputs`: the images of the loss: "clean", "noise" (some with Gaussian noise) or
+        "adversarial" (attacked by PGD).
+    - `logit_scale`: the positive factor of the logits in the cross-entropy (an inverse
+        temperature); above 1 for unit-norm heads.
+    - `rho`: for "margin", the certified L2 radius, in pixel units, that the loss
+        demands of each image. A larger one gives larger radii and less clean accuracy.
+    - `sigma`, `share`: for "noise", its standard deviation, in pixel units, and the
+        fraction of noisy images.
+    - `norm`, `epsilon`, `steps`: for "adversarial", the PGD attack, in pixel units; for
+        "ibp", `epsilon` is the Linf radius at the end of the ramp.
+    - `kappa`, `ramp`: for "ibp", the weight of the clean cross-entropy at the end of
+        the ramp, which starts at 1; and the fraction of training after which the ramp
+        ends.
+    - `weight`: for "steady_state" and "lyapunov", the weight of the penalty.
+
+    **Raises:** `ValueError` for a value out of its range, naming the option.
     """
 
     name: str = "natural"
@@ -90,19 +93,18 @@ Loss = Callable[..., tuple[Float[Array, ""], dict]]
 def make_loss(config: LossConfig) -> Loss:
     """The loss of a batch: `loss(model, images, labels, keys, progress) -> value, aux`.
 
-    Each image has a key of its own, so that its random numbers do not depend on the
-    images beside it. `progress` is the share of training that is done, one number for
-    each image, by default 1; "ibp" alone looks at it. All results are means over the
-    images.
+    Each image has its own key, so that its random numbers do not depend on the rest of
+    the batch. `progress` is the finished fraction of training, one number for each
+    image, by default 1; only "ibp" uses it. All results are means over the images.
 
-    `aux` holds the batch's accuracy (on the images that the loss sees), mean `nfe`, and
-    `failed`, the share of solves that ended at `max_steps`, whose images count with the
-    state that was reached; with a term for rest, its value `penalty`; for "ibp"
-    `certified`, the share that is proven right at the radius of this step.
+    `aux` holds the batch's accuracy (on the images of the loss), mean `nfe`, and
+    `failed`, the fraction of solves that stopped at `max_steps`, whose last state is
+    used; for "steady_state" and "lyapunov" the `penalty`; for "ibp" `certified`, the
+    fraction of images proven right at the radius of this step.
     """
 
     def loss(model, images, labels, keys, progress=None):
-        # One pass: the bounds that the margin asks for come with the weights.
+        # One pass gives the weights and the bounds that the margin needs.
         model, bounds = resolve(model)
         if config.inputs == "noise":
             images = _noisy(images, keys, config)
@@ -143,12 +145,13 @@ def add_margins(
     rows: Float[Array, "classes features"],
     reach: Float[Array, ""],
 ) -> Float[Array, "b classes"]:
-    r"""The least favourable logits of nearby images: the margin loss is their entropy.
+    r"""The least favourable logits of nearby images, for the margin loss.
 
-    $z_c + r\,\|w_y - w_c\|$ for every class $c$, where $y$ is the true one. While the
-    features move by no more than $r$, no class gains more on the true one, so an image
-    whose true class still wins is certified. This is Lipschitz-margin training (Tsuzuku
-    et al., NeurIPS 2018) with the gap of each pair of classes in place of the largest.
+    These are $z_c + r\,\|w_y - w_c\|$ for every class $c$, where $y$ is the true one.
+    As long as the features move by at most $r$, no class can gain more than this on the
+    true one, so an image whose true class still wins is certified. The margin loss is
+    the cross-entropy of these logits. This is Lipschitz-margin training (Tsuzuku et
+    al., NeurIPS 2018) with the gap of each pair of classes in place of the largest.
 
     **Arguments:** the logits and the true classes; the head's rows $w_c$; how far the
     features may move, $r = L\rho$.
@@ -156,7 +159,7 @@ def add_margins(
     squares = jnp.sum(rows**2, axis=1)
     products = jnp.matmul(rows, rows.T, precision="highest")
     squares = squares[:, None] + squares[None] - 2 * products
-    # Rounding leaves less than nothing between equal rows, where a root has no slope.
+    # For equal rows, rounding may give a negative number, and a root has no slope at 0.
     gaps = jnp.sqrt(jnp.maximum(squares, 1e-12))
     gaps = jnp.where(jnp.eye(len(rows), dtype=bool), 0, gaps)
     return logits + reach * gaps[labels]
@@ -168,10 +171,11 @@ def steady_state_penalty(
     r"""$\int_T^{2T} |f(y(t))|\,dt$ beyond the end $T = 1$, a mean over the state.
 
     The steady-state constraint of TisODE (Yan et al., ICLR 2020), by the trapezoidal
-    rule on the states that the solver passes through. With several blocks it is of the
-    last one, for as long again as it lasts. Its field must be time-invariant.
+    rule on the states that the solver passes through. With several blocks it is that of
+    the last block, continued for its own duration. Its field must be time-invariant.
 
-    **Raises:** `ValueError` for one that is not, or a model that ends with no block.
+    **Raises:** `ValueError` for a field that is not, or a model that does not end with
+    an ODE block.
     """
     del keys
     block = _last_block(model)
@@ -209,10 +213,10 @@ def lyapunov_penalty(
     negative and dominant diagonal, so that its eigenvalues lie in the left half plane
     (Gershgorin). After SODEF (Kang et al., NeurIPS 2021), with means over a few random
     rows $i$ in place of sums over all, of which a convolution has too many, and
-    softplus in place of exp, which overflows there. With several blocks it is of the
-    last one.
+    softplus in place of exp, which overflows there. With several blocks it is that of
+    the last one.
 
-    **Raises:** `ValueError` for a model that ends with no block.
+    **Raises:** `ValueError` for a model that does not end with an ODE block.
     """
     block = _last_block(model)
 

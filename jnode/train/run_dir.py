@@ -1,11 +1,10 @@
-"""The folder of a run: what is in it, its metrics, and how writing to it fails."""
+"""The folder of a run: its contents, its metrics, and errors of writing to it."""
 
 import dataclasses
 import errno
 import json
 import operator
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +13,21 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from jnode._files import check_links, lock_name, write_atomic, write_json
+from jnode._files import (
+    Lines,
+    as_path,
+    check_links,
+    lock_name,
+    remove,
+    write_atomic,
+    write_json,
+)
 from jnode._process import own_version
 from jnode.models.file import DESCRIPTION, WEIGHTS, from_dict
 from jnode.train.config import TrainConfig
 
 FORMAT = 3
-"""The number of the run folder's format, the only one that is read."""
+"""The version of the run folder's format, the only one that can be read."""
 
 CONTENTS = (
     # Training.
@@ -50,7 +57,7 @@ CONTENTS = (
 """Everything that the package writes into a run folder, files and folders."""
 
 _LOCKS = tuple(name for name in CONTENTS if name.endswith(".lock"))
-# What may lie in a folder before a run is there: a study writes the row of a cell that
+# Files that may be in a folder before its run: a study writes the row of a cell that
 # failed too early to leave anything else.
 _NO_RUN = (*_LOCKS, "row.json")
 
@@ -61,18 +68,20 @@ class RunDir:
     It holds `config.json`, `metrics.jsonl`, `checkpoints/`, the model file
     (`jnode.models.file`) once training has ended, and what else `CONTENTS` names.
     Nothing in it can lead a reader or writer out of it: it names no other folder, and
-    links that leave it are refused.
+    links out of it raise an error.
+
+    It lies on this machine, or in a bucket (`gs://bucket/run`).
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = as_path(path)
 
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raises `FileExistsError` where `create` would."""
+        """Raises `FileExistsError` if `create` would."""
         if not self.path.is_dir():
             taken = self.path.exists()
         else:
@@ -93,13 +102,13 @@ class RunDir:
             )
 
     def create(self, *, overwrite: bool) -> None:
-        """Makes the folder, or with `overwrite` empties what a run left there.
+        """Creates the folder or, with `overwrite`, removes what a run left there.
 
-        What nothing of the package wrote stays there. The row that a study wrote of a
-        cell that failed before it began is no run, and no hindrance.
+        Files that the package did not write are never removed. A folder that holds only
+        the row of a study's cell that failed before its run began counts as empty.
 
-        **Raises:** `FileExistsError` where it holds anything else and `overwrite` is
-        off, or where it holds something that no run wrote.
+        **Raises:** `FileExistsError` if the folder is not empty and `overwrite` is off,
+        or if it holds something that no run wrote.
         """
         self.check_free(overwrite=overwrite)
         self.check_links()
@@ -107,21 +116,18 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             if not overwrite:
                 return
-            # Whoever overwrites holds the lock.
+            # The caller that overwrites holds the lock.
             names = [name for name in CONTENTS if name not in _LOCKS]
             for path in [self.path / name for name in names] + self._half_written():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                remove(path)
 
     def unknown(self) -> list[Path]:
-        """What lies in the folder and was not written by the package."""
+        """The files in the folder that the package did not write."""
         known = {self.path / name for name in CONTENTS} | {*self._half_written()}
         return sorted(path for path in self.path.iterdir() if path not in known)
 
     def _half_written(self) -> list[Path]:
-        """Files that a killed process was writing, beside where they should be."""
+        """Temporary files that a killed process left."""
         return [
             path
             for path in self.path.glob(".*.tmp")
@@ -129,14 +135,14 @@ class RunDir:
         ]
 
     def check_links(self) -> None:
-        """Raises `ValueError` where a link would lead out of the folder."""
+        """Raises `ValueError` if a link leads out of the folder."""
         check_links(self.path, CONTENTS)
 
     def write_config(self, config: TrainConfig, **facts: Any) -> None:
         """Writes `config.json`: the configuration, and facts about data and machine.
 
-        Without `data.dir`: where the data lie belongs to the machine, not to the run.
-        Among the facts may be the `format` of another run that this is made of; by
+        `data.dir` is left out, since it belongs to the machine, not to the run. The
+        facts may include the `format` of another run from which this one derives; by
         default it is `FORMAT`.
         """
         train = dataclasses.asdict(without_paths(config))
@@ -145,9 +151,9 @@ class RunDir:
             write_json(self.path / "config.json", content)
 
     def read_config(self) -> tuple[TrainConfig, dict[str, Any]]:
-        """The configuration, and the facts written with it, `format` among them.
+        """The configuration, and the facts written with it, including `format`.
 
-        A `data.dir` in it is not followed: it is read as `None`.
+        A `data.dir` in it is ignored and read as `None`.
 
         **Raises:** `FileNotFoundError` for a folder that is not a run, `ValueError` for
         a damaged `config.json`, another format than `FORMAT`, or links that lead out of
@@ -184,17 +190,18 @@ class RunDir:
 
 
 def without_paths(config: TrainConfig) -> TrainConfig:
-    """The configuration as a run folder keeps it."""
+    """The configuration as a run folder stores it, without paths."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, dir=None))
 
 
 class Log:
-    """Rows of metrics, one an epoch, in `metrics.jsonl` and perhaps TensorBoard.
+    """Writes one row of metrics for each epoch to `metrics.jsonl` and, if asked,
+    TensorBoard.
 
-    **Arguments:** the run's folder; the step that is gone on from, later rows being
-    dropped; whether to write TensorBoard's files into `tensorboard/` too.
+    **Arguments:** the run's folder; the step from which the run resumes, as later rows
+    are dropped; whether to write TensorBoard's files into `tensorboard/` too.
 
-    **Raises:** `ImportError` naming the extra where TensorBoard's writer is missing.
+    **Raises:** `ImportError`, naming the extra, if TensorBoard's writer is missing.
     """
 
     def __init__(self, run_dir: Path, step: int, *, tensorboard: bool):
@@ -202,7 +209,7 @@ class Log:
         path = run_dir / "metrics.jsonl"
         with explained(run_dir, writing=True):
             _truncate(path, step)
-            self._file = open(path, "a")  # noqa: SIM115
+            self._lines = Lines(path)
         self._board: Any = None
         if tensorboard:
             writer = tensorboard_writer()
@@ -213,9 +220,7 @@ class Log:
     def write(self, row: dict[str, Any]) -> None:
         """Writes a row through to the disk; it must hold `step`."""
         with explained(self.run_dir, writing=True):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._lines.add(json.dumps(row))
             if self._board is not None:
                 for name, value in row.items():
                     if name not in ("step", "epoch"):
@@ -224,7 +229,7 @@ class Log:
 
     def close(self) -> None:
         with explained(self.run_dir, writing=True):
-            self._file.close()
+            self._lines.close()
             if self._board is not None:
                 self._board.close()
 
@@ -244,7 +249,7 @@ def tensorboard_writer() -> Any:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Drops rows past a step, and half a row."""
+    """Drops the rows after a step, and an incomplete last row."""
     if not path.exists():
         return
     lines = path.read_text().splitlines(keepends=True)
@@ -276,7 +281,7 @@ class TrainingError(RuntimeError):
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss or a gradient ceased to be finite, or the loss exploded."""
+    """The loss or a gradient is not finite, or the loss diverged."""
 
 
 class SolverFailedError(TrainingError):
@@ -293,11 +298,12 @@ class StorageError(OSError):
 
 @contextmanager
 def explained(folder: Path, *, writing: bool = False) -> Iterator[None]:
-    """Turns what the machine raises into errors that say what to do.
+    """Turns errors of the machine into errors that say what to do.
 
-    **Arguments:** the run's folder; whether whatever fails inside fails at writing.
+    **Arguments:** the run's folder; whether the block only writes files.
 
-    **Raises:** `OutOfMemoryError`, `SolverFailedError`, `StorageError`; others pass.
+    **Raises:** `OutOfMemoryError`, `SolverFailedError`, `StorageError`; other errors as
+    they are.
     """
     try:
         yield
@@ -328,7 +334,7 @@ def explained(folder: Path, *, writing: bool = False) -> Iterator[None]:
 
 
 def _reason(text: str) -> str:
-    """What an operating system says, without the library's stack around it."""
+    """The operating system's message, without the library's stack around it."""
     known = ("No space left on device", "Read-only file system", "File too large")
     for reason in known:
         if reason.lower() in text.lower():

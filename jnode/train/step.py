@@ -1,4 +1,4 @@
-"""The training step: what it changes, on one device or many, and an epoch's sums."""
+"""The training step, on one device or many, and the running metrics of an epoch."""
 
 from collections.abc import Callable
 
@@ -25,8 +25,8 @@ from jnode.train.run_dir import NonFiniteLossError, SolverFailedError
 class TrainState(eqx.Module):
     """The model, the optimiser's state and the number of steps taken.
 
-    The order of the images and all random numbers follow from the seed and `step`, so
-    this is all that a resumed run needs.
+    The order of the images and all random numbers are determined by the seed and
+    `step`, so a resumed run needs nothing else.
     """
 
     model: ODEClassifier
@@ -35,32 +35,34 @@ class TrainState(eqx.Module):
 
 
 def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate after so many updates: a cosine whose first tenth warms up."""
+    """The learning rate by update: a cosine, after a linear warm-up over the first
+    tenth."""
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(total_steps // 10, 1), max(total_steps, 2)
     )
 
 
 def learning_rate(config: TrainConfig, total_steps: int, step: int) -> float:
-    """The rate of a step, counted from 1, none before it having been skipped."""
+    """The learning rate of a step, counted from 1, if no step was skipped before."""
     return np.asarray(make_schedule(config, total_steps)(step - 1)).item()
 
 
 def make_optimizer(
     config: TrainConfig, total_steps: int
 ) -> optax.GradientTransformation:
-    """AdamW on `make_schedule`, whose decay acts on the weights that `decays` names."""
+    """AdamW with `make_schedule`, and weight decay on the arrays selected by
+    `decays`."""
     schedule = make_schedule(config, total_steps)
     return optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
 
 
-# Constraints that divide a weight by its own size, so that it has no effect.
+# Constraints that divide a weight by its own size, so that its scale has no effect.
 _NORMALISING = (SpectralRescale, AOL, SLL, NewtonSchulz)
 _WEIGHTS = ("weight", "kernel", "matrix")
 
 
 def decays(model: PyTree) -> PyTree[bool]:
-    """Which of a model's arrays weight decay acts on: the weights of its linear maps.
+    """The arrays of a model on which weight decay acts: the weights of its linear maps.
 
     That is, an array called `weight`, `kernel` or `matrix` that belongs to a linear
     map (constrained or plain), a layer `eqx.nn.Linear` or `eqx.nn.Conv`, or a head;
@@ -100,7 +102,7 @@ def _decays(owner: object, name: str) -> bool:
 
 
 def dtype_of(model: PyTree) -> jnp.dtype:
-    """The type of a model's numbers: the longest of its floating arrays'."""
+    """The dtype of a model: the most precise one of its floating-point arrays."""
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     return jnp.result_type(*leaves)
 
@@ -133,14 +135,15 @@ def make_step(
     """The jitted training step: `step((images, labels), state) -> state, metrics`.
 
     A step whose loss or gradient is not finite, or whose loss is above
-    `config.max_loss`, changes nothing but the step's number; `metrics["bad"]` tells.
+    `config.max_loss`, changes only the step number, and sets `metrics["bad"]`.
 
-    On a mesh each device differentiates the loss of its share of the batch, in
+    On a mesh each device differentiates the loss of its part of the batch, in
     `config.accumulate` parts, and one all-reduce averages gradients and metrics. All
-    random numbers belong to the images, so they are the same on any number of devices.
+    random keys belong to the images, so the numbers do not depend on the number of
+    devices.
 
-    **Arguments:** the configuration; the steps of the whole run; over what devices the
-    batches are spread, if over any.
+    **Arguments:** the configuration; the number of steps of the whole run; the mesh
+    over which batches are sharded, if any.
     """
     optimizer = make_optimizer(config, total_steps)
     gradients = averaged(_gradients(make_loss(config.loss), config.accumulate), mesh)
@@ -163,7 +166,7 @@ def make_step(
         params = eqx.filter(state.model, eqx.is_inexact_array)
         updates, opt = optimizer.update(grads, state.optimizer_state, params)
         model = eqx.apply_updates(state.model, updates)
-        # The sum of squares may overflow where no gradient does: an explosion too.
+        # The sum of squares may overflow although no gradient does; that counts too.
         size = sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))
         good = jnp.isfinite(size) & (value <= config.max_loss)
         model, opt = jax.tree.map(
@@ -183,11 +186,12 @@ def make_steps(
     """Many training steps as one program.
 
     `steps((batches, totals, count), state) -> state, totals` takes `count` steps of
-    `make_step`, on the batches that `batches` (`jnode.data.device`) gives by the number
-    of the step, and adds what they tell to the totals. The count is data: one program
-    serves any, and its results do not depend on how many steps are taken at a time.
+    `make_step`, on the batches that `batches` (`jnode.data.device`) returns for each
+    step number, and adds their metrics to the totals. The count is data, so one program
+    serves any count, and the results do not depend on how many steps are taken at a
+    time.
 
-    **Arguments:** as of `make_step`.
+    **Arguments:** as for `make_step`.
     """
     step = make_step(config, total_steps, mesh)
 
@@ -232,14 +236,14 @@ def _gradients(loss: Loss, accumulate: int) -> Callable:
 class RunningMetrics(eqx.Module):
     """Sums over the steps of one epoch, kept on the device.
 
-    A resumed epoch goes on adding where the checkpoint left off, and the host looks
-    only now and then, at sums that are long finished: no step waits for it.
+    A resumed epoch continues from the sums in the checkpoint. The host reads them only
+    now and then, and only sums that are already computed, so no step waits for it.
 
-    - `sums`: of each metric, over the steps that were taken.
+    - `sums`: the sum of each metric over the steps that were taken.
     - `steps`: how many were taken.
-    - `skipped`: how many were not, their loss or gradient being bad.
-    - `bad_step`, `bad_loss`: the first of those, counted from 1, and its loss; 0
-        where there was none.
+    - `skipped`: how many were skipped, because their loss or gradient was bad.
+    - `bad_step`, `bad_loss`: the first skipped step, counted from 1, and its loss; 0 if
+        there was none.
     """
 
     sums: dict[str, Float[Array, ""]]
@@ -262,10 +266,11 @@ def empty_metrics(loss: LossConfig) -> RunningMetrics:
 def add_step(
     totals: RunningMetrics, metrics: dict[str, Array], step: Int[Array, ""]
 ) -> RunningMetrics:
-    """With one step more: what `make_step` told of it, and its number from 1."""
+    """The totals after one more step, from its metrics and its number, counted from
+    1."""
     metrics = dict(metrics)
     bad = metrics.pop("bad")
-    # Under jax_enable_x64 some are longer: the sums keep their type, step after step.
+    # Under jax_enable_x64 some metrics are float64; the sums keep their own dtype.
     metrics = {k: v.astype(totals.sums[k].dtype) for k, v in metrics.items()}
     first = bad & (totals.bad_step == 0)
     return RunningMetrics(
@@ -278,7 +283,7 @@ def add_step(
 
 
 def epoch_means(totals: RunningMetrics, batch_size: int) -> dict[str, float | int]:
-    """The epoch's row: means of the metrics, and what was skipped or failed.
+    """The epoch's row: the mean metrics, and the skipped steps and failed solves.
 
     `failed_solves` is the number of images whose solve ended at `max_steps`.
     """
@@ -292,13 +297,13 @@ def epoch_means(totals: RunningMetrics, batch_size: int) -> dict[str, float | in
 def check_metrics(
     totals: RunningMetrics, config: TrainConfig, total_steps: int, last: str
 ) -> None:
-    """Checks the totals that the host has.
+    """Checks the totals on the host.
 
-    **Arguments:** the totals; the configuration; the steps of the whole run; the last
-    good checkpoint, for people.
+    **Arguments:** the totals; the configuration; the number of steps of the whole run;
+    the last good checkpoint, for the message.
 
-    **Raises:** `NonFiniteLossError` for a bad step, unless such are skipped or where
-    nothing else is left; `SolverFailedError` past the limit.
+    **Raises:** `NonFiniteLossError` for a bad step, unless bad steps are skipped and
+    others remain; `SolverFailedError` for more failed solves than allowed.
     """
     step, steps, skipped = (
         int(x) for x in (totals.bad_step, totals.steps, totals.skipped)

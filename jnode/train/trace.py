@@ -1,4 +1,4 @@
-"""A profile of some training steps."""
+"""Profiling some training steps."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ import jax
 class Trace:
     """A `jax.profiler` trace of some steps, for TensorBoard or Perfetto.
 
-    **Arguments:** the folder; after how many steps of this start to begin; how many
-    steps to trace, 0 for none.
+    **Arguments:** the folder; the number of steps after which to begin; how many steps
+    to trace, 0 for none.
     """
 
     def __init__(self, folder: Path, *, begin: int, steps: int):
@@ -19,11 +19,12 @@ class Trace:
         self._seen, self._on = 0, False
 
     def until(self, count: int) -> int:
-        """So many steps, or fewer where the trace begins or ends before."""
+        """`count`, or fewer steps if the trace begins or ends before that."""
         return min([count, *(edge - self._seen for edge in self._edges)])
 
     def steps(self, count: int, result: Any) -> None:
-        """Told of `count` steps, no more than `until` allows, with what they give."""
+        """Records that `count` steps were dispatched, at most `until`, with their
+        result."""
         self._seen += count
         if self._edges and self._seen == self._edges[0]:
             jax.block_until_ready(result)
