@@ -38,7 +38,7 @@ import jax
 import jaxtyping
 import pytest
 
-from jnode._process import hush_orbax
+from jnode._process import drop_programs_if_many, hush_orbax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -63,10 +63,20 @@ def hushed():
     hush_orbax()
 
 
+_tests_done = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_mappings():
+    """Of compiled programs, which so many tests would use up."""
+    yield
+    if next(_tests_done) % 20 == 0:
+        drop_programs_if_many()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Those of a file are dropped after it: all of them would take gigabytes, and more
-    memory mappings than Linux allows."""
+    """Those of a file are dropped after it: all of them would take gigabytes."""
     yield
     jax.clear_caches()
 
