@@ -2,10 +2,10 @@
 # # Orthogonal and norm-bounded convolutions in any Equinox model
 #
 # Spectral normalisation that reshapes a convolution's kernel to a matrix bounds the
-# norm of that matrix. The convolution's own norm is another number, often larger: a
-# "1-Lipschitz" network made in this way is not one. `jnode.linear` bounds the
-# operator itself, on the grid on which it acts, and `BoundedConv2d` and
-# `BoundedLinear` stand where `eqx.nn.Conv2d` and `eqx.nn.Linear` stood.
+# norm of that matrix. The norm of the convolution is often larger, so a network made
+# in this way need not be 1-Lipschitz. `jnode.linear` bounds the convolution itself, on
+# the grid on which it acts. `BoundedConv2d` and `BoundedLinear` replace
+# `eqx.nn.Conv2d` and `eqx.nn.Linear`.
 
 # %%
 import equinox as eqx
@@ -44,8 +44,8 @@ print(f"certified upper bound       {operator.norm():.3f}")
 assert 1 < seen <= operator.norm()
 
 # %% [markdown]
-# Power iteration on the operator itself comes closer, but from below: it certifies
-# nothing. `spectral_norm` and `norm()` are upper bounds, with their rounding.
+# Power iteration on the operator itself approaches its norm from below, so it
+# certifies nothing. `spectral_norm` and `norm()` are upper bounds, rounding included.
 #
 # ## A 1-Lipschitz network of Equinox parts
 #
@@ -75,7 +75,7 @@ class Net(eqx.Module):
         return x
 
 
-def small(images):  # 28 x 28 to 14 x 14, channels first; halving keeps the distances
+def small(images):  # to 14 x 14, channels first; sum / 2 is 1-Lipschitz in the pixels
     blocks = to_float(images).reshape(-1, 14, 2, 14, 2)
     return jnp.asarray(blocks.sum(axis=(2, 4))[:, None] / 2)
 
@@ -84,8 +84,8 @@ train, test = (jnode.data.load("mnist5k", split=split) for split in ("train", "t
 images, labels = small(train.images), jnp.asarray(train.labels)
 
 # %% [markdown]
-# $|x|$ is 1-Lipschitz, and so are all the other parts; hence the network is. Trained
-# as any Equinox model is, here by a hinge loss that asks for a margin of 0.7:
+# $|x|$ is 1-Lipschitz, and so are all the other parts; hence the network is. It is
+# trained like any Equinox model, here with a hinge loss for a margin of 0.7:
 
 
 # %%
@@ -116,8 +116,8 @@ for number in range(120):
 # %% [markdown]
 # ## Plain layers
 #
-# `vanilla_export` gives an equal model of `eqx.nn` layers alone: nothing of jnode is
-# left in it, nothing is computed twice, and it can be saved and shared as any other.
+# `vanilla_export` gives an equal model of `eqx.nn` layers only. It needs no jnode, its
+# constraints are computed already, and it can be saved and shared like any other.
 
 # %%
 plain = vanilla_export(model)
@@ -133,8 +133,8 @@ assert difference < 1e-4
 
 # %% [markdown]
 # An orthogonal convolution reaches over the whole grid, so its plain kernel is as
-# large as the grid; the rescaled one keeps its 3 by 3. Both are as quick as any
-# convolution of that size.
+# large as the grid; that of the rescaled one stays 3 by 3. Both are ordinary
+# convolutions of that size.
 #
 # ## Certified radii by hand
 #
@@ -156,8 +156,7 @@ for r in (0.1, 0.25, 0.5):
     print(f"certified at {r}: {(radii >= r).mean():.3f}")
 
 # %% [markdown]
-# The head alone, measured anew from the exported weights, as one should do after any
-# editing of them:
+# If you edit exported weights, measure their norm again. For the head:
 
 # %%
 head = plain.layers[-1]

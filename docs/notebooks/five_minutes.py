@@ -21,10 +21,10 @@ from jnode.train import get_preset, train
 # %% [markdown]
 # ## The model
 #
-# The preset `ortho` lifts an image to a grid of channels by an isometry, moves it by
-# the flow of $f(y) = L\,W_2\,\sigma(W_1 y + b_1) + b_2$ with orthogonal $W_1, W_2$,
-# in two steps of RK4, and ends in a linear head. Five epochs in place of twenty, to
-# be quick.
+# The preset `ortho` maps an image to a grid of channels by an isometry. Two steps of
+# RK4 then solve $y' = L\,W_2\,\sigma(W_1 y + b_1) + b_2$ with orthogonal $W_1, W_2$,
+# and a linear head gives the logits. To be quick, we train five epochs instead of
+# twenty.
 
 # %%
 config = dataclasses.replace(get_preset("ortho"), epochs=5)
@@ -33,9 +33,9 @@ model = train(config, folder, overwrite=True, progress=False)
 print(model.solver, f"certified Lipschitz constant {model.lipschitz():.3f}")
 
 # %% [markdown]
-# The constant is the product of the layers' constants. That of the ODE block is the
-# largest factor by which two RK4 steps with a field of this constant can part two
-# states. It was true before the training, and it is true after it.
+# The constant is the product of the layers' constants. That of the ODE block bounds
+# the factor by which two RK4 steps can move two states apart. It depends only on the
+# field's Lipschitz constant and the steps, so training does not change it.
 
 # %%
 for layer, constant in zip(model.layers, model.bounds().layers, strict=False):
@@ -44,9 +44,9 @@ for layer, constant in zip(model.layers, model.bounds().layers, strict=False):
 # %% [markdown]
 # ## Attack
 #
-# `resolve` computes the orthogonal maps once, which makes a model quick to call;
-# attacks call it often. They differentiate through the solver that is evaluated. Two
-# hundred test images, FGSM and PGD:
+# Attacks call the model many times, so `resolve` first computes the orthogonal maps
+# once. Gradients are taken through the solver that is evaluated. Here FGSM and PGD
+# attack two hundred test images:
 
 # %%
 digits = jnode.data.load("mnist5k", split="test")
@@ -63,7 +63,7 @@ tried = [
 found = jnode.evaluate(classify, images, labels, tried, progress=False)
 print(f"clean accuracy {found.summary['clean_accuracy']:.3f}")
 for row in found.summary["worst_case"]:
-    print(f"L2 {row['epsilon']}: {row['robust_accuracy']:.3f} stand")
+    print(f"L2 {row['epsilon']}: {row['robust_accuracy']:.3f} robust to both")
 
 # %% [markdown]
 # Accuracy under attack is an *upper* bound on robust accuracy: another attack may do
@@ -85,20 +85,20 @@ proven = [(radii >= r).mean() for r in grid]
 stand = [row["robust_accuracy"] for row in found.summary["worst_case"]]
 figure, axes = plt.subplots(figsize=(5.5, 3.2))
 axes.plot(grid, proven, label="certified: no attack can go below")
-axes.plot(distances, stand, "o", label="standing after FGSM and PGD")
+axes.plot(distances, stand, "o", label="robust to FGSM and PGD")
 axes.set(xlabel="L2 distance", ylabel="accuracy", ylim=(0, 1))
 axes.legend()
 plt.show()
 
 # %% [markdown]
-# The truth lies between the line and the points. They have to agree, and a proof that
-# an attack refutes would be no proof:
+# Robust accuracy lies between the line and the points. An attack that succeeds within
+# a certified radius would refute the certificate:
 
 # %%
 robust = found.outcome.robust
 distance = np.array([budget.epsilon for _, budget in tried])[:, None]
 certified = radii[None] >= distance
-print("certified and broken all the same:", int((certified & ~robust).sum()))
+print("successes within a certified radius:", int((certified & ~robust).sum()))
 assert not (certified & ~robust).any()
 
 # %% [markdown]

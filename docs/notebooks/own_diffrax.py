@@ -8,8 +8,8 @@
 #
 # with $K$ the Laplacian of the ring, leaks $g$, loads $a$ and a known input $u$. Two
 # circuits with the same input forget how they started: their voltages approach each
-# other at a rate of at least $g$. That is known of the *exact* solution. Is it true
-# of what a solver computes, and with which steps?
+# other at a rate of at least $g$. This holds for the *exact* solution. Does it hold
+# for what a solver computes, and with which steps?
 
 # %%
 import diffrax
@@ -40,9 +40,9 @@ circuit = Circuit(jnp.array(JOINT), jnp.array(LEAK), jnp.array(LOAD))
 # ## What is known of the field
 #
 # The Jacobian is $-(K + g + a\,\mathrm{diag}(1 - \tanh^2 v))$: symmetric, with
-# eigenvalues between $-(4k + g + a)$ and $-g$. This is the formula. `Certified` holds
-# it beside the function and evaluates it whenever it is asked, so that it follows the
-# parameters if they are fitted to data.
+# eigenvalues between $-(4k + g + a)$ and $-g$, where $k$ is the conductance of a
+# resistor (`joint`). `Certified` stores this formula with the function and evaluates
+# it whenever bounds are needed, so it follows the parameters if they are fitted.
 
 
 # %%
@@ -60,8 +60,8 @@ print(f"L = {field.lipschitz():.1f}, logarithmic norm {field.log_norm():.2f}")
 # ## The exact flow
 #
 # From the logarithmic norm alone: two solutions are at most $e^{-gt}$ times as far
-# apart as at the start. Gronwall's $e^{Lt}$, from the Lipschitz constant, would allow
-# anything.
+# apart as at the start. Gronwall's bound $e^{Lt}$, from the Lipschitz constant, is
+# useless here.
 
 # %%
 ideal = float(jnode.certify.log_norm_envelope(field, jnp.array([0.0, END]))[-1])
@@ -71,9 +71,9 @@ print(f"after t = {END}: {ideal:.3f} by the logarithmic norm, {loose:.2g} by Gro
 # %% [markdown]
 # ## The numerical solves, compared
 #
-# `amplification` bounds the map that the steps compute. Beside it stands what is
-# seen: the largest ratio of distances over pairs of states, solved by Diffrax itself
-# with the same steps.
+# `amplification` bounds the map that the steps compute. In brackets is what is
+# observed: the largest ratio of distances over pairs of states, solved by Diffrax
+# itself with the same steps.
 
 # %%
 METHODS = {
@@ -129,14 +129,14 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Below 1 a method is proven to contract. Crosses are what was seen of 64 pairs.
+# Below 1 a method is proven to contract. Crosses are the ratios observed on 64 pairs.
 #
 # - With steps too long for the stiff part, $h > 2/L$, nothing contracts, whatever the
 #   exact solution does, and the certificate does not claim it.
 # - With short steps the certified factor approaches that of the exact flow.
-# - Heun's and Ralston's methods are both of order two, and little is seen between them.
-#   What can be proven differs: with 20 steps one is certified to contract, the other is
-#   not. The proof is of the method, and not of the equation alone.
+# - Heun's and Ralston's methods are both of order two, and their observed ratios hardly
+#   differ. But with 20 steps one is certified to contract and the other is not: a
+#   certificate depends on the method, not only on the equation.
 #
 # ## Adaptive steps
 #
@@ -151,6 +151,6 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# What can be certified of it, with steps from a ladder of halves, is in [Certifying
-# an adaptive solver](../adaptive.md); which methods contract, in
+# An adaptive solver whose steps are only halved and doubled can be certified, for
+# images: [Certifying an adaptive solver](../adaptive.md); which methods contract, in
 # [certificates](../certificates.md).
