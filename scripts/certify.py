@@ -126,13 +126,17 @@ def certify(args: Args) -> None:
     for claim in found["assumed"]:
         print(f"assumed: {claim}")
     attacked = found["attacked"]
-    print(f"on {attacked['num_examples']} images: certified, locally, under attack")
+    print(f"of {attacked['num_examples']} images:")
     for row in attacked["rows"]:
         shares = [
-            f"{100 * row[name]:5.1f} %"
-            for name in ("certified_accuracy", "certified_locally", "robust_accuracy")
+            f"{100 * row[name]:5.1f} % {words}"
+            for name, words in (
+                ("certified_accuracy", "certified"),
+                ("certified_locally", "with local certificates"),
+                ("robust_accuracy", "robust under attack"),
+            )
         ]
-        print(f"  L2 {row['radius']:.4g}:", *shares)
+        print(f"  L2 {row['radius']:.4g}: {', '.join(shares)}")
     for flag in attacked["flags"]:
         print(f"flag: {flag}")
     _draw(as_path(args.run_dir) / "certificate.png", found)
