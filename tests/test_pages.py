@@ -132,7 +132,11 @@ def public_names():
         source = folder / "__init__.py" if package else folder.with_suffix(".py")
         for node in ast.parse(source.read_text()).body:
             if package and isinstance(node, ast.ImportFrom):
-                yield from (f"{module}.{x.asname}" for x in node.names if x.asname)
+                for name in (x.asname for x in node.names if x.asname):
+                    # A file of the same name would be shown in the place of it.
+                    hidden = (folder / f"{name}.py").exists()
+                    hidden = hidden and node.module != f"jnode.{module}"
+                    yield f"{module}.{name}.{name}" if hidden else f"{module}.{name}"
             elif not package and (name := getattr(node, "name", "_"))[0] != "_":
                 yield f"{module}.{name}"
 
