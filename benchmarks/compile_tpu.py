@@ -27,7 +27,7 @@ class Args:
     """The presets of training whose models to take."""
 
     program: tuple[str, ...] = tuple(PROGRAMS)
-    """Of: train, evaluate, attack."""
+    """Of: train, dispatch, evaluate, attack."""
 
     chip: tuple[str, ...] = tuple(CHIPS)
     """Of: v4, v5e, v6e."""

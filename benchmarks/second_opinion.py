@@ -181,7 +181,7 @@ def dense_net(model):
             image = layer(image)
         return image
 
-    fields = block.field.pieces
+    fields = block.field.segments
     shape = jax.eval_shape(embed, jnp.zeros(model.image_shape)).shape
 
     class Net(nn.Module):

@@ -18,16 +18,19 @@ from hlo_cost import collectives, cycles, work
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jnode.attacks import PGD, Budget
+from jnode.data.device import Resident
 from jnode.models.batched import batched
 from jnode.sharding import AXIS, Sharded, data_mesh
 from jnode.train import TrainConfig, get_preset
-from jnode.train.step import init_state, make_step
+from jnode.train.step import empty_metrics, init_state, make_step, make_steps
 
 # Turns of loops whose length is not known beforehand: the Cayley transform's inverse
-# takes at most 11, and an attack is compiled for one step.
-TURNS = {"train": 11, "evaluate": 1, "attack": 1}
+# takes at most 11, a dispatch is counted as one of 11 training steps (how many it takes
+# is data), and an attack is compiled for one step.
+TURNS = {"train": 11, "dispatch": 11, "evaluate": 1, "attack": 1}
 CIFAR = (32, 32, 3)
 MNIST = (28, 28, 1)
+IMAGES = 50_000  # on each device, of which a dispatch takes its batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +127,23 @@ def _train(config: TrainConfig, shapes: "Shapes") -> tuple[Callable, tuple]:
     return program, (state, shapes.images("uint8"), shapes.labels())
 
 
+def _dispatch(config: TrainConfig, shapes: "Shapes") -> tuple[Callable, tuple]:
+    steps = make_steps(config, 1000, shapes.mesh)
+    state, rebuild = shapes.whole(shapes.state(config))
+    number, rows = jax.ShapeDtypeStruct((), "int32"), (IMAGES,)
+    images = jax.ShapeDtypeStruct((*rows, *shapes.image), "uint8")
+    each = jax.ShapeDtypeStruct(rows, "int32")
+    batches = Resident(images, each, each, number, shapes.batch, shapes.mesh)
+    metrics = eqx.filter_eval_shape(empty_metrics, config.loss)
+    given, regiven = shapes.whole((batches, metrics, number))
+
+    def program(state, given):
+        state, metrics = steps(regiven(given), rebuild(state))
+        return eqx.filter(state, eqx.is_array), metrics
+
+    return program, (state, given)
+
+
 def _evaluate(config: TrainConfig, shapes: "Shapes") -> tuple[Callable, tuple]:
     model, rebuild = shapes.whole(shapes.baked(config))
 
@@ -144,8 +164,14 @@ def _attack(config: TrainConfig, shapes: "Shapes") -> tuple[Callable, tuple]:
     return program, (model, shapes.images("float32"), shapes.labels())
 
 
-PROGRAMS = {"train": _train, "evaluate": _evaluate, "attack": _attack}
-"""By name: a training step, predictions, and PGD of one step."""
+PROGRAMS = {
+    "train": _train,
+    "dispatch": _dispatch,
+    "evaluate": _evaluate,
+    "attack": _attack,
+}
+"""By name: a training step, many of them in one program on images that lie on the
+device, predictions, and PGD of one step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +238,7 @@ def compile_program(
     turns = TURNS[name]
     done = work(program, *args, turns=turns)
     begin = time.perf_counter()
-    donated = (0,) if name == "train" else ()
+    donated = (0,) if name in ("train", "dispatch") else ()
     compiled = jax.jit(program, donate_argnums=donated).lower(*args).compile()
     compiling = time.perf_counter() - begin
     text, memory = compiled.as_text(), compiled.memory_analysis()

@@ -52,6 +52,9 @@ class Args:
     radii: tuple[float, ...] = (0.5, 1.0)
     """The L2 radii to report."""
 
+    out: str = str(RESULTS / "training_precision")
+    """Where to write: OUT.json and OUT.md."""
+
 
 def bfloat16(x: Float[Array, "..."]) -> Float[Array, "..."]:
     # Not a conversion there and back, which XLA takes out.
@@ -150,9 +153,9 @@ def write(rows: list[dict], errors: dict[str, float], args: Args) -> None:
         "rows": rows,
         "versions": versions(),
     }
-    path = RESULTS / "training_precision.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "training_precision.md").write_text(table(rows, args))
+    out = Path(args.out)
+    out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(rows, args))
     print(table(rows, args), flush=True)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 
 from jnode import certify
 from jnode._batches import padded_batches
-from jnode._files import write_json
 from jnode.certify import linf
 from jnode.evaluation import evaluate
 from jnode.models.batched import batched
-from jnode.runs import Opened, read
+from jnode.runs import Opened, read, write_summary
 
 BATCH = 500
 
@@ -56,7 +55,7 @@ def enclose_run(
         "widest": float(np.max(widths)),
         "features": float(np.max(sizes)),
     }
-    write_json(run.path / "certificate-linf.json", summary)
+    write_summary(run.path / "certificate-linf.json", summary)
     return summary
 
 
@@ -89,7 +88,7 @@ def rounding_run(
             "median_ratio": float(np.median(ratio)),
             "covered": float(np.mean(proven <= stated)),
         }
-    write_json(run.path / "certificate-rounding.json", summary)
+    write_summary(run.path / "certificate-rounding.json", summary)
     return summary
 
 

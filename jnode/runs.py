@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from jnode._files import write_json
 from jnode._process import versions
 from jnode.attacks import PGD, Budget, Trial
 from jnode.attacks.trial import Pair, as_trial
-from jnode.certify import Smoothing, accuracy
+from jnode.certify import accuracy
 from jnode.certify.search import tightness
 from jnode.certify.survey import survey
 from jnode.data import Dataset
@@ -37,7 +36,7 @@ from jnode.evaluation.store import described, fingerprint
 from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
 from jnode.report.pictures import pairs
-from jnode.sharding import check_divides, shareable
+from jnode.sharding import check_divides, is_main_process, shareable
 from jnode.solvers import Solver
 from jnode.train import RunDir, evaluation_images, training_images
 
@@ -130,6 +129,7 @@ def evaluate_run(
     with Store(
         run.path / "evaluation", _arguments(run, attacks, protocol, how)
     ) as store:
+        progress = progress and is_main_process()
         if progress and store.message:
             print(store.message, flush=True)
         how |= {"keep": store.attack, "progress": progress, "mesh": mesh}
@@ -139,8 +139,15 @@ def evaluate_run(
         summary |= _proven(run, batch_size, mesh) | _counted(model, run, batch_size)
         if pictures:
             _draw(run, model, attacks, result)
-        write_json(run.path / "evaluation.json", summary)
-        return summary
+        return write_summary(run.path / "evaluation.json", summary)
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Writes a file of a run folder, and returns its content; of several processes the
+    first writes."""
+    if is_main_process():
+        write_json(path, summary)
+    return summary
 
 
 def _check_request(attacks, protocol, norm, epsilons, batch_size, mesh) -> None:
@@ -184,7 +191,7 @@ def _checked(
 
 def _draw(run: Opened, model: ODEClassifier, attacks, result: Evaluation) -> None:
     kept = pairs(model, attacks, result.outcome)
-    if kept is not None:
+    if kept is not None and is_main_process():
         kept.save(run.path)
 
 
@@ -258,7 +265,7 @@ def certify_run(
     lower bound on the Lipschitz constant, which take longer; the steps of PGD; whether
     to `freeze` an adaptive model on the steps for the first training image (see
     `ODEClassifier.freeze`); the seed; another data folder; whether to draw progress
-    bars; the devices over which batches are sharded.
+    bars; the devices over which images are sharded.
 
     **Returns:** what `certificate.json` holds.
 
@@ -268,14 +275,14 @@ def certify_run(
     _check_radii(radii, linf)
     run = read(run_dir, num_examples, data_dir)
     model = _certifiable(run, freeze, data_dir)
-    spread: dict = dict(batch_size=shareable(BATCH, mesh), mesh=mesh)
-    proven = certify.certified_radii(model, run.images, run.test.labels, **spread)
+    progress = progress and is_main_process()
+    proven, local = _both_radii(model, run, num_attacked, progress, mesh)
     some, labels = run.images[:num_attacked], run.test.labels[:num_attacked]
-    local = accuracy.locally_certified_radii(model, some, labels, progress=progress)
     positive = sorted({float(r) for r in radii if r > 0})
     attacks = [Trial(PGD(steps=steps), Budget("l2", r)) for r in positive]
-    spread |= {"seed": seed, "progress": progress}
-    seen = evaluate(batched(model.bake()), some, labels, attacks, **spread)
+    how: dict = dict(batch_size=shareable(BATCH, mesh), mesh=mesh, seed=seed)
+    whole = batched(model.bake())
+    seen = evaluate(whole, some, labels, attacks, progress=progress, **how)
     summary = {
         **_certificate(run, model, proven, radii, linf),
         "frozen_grid": model.solver.grid if freeze else None,
@@ -293,8 +300,19 @@ def certify_run(
             proven[: len(some)], local, up_to=max(radii, default=1)
         ),
     }
-    write_json(run.path / "certificate.json", summary)
-    return summary
+    return write_summary(run.path / "certificate.json", summary)
+
+
+def _both_radii(model, run: Opened, num_attacked, progress, mesh):
+    """The certified radii of all images, and the local ones of some."""
+    images, labels = run.images, run.test.labels
+    # As many images on each device as on one alone: then the radii are the same bits.
+    size = BATCH * (1 if mesh is None else mesh.size)
+    how: dict = {"batch_size": size, "mesh": mesh}
+    proven = certify.certified_radii(model, images, labels, **how)
+    some = images[:num_attacked], labels[:num_attacked]
+    how = {"progress": progress, "mesh": mesh}
+    return proven, accuracy.locally_certified_radii(model, *some, **how)
 
 
 def _check_radii(radii, linf) -> None:
@@ -350,51 +368,3 @@ def _attacked_rows(radii, proven, local, seen: Evaluation) -> list[dict[str, flo
         }
         for r, mask in zip(radii, robust, strict=True)
     ]
-
-
-def smooth_run(
-    run_dir: str | os.PathLike,
-    smoothing: Smoothing,
-    radii: Sequence[float],
-    *,
-    num_examples: int | None = None,
-    seed: int = 0,
-    data_dir: str | os.PathLike | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Certifies the smoothed classifier of a run, whatever its solver.
-
-    Writes `certificate-smoothed.json` into the run folder. It refers to the smoothed
-    classifier and, for each image, is wrong with probability at most `alpha`.
-
-    **Arguments:** the folder; the `Smoothing`; the L2 radii to report; the number of
-    test images; the seed of the noise; the data folder; whether to draw a progress bar.
-
-    **Raises:** the errors of `jnode.load`, `jnode.data.load` and `smooth_certify`.
-    """
-    run = read(run_dir, num_examples, data_dir)
-    test = run.test
-    found = certify.smooth_certify(
-        run.model, run.images, smoothing, key=jr.key(seed), progress=progress
-    )
-    proven = np.where(found.predictions == test.labels, found.radii, -1.0)
-    summary = {
-        "dataset": test.name,
-        "split": test.split,
-        "num_examples": len(test),
-        "num_train": run.num_train,
-        "solver": str(run.model.solver),
-        "smoothing": {
-            "sigma": smoothing.sigma,
-            "n0": smoothing.n0,
-            "n": smoothing.n,
-            "alpha": smoothing.alpha,
-            "seed": seed,
-            "largest_radius": smoothing.largest_radius,
-        },
-        "abstained": float(np.mean(found.predictions == -1)),
-        "clean_accuracy": float(np.mean(proven >= 0)),
-        "certified_accuracy": certify.certified_accuracy(proven, radii),
-    }
-    write_json(run.path / "certificate-smoothed.json", summary)
-    return summary

@@ -19,6 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
@@ -61,6 +62,19 @@ def _auto(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
 
+def as_auto(x: Array) -> Array:
+    """An array as it is, or on the same devices in Auto mode where axes are Explicit.
+
+    What a function that JAX is tracing is given stays as it is.
+    """
+    place = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    if not isinstance(place, NamedSharding) or not isinstance(place.mesh, Mesh):
+        return x
+    if AxisType.Explicit not in place.mesh.axis_types:
+        return x
+    return jax.device_put(x, NamedSharding(_auto(place.mesh), place.spec))
+
+
 def _rows(mesh: Mesh) -> PartitionSpec:
     """The spec that shards the first axis of an array over all devices of a mesh."""
     return PartitionSpec(mesh.axis_names)
@@ -98,9 +112,17 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     if mesh is None:
         return tree
     whole = NamedSharding(_auto(mesh), PartitionSpec())
-    return jax.tree.map(
-        lambda x: jax.device_put(x, whole) if eqx.is_array(x) else x, tree
-    )
+
+    def one(x):
+        if not eqx.is_array(x):
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            # JAX refuses to place keys themselves on devices of other processes.
+            data = jax.device_put(jax.random.key_data(x), whole)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.device_put(x, whole)
+
+    return jax.tree.map(one, tree)
 
 
 def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[Array]:
@@ -128,6 +150,55 @@ def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[A
         return jax.make_array_from_process_local_data(spread, x)
 
     return jax.tree.map(one, tree)
+
+
+def scatter(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[Array]:
+    """As `shard_batch`, of arrays that every process holds whole.
+
+    **Raises:** `ValueError` where the rows cannot be shared out evenly.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return shard_batch(tree, mesh)
+
+    def own(x):
+        check_divides(len(x), mesh)
+        return np.asarray(x)[local_rows(len(x), mesh)]
+
+    return shard_batch(jax.tree.map(own, tree), mesh)
+
+
+def gather(tree: PyTree[Array]) -> PyTree[np.ndarray]:
+    """The arrays of a tree as NumPy's, whole in every process."""
+
+    def whole(x):
+        there = not isinstance(x, jax.Array) or x.is_fully_addressable
+        if there or x.is_fully_replicated:
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def split_rows(
+    f: Callable[[Int[np.ndarray, " rows"], Mesh | None], np.ndarray],
+    rows: int,
+    mesh: Mesh | None,
+) -> np.ndarray:
+    """`f(indices, mesh)` of all rows, of which each process computes its share.
+
+    **Arguments:** a function of the indices of some rows and the mesh of one process,
+    which returns an array with an entry for each; the number of rows; the mesh of all
+    processes, which exchange their results at the end, or of this one alone.
+    """
+    if mesh is None or len(mesh.local_devices) == mesh.size:
+        return f(np.arange(rows), mesh)
+    share = -(-rows // jax.process_count())  # equally many, the first over again
+    own = (np.arange(share) + share * jax.process_index()) % rows
+    found = np.ascontiguousarray(f(own, data_mesh(mesh.local_devices)))
+    raw = np.frombuffer(found.tobytes(), np.uint8).reshape(share, -1)
+    every = multihost_utils.process_allgather(raw).reshape(-1, raw.shape[1])
+    whole = np.frombuffer(np.ascontiguousarray(every).tobytes(), found.dtype)
+    return whole.reshape(-1, *found.shape[1:])[:rows]
 
 
 def spread_rows(x: Array, mesh: Mesh | None) -> Array:
@@ -229,8 +300,10 @@ class Sharded(eqx.Module):
     ) -> Float[Array, "batch classes"]:
         """The logits of each image; the batch size must be a multiple of the devices.
 
-        **Raises:** `ValueError` for images that are sharded over Explicit axes.
+        **Raises:** `ValueError` for images that are sharded over Explicit axes in a
+        function that JAX is tracing; outside of one they are taken.
         """
+        images = as_auto(images)
         if AxisType.Explicit in jax.typeof(images).sharding.mesh.axis_types:
             raise ValueError(
                 "images must not be spread over Explicit axes, which are those of "

@@ -5,23 +5,28 @@ and compare it with its card: python scripts/certify.py certified_mnist.
 """
 
 import dataclasses
+import io
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from jnode._files import as_path
+from jnode._hosts import Hosts
 from jnode._process import run
 from jnode.attacks import number
 from jnode.cards import check_card
 from jnode.certify import Smoothing
 from jnode.enclosed_runs import enclose_run, rounding_run
 from jnode.models import shipped
-from jnode.runs import certify_run, smooth_run
-from jnode.sharding import all_devices
+from jnode.runs import certify_run
+from jnode.sharding import all_devices, is_main_process
+from jnode.smoothed_runs import smooth_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Hosts):
     """Certifies the model of a run; writes its certificate.json and certificate.png."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
@@ -75,6 +80,14 @@ def main() -> None:
     if args.run_dir in shipped.names() and not Path(args.run_dir).exists():
         _check(args.run_dir, args.data_dir)
         return
+    with args.joined():
+        # Of several processes all certify, and the first tells.
+        heard = nullcontext() if is_main_process() else redirect_stdout(io.StringIO())
+        with heard:
+            certify(args)
+
+
+def certify(args: Args) -> None:
     radii, linf = (
         [number(text) for text in texts] for texts in (args.radii, args.linf)
     )
@@ -93,7 +106,8 @@ def main() -> None:
     }
     if args.smoothing is not None:
         smoothing = Smoothing(args.smoothing, n=args.samples, alpha=args.alpha)
-        found = smooth_run(args.run_dir, smoothing, radii, **common)
+        spread = {"mesh": all_devices(), **common}
+        found = smooth_run(args.run_dir, smoothing, radii, **spread)
         print(f"smoothed {found['solver']}, sigma {args.smoothing:g}:", _rows(found))
         print(f"abstained on {100 * found['abstained']:.1f} %")
         return
@@ -121,7 +135,7 @@ def main() -> None:
         print(f"  L2 {row['radius']:.4g}:", *shares)
     for flag in attacked["flags"]:
         print(f"flag: {flag}")
-    _draw(Path(args.run_dir) / "certificate.png", found)
+    _draw(as_path(args.run_dir) / "certificate.png", found)
 
 
 def _constant(found) -> str:
@@ -202,6 +216,8 @@ def _rows(found) -> str:
 
 
 def _draw(path: Path, found) -> None:
+    if not is_main_process():
+        return
     try:
         from jnode.report.figures import certificate
         from jnode.report.style import to_png

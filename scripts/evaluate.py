@@ -6,16 +6,17 @@ from typing import Annotated, Literal
 import tyro
 
 from jnode import attacks
+from jnode._hosts import Hosts
 from jnode._process import run
 from jnode.evaluation import comparison
 from jnode.report import read_run, table
 from jnode.runs import evaluate_run
-from jnode.sharding import all_devices
+from jnode.sharding import all_devices, is_main_process, shareable
 from jnode.train import RunDir
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Hosts):
     """Attacks, checks and certifies the model of a run; writes its evaluation.json."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
@@ -37,8 +38,9 @@ class Args:
     num_examples: int | None = None
     """How many test images; by default all, or as many as the protocol says."""
 
-    batch_size: int = 250
-    """Images at a time, over all devices."""
+    batch_size: int | None = None
+    """Images at a time, over all devices; by default 250, or a few more where the
+    devices do not divide that."""
 
     seed: int = 0
     """The seed of the attacks' random numbers."""
@@ -52,10 +54,16 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
+    with args.joined():
+        evaluate(args)
+
+
+def evaluate(args: Args) -> None:
     chosen = [attacks.parse(spec) for spec in args.attack]
     if not chosen and args.protocol is None:
         config, _ = RunDir(args.run_dir).read_config()
         chosen = comparison(config.data.name)
+    mesh = all_devices()
     try:
         found = evaluate_run(
             args.run_dir,
@@ -64,15 +72,17 @@ def main() -> None:
             norm=args.norm,
             epsilons=[attacks.number(text) for text in args.epsilon],
             num_examples=args.num_examples,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size or shareable(250, mesh),
             seed=args.seed,
             data_dir=args.data_dir,
             progress=not args.quiet,
-            mesh=all_devices(),
+            mesh=mesh,
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on after the last finished attack.")
         raise
+    if not is_main_process():
+        return
     if not args.quiet:
         print(table([read_run(args.run_dir)]))
     for flag in found["flags"]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jnode import report
+from jnode._files import absolute, as_path
 from jnode._process import run
 from jnode.study import read_rows, tables, write_study
 from jnode.study.run import RESULTS
@@ -29,14 +30,14 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     if not args.run_dirs:
         raise ValueError("run_dirs must name at least one evaluated run.")
-    if all(is_study(Path(given)) for given in args.run_dirs):
+    if all(is_study(as_path(given)) for given in args.run_dirs):
         return tell_study(args)
     runs = [report.read_run(folder) for folder in args.run_dirs]
-    path = report.write(runs, args.out or Path(args.run_dirs[0]) / "report.html")
+    path = report.write(runs, args.out or as_path(args.run_dirs[0]) / "report.html")
     table = report.table(runs)
     path.with_suffix(".md").write_text(table + "\n")
     print(table)
-    print(f"\nReport: {path.resolve()}")
+    print(f"\nReport: {absolute(path)}")
 
 
 def is_study(path: Path) -> bool:

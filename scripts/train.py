@@ -5,12 +5,12 @@ python scripts/train.py PRESET --help lists the options of a preset.
 
 import dataclasses
 import sys
-from contextlib import nullcontext
 from typing import Annotated
 
 import tyro
 
 from jnode import sharding
+from jnode._hosts import Hosts
 from jnode._process import run, versions
 from jnode.train import (
     PRESETS,
@@ -24,7 +24,7 @@ from jnode.train import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Hosts):
     """Where a run is written, and how it is run."""
 
     run_dir: Annotated[str, tyro.conf.Positional]
@@ -50,18 +50,6 @@ class Options:
 
     quiet: bool = False
     """Show no progress, and print nothing but errors."""
-
-    distributed: bool = False
-    """Join the processes on several hosts (docs/distributed.md)."""
-
-    coordinator: str | None = None
-    """With --distributed, outside of TPU pods and SLURM: HOST:PORT of process 0."""
-
-    num_processes: int | None = None
-    """With --coordinator: how many processes there are."""
-
-    process_id: int | None = None
-    """With --coordinator: which of them this is, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +87,11 @@ def main(argv: list[str]) -> None:
             default=Args(run_dir=tyro.MISSING, config=preset),
         )
         config = args.config
-    options = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
-    hosts = [options.pop(k) for k in ("coordinator", "num_processes", "process_id")]
-    distributed, quiet = options.pop("distributed"), options.pop("quiet")
-    if not distributed and any(value is not None for value in hosts):
-        raise ValueError("--coordinator and its like need --distributed beside them.")
-    with sharding.distributed_context(*hosts) if distributed else nullcontext():
+    names = {f.name for f in dataclasses.fields(Options)}
+    names -= {f.name for f in dataclasses.fields(Hosts)}
+    options = {name: getattr(args, name) for name in names}
+    quiet = options.pop("quiet")
+    with args.joined():
         train(config, mesh=sharding.all_devices(), progress=not quiet, **options)
         if sharding.is_main_process() and not quiet:
             print(f"Trained. Next: python scripts/evaluate.py {args.run_dir}")

@@ -127,7 +127,9 @@ def test_residual_is_an_upper_bound_and_close(scale):
         q = rng.normal(size=(rows, columns)) + 1j * rng.normal(size=(rows, columns))
         u, _, v = np.linalg.svd(q, full_matrices=False)
         q = scale * u @ v
-        column = jnp.asarray(np.concatenate([q.real, q.imag])[None], jnp.float32)
+        column = jnp.asarray(
+            np.concatenate([np.real(q), np.imag(q)])[None], jnp.float32
+        )
         held = np.asarray(column[0], np.float64)
         held = held[:rows] + 1j * held[rows:]
         gram = held.conj().T @ held if rows >= columns else held @ held.conj().T

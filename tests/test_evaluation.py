@@ -345,6 +345,40 @@ def test_surrogates_of_fixed_and_adaptive_models(getkey):
         surrogates(fixed, x, y, ("nobody",))
 
 
+def memory(model, images):
+    """Bytes that XLA sets aside for the logits, and for the gradient of an attack."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+    labels = jnp.zeros(len(images), int)
+
+    def logits(arrays, images):
+        return eqx.combine(arrays, static)(images)
+
+    def gradient(arrays, images):
+        whole = eqx.combine(arrays, static)
+        return loss_and_gradient(whole, images, Untargeted(labels).loss)[2]
+
+    programs: list[Any] = [
+        jax.jit(function).lower(arrays, images).compile()
+        for function in (logits, gradient)
+    ]
+    return [found.memory_analysis().temp_size_in_bytes for found in programs]
+
+
+@pytest.mark.slow
+def test_memory_of_an_adaptive_evaluation_does_not_grow_with_the_limit_of_steps():
+    images = jnp.zeros((16, 8, 8, 1))
+    few, many = (
+        memory(batched(small_model(jr.key(0), solver=solver).bake()), images)
+        for solver in (
+            jnode.Solver("bosh3", max_steps=64),
+            jnode.Solver("bosh3", max_steps=4096),
+        )
+    )
+    # The states of 4096 steps are 16 MB. Only what is known of each step may grow.
+    assert many[0] < few[0] + 500_000, (few, many)
+    assert many[1] < few[1] + 3_000_000, (few, many)
+
+
 @pytest.mark.slow
 def test_the_finer_surrogate_needs_little_more_memory():
     """As preset odenet: a free field, solved adaptively, sample by sample."""
@@ -354,19 +388,9 @@ def test_the_finer_surrogate_needs_little_more_memory():
     solver = jnode.Solver("dopri5")
     model = jnode.build(config, solver, image_shape=(8, 8, 1), classes=4, key=jr.key(0))
     images, labels = jnp.zeros((16, 8, 8, 1)), jnp.zeros(16, int)
-
-    def memory(classifier):
-        arrays, static = eqx.partition(classifier, eqx.is_array)
-
-        def gradient(arrays, images):
-            whole = eqx.combine(arrays, static)
-            return loss_and_gradient(whole, images, Untargeted(labels).loss)[2]
-
-        compiled: Any = jax.jit(gradient).lower(arrays, images).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    finer = surrogates(model, images, labels, ("finer",))
-    assert memory(*finer.values()) < 1.5 * memory(batched(model))
+    (finer,) = surrogates(model, images, labels, ("finer",)).values()
+    ours = memory(finer, images)[1]
+    assert ours < 1.5 * memory(batched(model), images)[1]
 
 
 def test_the_finer_surrogate_has_steps_enough_and_no_more(getkey):

@@ -33,6 +33,7 @@ HARNESS = (
     "evaluation",
     "report",
     "runs",
+    "smoothed_runs",
     "study",
     "train",
 )

@@ -232,6 +232,7 @@ def test_images_on_explicit_axes(explicit):
     spread = sharding.replicate(sharding.Sharded(batched(model), explicit), explicit)
     with pytest.raises(ValueError, match=r"sharding\.shard_batch\(images, mesh\)"):
         eqx.filter_jit(spread)(there)
+    np.testing.assert_allclose(spread(there), expected, atol=1e-5)
     moved = sharding.shard_batch(there, explicit)
     bare = jax.sharding.auto_axes(jax.vmap(model), out_sharding=rows)
     for classify, x in (

@@ -40,17 +40,11 @@ def binary_images(n, seed=0):
 
 
 def votes(model, image, key, samples, batch_size, classes=2):
-    return np.asarray(
-        _count(
-            model,
-            jnp.asarray(image),
-            jnp.asarray(0.5, jnp.float32),
-            key,
-            jnp.asarray(samples, jnp.int32),
-            jnp.zeros(classes + 1, jnp.int32),
-            batch_size,
-        )
-    )
+    shared = model, jnp.asarray(0.5, jnp.float32), key
+    stage = jnp.asarray([0, samples], jnp.int32)
+    number, one = jnp.zeros(1, jnp.int32), jnp.asarray(image)[None]
+    how = classes + 1, batch_size, None
+    return np.asarray(_count(shared, number, one, stage, how))[0]
 
 
 def test_radius_of_a_linear_model_is_below_the_true_one_and_near_it():

@@ -72,3 +72,12 @@ def test_evaluation_compiles_for_four_chips(tmp_path):
     assert 1e-6 < row["estimated_seconds"] < 1e-2
     assert 0 < row["share_of_peak"] < row["mxu_share"] < 1
     assert "| evaluate | contractive | v5e x 4 |" in (tmp_path / "tpu.md").read_text()
+    # What the committed table says, to a tenth.
+    told = json.loads((ROOT / "benchmarks/results/tpu.json").read_text())["rows"]
+    (same,) = (
+        other
+        for other in told
+        if all(other[k] == row[k] for k in ("program", "preset", "chip", "chips"))
+    )
+    for name in ("flops", "bytes", "estimated_seconds", "share_of_peak", "mxu_share"):
+        assert row[name] == pytest.approx(same[name], rel=0.1), name

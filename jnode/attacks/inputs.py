@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jnode.attacks.goals import AbstractGoal, Targeted, Untargeted
+from jnode.sharding import as_auto
 
 Classes = ArrayLike | Sequence[int]
 """A class for each image, as an array or a list of integers."""
@@ -41,9 +42,11 @@ def check_input(
     - `targets`: [batch], integers that differ from the label, which is checked
         likewise; or `None`.
 
+    Arrays that are sharded over explicit mesh axes come back in Auto mode.
+
     **Raises:** `TypeError` for another dtype; `ValueError` for another shape, pixels
     outside [0, 1], a target that equals the label, or arrays that are sharded over
-    explicit mesh axes.
+    explicit mesh axes in a function that JAX is tracing.
     """
     images = check_images(images)
     labels = _classes("labels", labels, len(images))
@@ -128,7 +131,7 @@ def _check_dtype(images):
 
 
 def _array(value):
-    return value if isinstance(value, jax.Array) else np.asarray(value)
+    return as_auto(value) if isinstance(value, jax.Array) else np.asarray(value)
 
 
 def _check_sharding(array):
@@ -145,7 +148,8 @@ def _check_sharding(array):
     kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
     if any(kinds[name] == AxisType.Explicit for name in names):
         raise ValueError(
-            "images, labels and targets must not be sharded over explicit mesh axes: "
-            "make the mesh with Auto axes, as jnode.sharding.data_mesh does "
+            "images, labels and targets must not be sharded over explicit mesh axes "
+            "in a function that JAX is tracing: call the attack outside of it, or make "
+            "the mesh with Auto axes, as jnode.sharding.data_mesh does "
             "(jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,)))."
         )

@@ -26,8 +26,9 @@ from jnode.attacks.trial import Pair, Trial, as_trial, describe
 from jnode.sharding import (
     Sharded,
     check_divides,
+    gather,
     replicate,
-    shard_batch,
+    scatter,
     shareable,
 )
 
@@ -244,10 +245,7 @@ def _clean_pass(model, images, labels, targets, batch_size, mesh) -> _Problem:
 def _clean_logits(model, images, length, mesh):
     batches = padded_batches((images,), length)
     return np.concatenate(
-        [
-            np.asarray(logits_of(model, shard_batch(x, mesh)))[mask]
-            for _, (x,), mask in batches
-        ]
+        [gather(logits_of(model, scatter(x, mesh)))[mask] for _, (x,), mask in batches]
     )
 
 
@@ -316,17 +314,18 @@ def _batches(
     whole = images, classes, logits, epsilon
     batches = padded_batches(whole, size, samples=samples)
     for i, (chosen, arrays, mask) in enumerate(batches):
-        x, y, clean, e = shard_batch(arrays, mesh)
-        own = jax.random.fold_in(key, i)
+        x, y, clean = scatter(arrays[:3], mesh)
+        own = replicate(jax.random.fold_in(key, i), mesh)
         if isinstance(part.attack, GaussianNoise):
             found = part.attack(x, key=own)
         else:
-            budget = Budget(part.norm, e)
-            found = perturb(part.attack, model, x, goal(y), clean, budget, own)
-            budget.check(part.attack.name, x, found)
-        given = classes_of(logits_of(model, found))
+            budget = Budget(part.norm, arrays[3])
+            spread = scatter(budget, mesh)
+            found = perturb(part.attack, model, x, goal(y), clean, spread, own)
+            budget.check(part.attack.name, arrays[0], gather(found))
+        given = classes_of(gather(logits_of(model, found)))
         success = goal.met(given, arrays[1])
-        yield chosen, np.asarray(found)[mask], given[mask], success[mask]
+        yield chosen, gather(found)[mask], given[mask], success[mask]
 
 
 def fitted(length: int, count: int, multiple: int = 1) -> int:

@@ -23,6 +23,7 @@ from jnode.sharding import (
     shard_batch,
     sharded,
     shareable,
+    split_rows,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ REFUSAL = (
     "smoothed (--smoothing 0.25)"
 )
 CURVE = 201  # radii in the curves for plots
+LOCAL = 48
+"""Images that a device certifies locally at a time."""
 UNBOUNDED = "no Lipschitz constant is known of an unconstrained part of the model"
 
 
@@ -60,22 +63,32 @@ def certified_radii(
     """Each image's certified L2 radius, and -1 where the prediction is wrong.
 
     **Arguments:** a model; images [n, height, width, channels] with pixels in [0, 1];
-    their classes [n]; the batch size; the devices over which to shard batches
-    (`jnode.sharding.data_mesh`; by default JAX's first device).
+    their classes [n]; the batch size over all devices; the devices over which to shard
+    batches (`jnode.sharding.data_mesh`; by default JAX's first device). With several
+    processes each computes its share of the images, and all get the whole result.
 
     **Raises:** `TypeError` and `ValueError` for bad images or labels, or a batch that
     cannot be divided evenly.
     """
-    check_divides(batch_size, mesh)
     images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, shape=model.image_shape)
     check_labels(labels, len(model.head.bias))
     if images.dtype != np.float64:
         images = images.astype(np.float32)
     check_certifiable(model)
-    if jax.default_backend() == "tpu":
-        mesh = None  # computed on the host's CPU
-    return _certified_radii(model, images, labels, batch_size, mesh)
+    each = check_divides(batch_size, mesh)
+
+    def some(rows, mesh):
+        mesh = _certifying_mesh(mesh)
+        size = each * (1 if mesh is None else mesh.size)
+        return _certified_radii(model, images[rows], labels[rows], size, mesh)
+
+    return split_rows(some, len(labels), mesh)
+
+
+def _certifying_mesh(mesh: Mesh | None) -> Mesh | None:
+    """What is certified on a TPU is computed on the host's CPU."""
+    return None if jax.default_backend() == "tpu" else mesh
 
 
 @certifying
@@ -105,30 +118,47 @@ def locally_certified_radii(
     labels: Int[np.ndarray, " n"],
     *,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Float[np.ndarray, " n"]:
     """As `certified_radii`, but by the local bounds of `local_radius`.
 
     **Arguments:** a model; images [n, height, width, channels] and their classes [n];
-    whether to draw a progress bar.
+    whether to draw a progress bar; the devices over which to shard the images, 48 at a
+    time on each.
     """
+    images = np.asarray(images, np.float32)
+
+    def some(rows, mesh):
+        mesh = _certifying_mesh(mesh)
+        return _locally_certified(model, images[rows], labels[rows], mesh, progress)
+
+    return split_rows(some, len(labels), mesh)
+
+
+@certifying
+def _locally_certified(model, images, labels, mesh, progress):
     from jnode._progress import progress_bar
 
-    total = len(images)
+    total, shared = len(images), replicate(model, mesh)
+    size = shareable(min(LOCAL * (1 if mesh is None else mesh.size), total), mesh)
     parts = []
     with progress_bar(total, show=progress, unit="image") as bar:
         bar.set_description("local certificates")
-        for _, (x, y), mask in padded_batches((images, labels), min(48, total)):
-            radii = _local_radii(model, jnp.asarray(x, jnp.float32), jnp.asarray(y))
+        for _, batch, mask in padded_batches((images, labels), size):
+            x, y = shard_batch(batch, mesh)
+            radii = _local_radii(shared, x, y, mesh)
             parts.append(np.asarray(radii)[mask])
             bar.update(len(parts[-1]))
     return np.concatenate(parts)
 
 
-@certifying
 @eqx.filter_jit
-def _local_radii(model, images, labels):
-    predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
-    return jnp.where(predictions == labels, local_radius(model, images), -1.0)
+def _local_radii(model, images, labels, mesh):
+    def one_batch(model, images, labels):
+        predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
+        return jnp.where(predictions == labels, local_radius(model, images), -1.0)
+
+    return sharded(one_batch, mesh)(model, images, labels)
 
 
 def certified_accuracy(

@@ -2,17 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from jnode._batches import check_images
+from jnode._batches import check_images, padded_batches
+from jnode.sharding import replicate, shard_batch, sharded, split_rows
 
 ABSTAIN = -1
 # Limits, so that float32 represents a pixel plus noise, and 32 bits any sample's index.
@@ -97,6 +99,7 @@ def smooth_certify(
     *,
     key: PRNGKeyArray,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> SmoothedPrediction:
     r"""Classes and certified L2 radii of the smoothed classifier (Cohen et al., 2019).
 
@@ -129,6 +132,8 @@ def smooth_certify(
     - `key`: the same key gives the same answer. The noise of an image depends on the
         key and on its place in the batch, not on the other images.
     - `progress`: whether to draw a progress bar.
+    - `mesh`: over what devices, of one process or several, to spread the images, one at
+        a time on each. The answer does not depend on it.
 
     **Returns:** a `SmoothedPrediction`. As `radii` for `certified_accuracy`, take -1
     where `predictions` differ from the labels.
@@ -137,8 +142,8 @@ def smooth_certify(
     of the model on one of the noisy images.
     """
     predictions, radii = [], []
-    for count in _voters(model, images, smoothing, key, progress):
-        selection, estimation = count(0, smoothing.n0), count(1, smoothing.n)
+    votes = _votes(model, images, smoothing, (0, 1), key, progress, mesh)
+    for selection, estimation in votes:
         # The last count is that of samples without a prediction, which is not a class.
         chosen = int(np.argmax(selection[:-1]))
         radius = _radius(smoothing, int(estimation[chosen]))
@@ -154,6 +159,7 @@ def smooth_predict(
     *,
     key: PRNGKeyArray,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Int[np.ndarray, " batch"]:
     r"""Classes of the smoothed classifier, without radii (Cohen et al., 2019).
 
@@ -171,8 +177,7 @@ def smooth_predict(
     from scipy.stats import binomtest
 
     predictions = []
-    for count in _voters(model, images, smoothing, key, progress):
-        votes = count(1, smoothing.n)
+    for (votes,) in _votes(model, images, smoothing, (1,), key, progress, mesh):
         second, first = np.argsort(votes, kind="stable")[-2:]
         wins, losses = int(votes[first]), int(votes[second])
         sure = binomtest(wins, wins + losses, 0.5).pvalue <= smoothing.alpha
@@ -208,10 +213,8 @@ def _radius(smoothing: Smoothing, k: int) -> float:
     return sigma * float(norm.ppf(p)) * (1 - 1e-6)
 
 
-def _voters(
-    model, images, smoothing, key, progress
-) -> Iterator[Callable[[int, int], Int32[np.ndarray, " answers"]]]:
-    """Checks the arguments; per image, a function from (stage, samples) to votes."""
+def _checked(model, images, smoothing):
+    """The images as NumPy's, and the model baked where it can be; with its classes."""
     if not isinstance(smoothing, Smoothing):
         raise TypeError(
             "smoothing must be a jnode.certify.Smoothing, not "
@@ -233,42 +236,62 @@ def _voters(
             "model must map one image to the logits [classes] of at least 2 classes, "
             f"not the shape {one.shape} to {logits}: leave jax.vmap to this function."
         )
-    # One count for each class, and one for samples without a prediction.
-    nothing = jnp.zeros(len(logits) + 1, jnp.int32)
-    sigma = jnp.asarray(smoothing.sigma, jnp.float32)
+    return np.asarray(images, np.float32), model, len(logits)
+
+
+def _votes(
+    model, images, smoothing, stages, key, progress, mesh
+) -> Int32[np.ndarray, "n stages answers"]:
+    """The votes on each image in some stages: 0, which chooses a class, and 1."""
+    images, model, classes = _checked(model, images, smoothing)
+    numbered = [(i, (smoothing.n0, smoothing.n)[i]) for i in stages]
     batch_size = min(smoothing.batch_size, max(smoothing.n0, smoothing.n))
+    sigma = jnp.asarray(smoothing.sigma, jnp.float32)
 
-    def voter(i, image):
-        def count(stage, samples):
-            stream = jr.fold_in(jr.fold_in(key, i), stage)
-            samples = jnp.asarray(samples, jnp.int32)
-            votes = _count(model, image, sigma, stream, samples, nothing, batch_size)
-            return np.asarray(votes)
+    def some(rows, mesh):
+        from jnode._progress import progress_bar
 
-        return count
+        shared = replicate((model, sigma, key), mesh)
+        given = replicate([jnp.asarray(pair, jnp.int32) for pair in numbered], mesh)
+        how = classes + 1, batch_size, mesh
+        found = []
+        with progress_bar(len(rows), show=progress, unit="image") as bar:
+            group = 1 if mesh is None else mesh.size
+            for _, batch, mask in padded_batches((rows, images[rows]), group):
+                numbers, x = shard_batch(batch, mesh)
+                votes = [_count(shared, numbers, x, stage, how) for stage in given]
+                found.append(np.stack([*map(np.asarray, votes)], axis=1)[mask])
+                bar.update(len(found[-1]))
+        return np.concatenate(found)
 
-    from jnode._progress import progress_bar
-
-    with progress_bar(len(images), show=progress, unit="image") as bar:
-        for i, image in enumerate(images):
-            yield voter(i, jnp.asarray(image, jnp.float32))
-            bar.update()
+    return split_rows(some, len(images), mesh)
 
 
 @eqx.filter_jit
 def _count(
-    model: Callable,
-    image: Float[Array, "height width channels"],
-    sigma: Float[Array, ""],
-    key: PRNGKeyArray,
-    samples: Int32[Array, ""],
-    counts: Int32[Array, " answers"],
-    batch_size: int,
-) -> Int32[Array, " answers"]:
-    """Adds the predictions for `samples` noisy copies of an image to `counts`.
+    shared: tuple[Callable, Float[Array, ""], PRNGKeyArray],
+    numbers: Int[Array, " devices"],
+    images: Float[Array, "devices height width channels"],
+    stage: Int32[Array, "2"],
+    how: tuple[int, int, Mesh | None],
+) -> Int32[Array, "devices answers"]:
+    """Counts the predictions for noisy copies of images, of which each device has one.
 
     The number of samples is data, so that one compilation serves every number.
     """
+    answers, batch_size, mesh = how
+
+    def own(shared, numbers, images):
+        (model, sigma, key), stage = shared
+        stream = jr.fold_in(jr.fold_in(key, numbers[0]), stage[0])
+        args = model, images[0], sigma, stream, stage[1]
+        return _answers(*args, answers, batch_size)[None]
+
+    return sharded(own, mesh)((shared, stage), numbers, images)
+
+
+def _answers(model, image, sigma, key, samples, answers, batch_size):
+    """How many of the noisy copies of an image were given each answer."""
 
     def answer(index):
         # Each sample has its own key, whatever the batch size. No clipping to [0, 1]:
@@ -276,7 +299,7 @@ def _count(
         noise = jr.normal(jr.fold_in(key, index), image.shape, image.dtype)
         logits = model(image + sigma * noise)
         finite = jnp.all(jnp.isfinite(logits))
-        return jnp.where(finite, jnp.argmax(logits), len(counts) - 1)
+        return jnp.where(finite, jnp.argmax(logits), answers - 1)
 
     def one_batch(i, counts):
         index = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
@@ -284,4 +307,6 @@ def _count(
         return counts.at[jax.vmap(answer)(index)].add(wanted.astype(jnp.int32))
 
     batches = (samples + batch_size - 1) // batch_size
-    return jax.lax.fori_loop(jnp.zeros_like(batches), batches, one_batch, counts)
+    # One count for each class, and one for samples without an answer.
+    nothing = jnp.zeros(answers, jnp.int32)
+    return jax.lax.fori_loop(jnp.zeros_like(batches), batches, one_batch, nothing)

@@ -17,7 +17,7 @@ from jnode.attacks import Outcome, Untargeted
 from jnode.attacks.loop import over_devices
 from jnode.attacks.losses import loss_and_gradient, margin
 from jnode.models.batched import batched
-from jnode.sharding import shard_batch, shareable
+from jnode.sharding import gather, scatter, shareable
 from jnode.solvers import Solver
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def _evaluated_again(
     arrays = outcome.images, outcome.labels, outcome.logits
     for _, (x, y, logits), mask in padded_batches(arrays, size):
         again, zero = (
-            np.asarray(found)
-            for found in _logits_and_gradient(model, *shard_batch((x, y), mesh))
+            gather(found)
+            for found in _logits_and_gradient(model, *scatter((x, y), mesh))
         )
         with np.errstate(invalid="ignore"):
             difference = np.abs(logits - again)

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import weakref
 import zipfile
 import zlib
@@ -16,8 +15,16 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from jnode._files import FolderInUse, claimed, write_atomic, write_json
+from jnode._files import (
+    FolderInUse,
+    as_path,
+    claimed,
+    remove,
+    write_atomic,
+    write_json,
+)
 from jnode.attacks import Attacked, Trial
+from jnode.sharding import all_reduce_max, barrier, is_main_process
 
 LOCK = ".lock"
 DAMAGED = (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -32,6 +39,9 @@ class Store:
 
     Only one store at a time can open a folder; it holds a lock on the file `.lock`
     until the end of its `with` block, `close`, or the end of the process.
+
+    Of several processes the first writes, and all read: they must open the store and
+    call it together, and see the same folder.
     """
 
     def __init__(self, folder: str | os.PathLike, arguments: dict[str, Any]):
@@ -41,14 +51,20 @@ class Store:
 
         **Raises:** `RuntimeError` if another store holds the folder.
         """
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
+        self.message, self._release = "", lambda: None
+        if is_main_process():
+            self._claim(arguments)
+        barrier("the evaluation's folder is there")
+
+    def _claim(self, arguments: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             if not stack.enter_context(claimed(self.folder / LOCK, wait=False)):
                 raise FolderInUse(
-                    f"{folder} is in use by another evaluation, which would lose what "
-                    "it has finished: wait until that has ended, or evaluate a copy of "
-                    "the folder around it."
+                    f"{self.folder} is in use by another evaluation, which would lose "
+                    "what it has finished: wait until that has ended, or evaluate a "
+                    "copy of the folder around it."
                 )
             self.message = self._open(arguments)
             # A store that is never closed releases the folder when it is collected.
@@ -84,41 +100,43 @@ class Store:
                 f"the evaluation in {self.folder}."
             )
             for part in self.folder.iterdir():
-                if part.is_dir() and not part.is_symlink():
-                    shutil.rmtree(part)
-                elif part.name != LOCK:
-                    part.unlink()
+                if part.name != LOCK:
+                    remove(part)
         write_json(path, arguments)
         return message
 
     def attack(self, index: int, make: Callable[[], Attacked]) -> Attacked:
         """The result of an attack: read from disk, or else made and written."""
-        path = self.folder / f"attack-{index:03d}.npz"
-        if path.is_file():
-            try:
-                return _read(path)
-            except DAMAGED:
-                pass  # made anew
-        found = make()
-        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
-        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
-        return _read(path)
+
+        def write(path: Path, found: Attacked) -> None:
+            arrays: dict[str, Any] = {k: np.asarray(v) for k, v in vars(found).items()}
+            write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
+
+        return _kept(self.folder / f"attack-{index:03d}.npz", make, write, _read)
 
     def check(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a check: read from disk, or else made and written."""
         path = self.folder / f"check-{name}.json"
-        if path.is_file():
-            try:
-                return json.loads(path.read_text())
-            except ValueError:
-                pass
-        found = make()
-        write_json(path, found)
-        return found
+        return _kept(path, make, write_json, lambda path: json.loads(path.read_text()))
+
+
+def _kept(path: Path, make, write, read) -> Any:
+    """What a file holds; if need be after it was made and written."""
+    # Looked for by one process for all: another might already see what is made now.
+    if all_reduce_max(int(is_main_process() and path.is_file())):
+        try:
+            return read(path)
+        except DAMAGED:
+            pass  # made anew, by every process, since all read the same
+    found = make()
+    if is_main_process():
+        write(path, found)
+    barrier(f"{path.name} is there")
+    return read(path)
 
 
 def _read(path: Path) -> Attacked:
-    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         return Attacked(**dict(file))
 
 
@@ -126,8 +144,8 @@ def fingerprint(*parts: Any) -> str:
     """A hash of files (paths), arrays and plain values."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            digest.update(part.read_bytes())
+        if isinstance(part, os.PathLike):
+            digest.update(as_path(part).read_bytes())
         elif isinstance(part, np.ndarray):
             digest.update(f"{part.dtype}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).tobytes())

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jnode._files import check_links, write_atomic, write_json
+from jnode._files import as_path, check_links, size_of, write_atomic, write_json
 from jnode._process import own_version
 from jnode.models.classifier import ODEClassifier
 from jnode.models.config import ModelConfig, build
@@ -63,7 +63,7 @@ def save(
 
     **Raises:** `ValueError` if `config` does not describe the model.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     described = _Description(config, solver, image_shape, classes)
     arrays = _arrays(model)
     difference = _difference(arrays, _arrays(_skeleton(described)))
@@ -109,7 +109,7 @@ def load(folder: str | os.PathLike) -> ODEClassifier:
     **Raises:** `FileNotFoundError` for a folder without a model; `ValueError` for a
     damaged model, a newer format, or links that lead out of the folder.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     check_links(folder, (DESCRIPTION, WEIGHTS))
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
@@ -253,7 +253,7 @@ def _read_weights(
 ) -> ODEClassifier:
     numbers = sum(x.size * x.dtype.itemsize for x in weights.values())
     leaves, structure = jax.tree.flatten(skeleton)
-    size = path.stat().st_size
+    size = size_of(path)
     changed = "it is damaged, cut short or was changed"
     if not numbers <= size <= numbers + _HEADER * (len(leaves) + 1):
         raise ValueError(

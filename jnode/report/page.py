@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jnode._files import write_atomic
+from jnode._files import as_path, write_atomic
 from jnode.report import figures, parts, solve_figures
 from jnode.report.results import RunReport, distinct
 from jnode.report.style import STYLE, to_png
@@ -48,7 +48,7 @@ def write(runs: Sequence[RunReport], path: str | os.PathLike) -> Path:
     **Raises:** `ValueError` where there is no run, `ImportError` without Matplotlib.
     """
     page = render(runs)
-    path = Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A hostile name may contain lone surrogates, which UTF-8 cannot encode.
     write_atomic(path, lambda file: file.write(page.encode(errors="replace")))

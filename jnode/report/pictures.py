@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jnode import certify
-from jnode._files import write_atomic
+from jnode._files import as_path, write_atomic
 from jnode.attacks import Outcome, Trial, describe
 from jnode.models import ODEBlock, step_lengths
 
@@ -80,7 +80,7 @@ class Pictures:
     @staticmethod
     def path(run_dir: str | os.PathLike) -> Path:
         """Where a run folder keeps its pictures."""
-        return Path(run_dir) / "pictures.npz"
+        return as_path(run_dir) / "pictures.npz"
 
     def save(self, run_dir: str | os.PathLike) -> None:
         """Writes `pictures.npz` into a run folder, atomically."""
@@ -101,7 +101,7 @@ class Pictures:
         path = cls.path(run_dir)
         try:
             # NumPy would leave a damaged file open if it opened it itself.
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = dict(file)
             attack = str(arrays.pop("attack"))
             names = tuple(str(name) for name in arrays.pop("class_names", ()))

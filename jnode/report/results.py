@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jnode._files import absolute
 from jnode.report.pictures import Pictures
 from jnode.train.run_dir import RunDir
 
@@ -87,7 +88,7 @@ def read_run(run_dir: str | os.PathLike) -> RunReport:
     pictures = None
     if Pictures.path(run.path).is_file():
         pictures = Pictures.load(run.path)
-    name = run.path.resolve().name
+    name = absolute(run.path).name
     return RunReport(name, config, evaluation, metrics, pictures)
 
 

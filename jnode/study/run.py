@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jnode._files import claimed, write_atomic, write_json
+from jnode._files import as_path, claimed, in_bucket, write_atomic, write_json
 from jnode._process import drop_programs_if_many, versions
 from jnode._progress import progress_bar
 from jnode.models import load, save
@@ -46,10 +46,12 @@ def run_study(
 
     **Returns:** the rows of all finished cells, in the order of `cells`.
 
-    **Raises:** `ValueError` for two cells of the same name, a finished row with another
-    configuration, or a damaged `results.jsonl`.
+    **Raises:** `ValueError` for a folder in a bucket, two cells of the same name, a
+    finished row with another configuration, or a damaged `results.jsonl`.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
+    if in_bucket(folder):
+        raise ValueError(f"folder must be on this machine, not {folder}: it is locked.")
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

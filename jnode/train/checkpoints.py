@@ -5,7 +5,6 @@ in it is pickled, and reading it runs no code.
 """
 
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jnode._files import absolute, move, remove
 from jnode.models import ODEClassifier
 from jnode.train.run_dir import RunDir, explained
 from jnode.train.step import empty_metrics, init_state
@@ -215,9 +215,8 @@ class Checkpoints:
 
     def _set_aside(self, step):
         target = self.run_dir / "damaged" / self.path(step).name
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(self.path(step), target)
+        remove(target)
+        move(self.path(step), target)
 
     @contextmanager
     def _manager(self) -> Iterator[Any]:
@@ -249,7 +248,7 @@ class Checkpoints:
             )
             with explained(self.run_dir, writing=self._writing):
                 self._open = ocp.CheckpointManager(
-                    self.folder.resolve(), options=options
+                    absolute(self.folder), options=options
                 )
         try:
             yield self._open

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jnode._checks import check_positive
-from jnode._files import locked
+from jnode._files import in_bucket, locked
 from jnode._process import Interrupted, caught_signals, peak_memory, provenance
 from jnode._progress import progress_bar
 from jnode.data import Feed
@@ -96,14 +96,13 @@ def train(
     """
     run = RunDir(run_dir)
     _check_options(overwrite, resume, profile)
+    _check_writers(run, tensorboard, profile)
     for name, number in (
         ("checkpoint_every", checkpoint_every),
         ("steps_per_dispatch", steps_per_dispatch),
     ):
         if number is not None:
             check_positive(**{name: number})
-    if tensorboard:
-        tensorboard_writer()
     if resume:
         _check_resumable(run, config)
     loop = _Loop(config, run, mesh, checkpoint_every, steps_per_dispatch)
@@ -118,6 +117,15 @@ def _check_options(overwrite, resume, profile) -> None:
         raise ValueError("resume and overwrite exclude each other: choose one.")
     if profile < 0:
         raise ValueError(f"profile must be at least 0, not {profile}.")
+
+
+def _check_writers(run: RunDir, tensorboard: bool, profile: int) -> None:
+    if tensorboard:
+        tensorboard_writer()
+    if in_bucket(run.path) and (tensorboard or profile):
+        raise ValueError(
+            f"tensorboard and profile need a run_dir on this machine, not {run.path}."
+        )
 
 
 def _check_resumable(run: RunDir, config: TrainConfig) -> None:

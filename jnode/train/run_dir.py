@@ -5,7 +5,6 @@ import errno
 import json
 import operator
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,15 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from jnode._files import check_links, lock_name, write_atomic, write_json
+from jnode._files import (
+    Lines,
+    as_path,
+    check_links,
+    lock_name,
+    remove,
+    write_atomic,
+    write_json,
+)
 from jnode._process import own_version
 from jnode.models.file import DESCRIPTION, WEIGHTS, from_dict
 from jnode.train.config import TrainConfig
@@ -62,10 +69,12 @@ class RunDir:
     (`jnode.models.file`) once training has ended, and what else `CONTENTS` names.
     Nothing in it can lead a reader or writer out of it: it names no other folder, and
     links out of it raise an error.
+
+    It lies on this machine, or in a bucket (`gs://bucket/run`).
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = as_path(path)
 
     @property
     def metrics(self) -> Path:
@@ -110,10 +119,7 @@ class RunDir:
             # The caller that overwrites holds the lock.
             names = [name for name in CONTENTS if name not in _LOCKS]
             for path in [self.path / name for name in names] + self._half_written():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                remove(path)
 
     def unknown(self) -> list[Path]:
         """The files in the folder that the package did not write."""
@@ -203,7 +209,7 @@ class Log:
         path = run_dir / "metrics.jsonl"
         with explained(run_dir, writing=True):
             _truncate(path, step)
-            self._file = open(path, "a")  # noqa: SIM115
+            self._lines = Lines(path)
         self._board: Any = None
         if tensorboard:
             writer = tensorboard_writer()
@@ -214,9 +220,7 @@ class Log:
     def write(self, row: dict[str, Any]) -> None:
         """Writes a row through to the disk; it must hold `step`."""
         with explained(self.run_dir, writing=True):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._lines.add(json.dumps(row))
             if self._board is not None:
                 for name, value in row.items():
                     if name not in ("step", "epoch"):
@@ -225,7 +229,7 @@ class Log:
 
     def close(self) -> None:
         with explained(self.run_dir, writing=True):
-            self._file.close()
+            self._lines.close()
             if self._board is not None:
                 self._board.close()
 
