@@ -21,7 +21,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import tyro
-from certified import label
 
 import jnode
 from jnode._files import write_json
@@ -85,6 +84,13 @@ def table() -> str:
             f"{told['parameters']:,} | {100 * told['clean_accuracy']:.1f} | {proven} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def label(radius: float) -> str:
+    """A radius as people know it: 36/255 rather than 0.1412."""
+    levels = 255 * radius
+    whole = abs(levels - round(levels)) < 1e-6 and round(levels) != 255
+    return f"{round(levels)}/255" if whole else f"{radius:g}"
 
 
 def make(args: Args) -> dict:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from certified import label
+from cards import label
 
 import jnode
 from jnode import attacks, certify, data

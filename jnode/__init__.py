@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jnode import certify as certify
     from jnode import constraints as constraints
     from jnode import data as data
+    from jnode import enclosed_runs as enclosed_runs
     from jnode import evaluation as evaluation
     from jnode import fields as fields
     from jnode import linear as linear
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from jnode import report as report
     from jnode import runs as runs
     from jnode import sharding as sharding
+    from jnode import smoothed_runs as smoothed_runs
     from jnode import solvers as solvers
     from jnode import study as study
     from jnode import train as train
@@ -58,6 +60,7 @@ _MODULES = (
     "certify",
     "constraints",
     "data",
+    "enclosed_runs",
     "evaluation",
     "fields",
     "linear",
@@ -65,6 +68,7 @@ _MODULES = (
     "report",
     "runs",
     "sharding",
+    "smoothed_runs",
     "solvers",
     "study",
     "train",

@@ -101,6 +101,7 @@ def notebook(path: Path, config):
     from traitlets.config import Config
 
     book = jupytext.read(path)
+    book.metadata["language_info"] = {"name": "python"}
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     if os.environ.get("JNODE_NOTEBOOKS", "run") == "run":
         local = Config(KernelManager={"transport": "ipc"})

