@@ -63,7 +63,7 @@ def _auto(mesh: Mesh) -> Mesh:
 
 
 def as_auto(x: Array) -> Array:
-    """An array as it is, or on the same devices in Auto mode where axes are Explicit.
+    """An array [*shape], on the same devices in Auto mode where axes are Explicit.
 
     What a function that JAX is tracing is given stays as it is.
     """
