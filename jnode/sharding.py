@@ -186,8 +186,8 @@ def split_rows(
 ) -> np.ndarray:
     """`f(indices, mesh)` of all rows, of which each process computes its share.
 
-    **Arguments:** a function of the indices of some rows and the mesh of one process,
-    which returns an array with an entry for each; the number of rows; the mesh of all
+    **Arguments:** a function of the indices [k] of some rows and the mesh of one
+    process, which returns an array [k, *rest]; the number of rows; the mesh of all
     processes, which exchange their results at the end, or of this one alone.
     """
     if mesh is None or len(mesh.local_devices) == mesh.size:
