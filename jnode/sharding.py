@@ -63,7 +63,7 @@ def _auto(mesh: Mesh) -> Mesh:
 
 
 def as_auto(x: Array) -> Array:
-    """An array as it is, or on the same devices in Auto mode where axes are Explicit.
+    """An array [*shape], on the same devices in Auto mode where axes are Explicit.
 
     What a function that JAX is tracing is given stays as it is.
     """
@@ -186,8 +186,8 @@ def split_rows(
 ) -> np.ndarray:
     """`f(indices, mesh)` of all rows, of which each process computes its share.
 
-    **Arguments:** a function of the indices of some rows and the mesh of one process,
-    which returns an array with an entry for each; the number of rows; the mesh of all
+    **Arguments:** a function of the indices [k] of some rows and the mesh of one
+    process, which returns an array [k, *rest]; the number of rows; the mesh of all
     processes, which exchange their results at the end, or of this one alone.
     """
     if mesh is None or len(mesh.local_devices) == mesh.size:
