@@ -190,7 +190,7 @@ WAYS = {
 @pytest.mark.parametrize("traced", slow_but([False, True], True))
 def test_time_runs_backwards(getkey, way, traced):
     field = jnode.OrthoField((4,), activation="tanh", time=True, key=getkey())
-    field = eqx.tree_at(lambda f: f.clocks[0], field, jnp.ones(4))
+    field = eqx.tree_at(lambda f: f.time_coefficients[0], field, jnp.ones(4))
     y0, solver = jr.normal(getkey(), (4,)), WAYS[way]
 
     def run(t0, t1, y):
