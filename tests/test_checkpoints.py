@@ -198,7 +198,7 @@ def test_another_architecture_or_seed(tmp_path):
         kept.restore(tree(n=9), FACTS)
     with pytest.raises(CheckpointMismatch, match="bias.* absent there"):
         kept.restore(tree() | {"bias": jnp.zeros(3)}, FACTS)
-    with pytest.raises(CheckpointMismatch, match="seed 0, and this run has 1"):
+    with pytest.raises(CheckpointMismatch, match="seed 0, this run has 1"):
         kept.restore(tree(), {"seed": 1})
     assert restored(kept, tree())[1] == 1  # nothing was lost
 

@@ -77,7 +77,7 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     # Nothing is done twice.
     none = lambda *_: pytest.fail("it was finished")
     monkeypatch.setattr(loop, "_run", none)
-    for name in ("gradient", "batch_independence", "tolerance", "nfe"):
+    for name in ("gradient", "batch_independence", "tolerance", "nfe_under_attack"):
         monkeypatch.setattr(checks, name, none)
     assert evaluate_run(run_dir, **{**SETTINGS, "progress": True}) == found
     said = capsys.readouterr().out

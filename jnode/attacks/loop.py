@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
@@ -319,7 +320,7 @@ def _batches(
         if isinstance(part.attack, GaussianNoise):
             found = part.attack(x, key=own)
         else:
-            budget = Budget(part.norm, arrays[3])
+            budget = Budget(part.norm, jnp.asarray(arrays[3]))
             spread = scatter(budget, mesh)
             found = perturb(part.attack, model, x, goal(y), clean, spread, own)
             budget.check(part.attack.name, arrays[0], gather(found))
