@@ -12,7 +12,7 @@ from jnode._batches import padded_batches
 from jnode.certify import linf
 from jnode.evaluation import evaluate
 from jnode.models.batched import batched
-from jnode.runs import Opened, read, write_summary
+from jnode.runs import read, write_summary
 
 BATCH = 500
 
@@ -48,15 +48,15 @@ def enclose_run(
     whole = batched(run.model.bake())
     seen = evaluate(whole, run.images, run.test.labels, (), progress=False)
     summary = {
-        **_header(run),
+        **run.facts,
+        "arithmetic": certify.arithmetic(),
         "rounding": "proven, given the measured accuracy of elementary functions",
         "clean_accuracy": seen.summary["clean_accuracy"],
         "certified_accuracy": rows,
         "widest": float(np.max(widths)),
         "features": float(np.max(sizes)),
     }
-    write_summary(run.path / "certificate-linf.json", summary)
-    return summary
+    return write_summary(run.path / "certificate-linf.json", summary)
 
 
 def rounding_run(
@@ -79,7 +79,12 @@ def rounding_run(
         for _, (x,), mask in padded_batches((run.images,), size)
     ]
     proven, stated = np.concatenate(pairs, axis=1)
-    summary = {**_header(run), "largest_proven": float(np.max(proven)), "allowed": None}
+    summary: dict[str, Any] = {
+        **run.facts,
+        "arithmetic": certify.arithmetic(),
+        "largest_proven": float(np.max(proven)),
+        "allowed": None,
+    }
     if np.all(np.isfinite(stated)):
         ratio = stated / np.maximum(proven, np.finfo(proven.dtype).tiny)
         summary["allowed"] = {
@@ -88,16 +93,4 @@ def rounding_run(
             "median_ratio": float(np.median(ratio)),
             "covered": float(np.mean(proven <= stated)),
         }
-    write_summary(run.path / "certificate-rounding.json", summary)
-    return summary
-
-
-def _header(run: Opened) -> dict[str, Any]:
-    return {
-        "dataset": run.test.name,
-        "split": run.test.split,
-        "num_examples": len(run.test),
-        "num_train": run.num_train,
-        "solver": str(run.model.solver),
-        "arithmetic": certify.arithmetic(),
-    }
+    return write_summary(run.path / "certificate-rounding.json", summary)

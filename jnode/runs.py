@@ -61,6 +61,17 @@ class Opened(NamedTuple):
     test: Dataset
     images: Float[np.ndarray, "n height width channels"]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What each certificate of a run begins with: its data and its solver."""
+        return {
+            "dataset": self.test.name,
+            "split": self.test.split,
+            "num_examples": len(self.test),
+            "num_train": self.num_train,
+            "solver": str(self.model.solver),
+        }
+
 
 def read(
     run_dir: str | os.PathLike,
@@ -340,11 +351,8 @@ def _certificate(
     """The rows of the certificate, from the radii of all images."""
     pixels = run.images[0].size
     return {
-        "dataset": run.test.name,
-        "split": run.test.split,
-        "num_examples": len(run.test),
-        "num_train": run.num_train,
-        "solver": str(model.solver),
+        **run.facts,
+        "solver": str(model.solver),  # that of a frozen model is another
         "arithmetic": certify.arithmetic(),
         "rounding": certify.ALLOWANCE,
         "assumed": certify.assumptions(model),

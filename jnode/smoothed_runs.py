@@ -27,8 +27,8 @@ def smooth_run(
 ) -> dict[str, Any]:
     """Certifies the smoothed classifier of a run, whatever its solver.
 
-    Writes `certificate-smoothed.json` into the run folder. It speaks of the smoothed
-    classifier, and holds up to the probability `alpha` for each image.
+    Writes `certificate-smoothed.json` into the run folder. It refers to the smoothed
+    classifier and, for each image, is wrong with probability at most `alpha`.
 
     **Arguments:** the folder; how to smooth; the L2 radii to report; how many test
     images; the seed of the noise; where the data lie; whether to draw a progress bar;
@@ -37,17 +37,12 @@ def smooth_run(
     **Raises:** what `jnode.load`, `jnode.data.load` and `smooth_certify` raise.
     """
     run = read(run_dir, num_examples, data_dir)
-    test = run.test
     how: dict = dict(progress=progress and is_main_process(), mesh=mesh)
     key = jr.key(seed)
     found = certify.smooth_certify(run.model, run.images, smoothing, key=key, **how)
-    proven = np.where(found.predictions == test.labels, found.radii, -1.0)
+    proven = np.where(found.predictions == run.test.labels, found.radii, -1.0)
     summary = {
-        "dataset": test.name,
-        "split": test.split,
-        "num_examples": len(test),
-        "num_train": run.num_train,
-        "solver": str(run.model.solver),
+        **run.facts,
         "smoothing": {
             "sigma": smoothing.sigma,
             "n0": smoothing.n0,
@@ -60,5 +55,4 @@ def smooth_run(
         "clean_accuracy": float(np.mean(proven >= 0)),
         "certified_accuracy": certify.certified_accuracy(proven, radii),
     }
-    write_summary(run.path / "certificate-smoothed.json", summary)
-    return summary
+    return write_summary(run.path / "certificate-smoothed.json", summary)

@@ -14,6 +14,7 @@ import os
 import posixpath
 import re
 from pathlib import Path
+from typing import Any, cast
 
 from mkdocs.structure.files import File, Files, InclusionLevel
 
@@ -86,7 +87,7 @@ def outside(path: str, config) -> File:
         file = File.generated(config, place_of(path), content=content)
     else:
         file = File.generated(config, path, abs_src_path=str(ROOT / path))
-        file.repository_path = path
+        cast(Any, file).repository_path = path
     if path not in PROJECT:
         file.inclusion = InclusionLevel.NOT_IN_NAV
     return file

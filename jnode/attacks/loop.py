@@ -48,8 +48,8 @@ class Attacked:
     - `samples`: the indices of the samples on which the trial ran.
     - `predictions`: the class given to each one's attacked image, -1 where its logits
         are not finite.
-    - `successes`: the indices of the samples on which it succeeded. - `images`: the
-        adversarial images of the successes.
+    - `successes`: the indices of the samples on which it succeeded.
+    - `images`: the adversarial images of the successes.
     - `shown`: the attacked images of the first samples, adversarial or not.
     - `seconds`: the run time, including compilation.
     """

@@ -41,9 +41,10 @@ class Measures:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One cell of a study, which becomes one row of its results. - `part`: the table
-    and figure to which it belongs, one of `PARTS`. - `model`, `training`: the names of
-    the model and its training in tables.
+    """One cell of a study, which becomes one row of its results.
+
+    - `part`: the table and figure to which it belongs, one of `PARTS`.
+    - `model`, `training`: the names of the model and its training in tables.
     - `train`: the whole training run, data and seed included.
     - `solver`: the solver of the evaluation, if it differs from that of training.
     - `measures`: what to measure.

@@ -176,6 +176,15 @@ _CERTIFIED_MNIST = _of(
     weight_decay=0.0,
 )
 
+_CERTIFIED_CIFAR10 = _of(
+    "certified_cifar10",
+    data=DataConfig("cifar10", flip=True, pad=2),
+    loss=LossConfig("margin", rho=0.25, logit_scale=7.0),
+    epochs=40,
+    learning_rate=1e-2,
+    weight_decay=0.0,
+)
+
 PRESETS: dict[str, TrainConfig] = {
     "ortho": _of(
         "ortho",
@@ -205,22 +214,13 @@ PRESETS: dict[str, TrainConfig] = {
     "certified_mnist_wide": dataclasses.replace(
         _CERTIFIED_MNIST, loss=LossConfig("margin", rho=1.4, logit_scale=3.0)
     ),
-    "certified_cifar10": _of(
-        "certified_cifar10",
-        data=DataConfig("cifar10", flip=True, pad=2),
-        loss=LossConfig("margin", rho=0.25, logit_scale=7.0),
-        epochs=40,
-        learning_rate=1e-2,
-        weight_decay=0.0,
-    ),
+    "certified_cifar10": _CERTIFIED_CIFAR10,
     # Of few images for each class: a wide margin and a small logit scale overfit least.
-    "certified_cifar100": _of(
-        "certified_cifar10",
+    "certified_cifar100": dataclasses.replace(
+        _CERTIFIED_CIFAR10,
         data=DataConfig("cifar100", flip=True, pad=2),
         loss=LossConfig("margin", rho=0.35, logit_scale=4.0),
         epochs=20,
-        learning_rate=1e-2,
-        weight_decay=0.0,
     ),
     # By intervals in Linf, at the larger of the two usual radii for MNIST.
     "linf_mnist": _of(
