@@ -132,7 +132,14 @@ def _walk(field, method, ladder, times, y):
 
 def embedded(model, image):
     """An image's features, and its decisions."""
-    return walk(model.layers[1], model.layers[0](image))
+    y, records = image, []
+    for layer in model.layers:
+        if isinstance(layer, ODEBlock):
+            y, record = walk(layer, y)
+            records.append(record)
+        else:
+            y = layer(y)
+    return y.ravel(), jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
 
 
 def search(model, image, radius, mode, key, steps: int):
