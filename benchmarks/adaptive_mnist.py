@@ -11,6 +11,7 @@ benchmarks/results/adaptive_mnist.json and .md.
 import dataclasses
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +25,9 @@ import tyro
 
 import jnode
 from jnode import certify, data
+from jnode._batches import padded_batches
 from jnode._files import write_json
 from jnode._process import run, versions
-from jnode.certify.survey import survey, taken
 from jnode.constraints import plain
 from jnode.data import Dataset
 from jnode.models import ModelConfig
@@ -37,15 +38,15 @@ RESULTS = Path(__file__).parent / "results"
 RADII = (0.25, 0.5, 1.0)
 TOLERANCES = tuple(10.0 ** (-k / 4) for k in range(2, 15))
 """From 0.3 to 0.0003; rtol and atol are equal."""
-_WIDE: Any = {"features": 64, "position": True}
+_WIDE: Any = {"features": 32, "position": True}
 FIELDS = {
     "ortho": ModelConfig("ortho", lipschitz=1.0, activation="maxmin", **_WIDE),
     # The longest steps that circle contractivity allows of Heun's method: h L = 2.
     "contractive": ModelConfig("gradient_flow", lipschitz=2.0, hidden=64, **_WIDE),
 }
 METHODS = ("heun", "bosh3")
-STEPS = 20
-"""Steps of each attack."""
+MOST = 16
+"""The most attempts of a solve."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Args:
 def ladder(method: str, tolerance: float) -> Solver:
     """The ladder that is trained, certified and attacked."""
     return Solver(
-        method, rtol=tolerance, atol=tolerance, controller="ladder", max_steps=64
+        method, rtol=tolerance, atol=tolerance, controller="ladder", max_steps=MOST
     )
 
 
@@ -99,79 +100,103 @@ def trained(field: str, method: str, args: Args) -> tuple[Path, TrainConfig]:
     return folder, config
 
 
-def parting(model: jnode.ODEClassifier, method: str, some: Dataset) -> list[float]:
+def pixels(some: Dataset) -> np.ndarray:
+    return np.asarray(data.to_float(jnp.asarray(some.images)))
+
+
+def by_batches(function, model, tolerance: float, *arrays, size: int = 250):
+    """`function(model, tolerances, *arrays)` over batches of one size."""
+    tolerances, parts = jnp.full(2, tolerance, jnp.float32), []
+    size = min(size, len(arrays[0]))
+    for _, batch, mask in padded_batches(arrays, size):
+        found = function(model, tolerances, *map(jnp.asarray, batch))
+        parts.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], found))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+@eqx.filter_jit
+def solved(model, tolerances, images):
+    """The predictions, and the grids: the position and level of each attempt."""
+    model = plain(model)
+    model = model.with_solver(model.solver.at(tolerances))
+
+    def one(image):
+        features, record = adaptive_hunt.embedded(model, image, MOST)
+        grid = jnp.stack([record["position"], record["level"]])
+        return jnp.argmax(model.head(features)), grid.ravel()
+
+    return jax.vmap(one)(images)
+
+
+def commonest(grids: np.ndarray) -> tuple[int, int, int]:
+    """The number of grids, the first image of the commonest, and how many take it."""
+    _, first, counts = np.unique(grids, axis=0, return_index=True, return_counts=True)
+    return len(counts), int(first[np.argmax(counts)]), int(np.max(counts))
+
+
+def parting(model: jnode.ODEClassifier, some: Dataset) -> list[float]:
     """The two largest tolerances at which less than 90 % of the images take the
     commonest grid."""
     images, found = pixels(some), []
     for tolerance in TOLERANCES:
-        grids = taken(model.with_solver(ladder(method, tolerance)), images)
-        counts = np.unique(grids, axis=0, return_counts=True)[1]
-        if np.max(counts) < 0.9 * len(images):
+        _, grids = by_batches(solved, model, tolerance, images)
+        if commonest(grids)[2] < 0.9 * len(images):
             found.append(tolerance)
         if len(found) == 2:
             break
     return found
 
 
-def pixels(some: Dataset) -> np.ndarray:
-    return np.asarray(data.to_float(jnp.asarray(some.images)))
-
-
-@eqx.filter_jit
-def attacked(model, images, radii, mode, keys):
-    """Whether each image's prediction changed, and whether its grid did."""
-    model = plain(model)
-
-    def one(image, radius, key):
-        found = adaptive_hunt.search(model, image, radius, mode, key, STEPS)
-        records = [adaptive_hunt.embedded(model, x)[1] for x in (image, found)]
-        differ = [
-            jnp.any(records[0][name] != records[1][name])
-            for name in ("position", "level")
-        ]
-        changed = jnp.argmax(model(image)) != jnp.argmax(model(found))
-        # What lies outside the ball, by the rounding of the projection, is no attack.
-        inside = jnp.sqrt(jnp.sum((found - image) ** 2)) <= radius / 0.999
-        return changed & inside, differ[0] | differ[1]
-
-    return jax.vmap(one)(images, radii, keys)
-
-
-def attacks(model, images, radii) -> dict[str, int]:
+def attacks(model, tolerance: float, images, radii) -> dict[str, int]:
     """Attacks at 0.999 of each radius: by the margin, the decisions, and both."""
-    sure = np.flatnonzero(radii > 0)
-    changed, moved = (np.zeros(len(sure), bool) for _ in range(2))
-    size = min(100, len(sure))
-    for index, mode in itertools.product(range(0, len(sure), size), range(3)):
-        rows = np.resize(sure[index : index + size], size)  # repeats fill the last
-        keys = jr.split(jr.fold_in(jr.key(mode), index), size)
-        ball = jnp.asarray(0.999 * radii[rows])
-        found = attacked(model, jnp.asarray(images[rows]), ball, mode, keys)
-        kept = slice(index, index + size)
-        for seen, new in zip((changed, moved), found, strict=True):
-            seen[kept] |= np.asarray(new)[: len(seen[kept])]
+    changed, moved = np.zeros(len(images), bool), np.zeros(len(images), bool)
+    for mode in range(3):
+        keys = np.asarray(jr.key_data(jr.split(jr.key(mode), len(images))))
+
+        def attack(model, tolerances, images, radii, keys, mode=mode):
+            inputs = (model, tolerances, images, radii, jnp.asarray(mode))
+            return adaptive_hunt.attacked(*inputs, jr.wrap_key_data(keys), MOST)
+
+        balls = (images, np.float32(0.999) * radii, keys)
+        found = by_batches(attack, model, tolerance, *balls, size=100)
+        changed, moved = changed | found[0], moved | found[1]
+    sure = radii > 0
     return {
-        "attacked": len(sure),
-        "changed_predictions": int(np.sum(changed)),
-        "changed_grids": int(np.sum(moved)),
+        "attacked": int(np.sum(sure)),
+        "changed_predictions": int(np.sum(changed & sure)),
+        "changed_grids": int(np.sum(moved & sure)),
     }
 
 
-def row_of(folder: Path, method: str, tolerance: float, test: Dataset, args) -> dict:
-    """The certificate of a trained model at a tolerance, and attacks on it."""
-    model = jnode.load(folder).with_solver(ladder(method, tolerance))
-    images, labels = pixels(test), test.labels
-    radii = certify.certified_radii(model, images, labels)
-    # Of wrong predictions, too, the ball is certified; here only right ones are tried.
-    some = slice(args.attacked)
+def row_of(model, tolerance: float, test: Dataset, attacked: int) -> dict[str, Any]:
+    """The certificate of a model at a tolerance, and attacks on it."""
+    images, labels = pixels(test), np.asarray(test.labels)
+    classes, grids = by_batches(solved, model, tolerance, images)
+    right = classes == labels
+    by_batches(adaptive_hunt.certified, model, tolerance, images[:250])  # compiles
+    start = time.perf_counter()
+    proven = by_batches(adaptive_hunt.certified, model, tolerance, images)
+    seconds = time.perf_counter() - start
+    number, first, count = commonest(grids)
+    solver = dataclasses.replace(model.solver, rtol=tolerance, atol=tolerance)
+    frozen = model.with_solver(solver).freeze(jnp.asarray(images[first]))
+    fixed = certify.certified_radii(frozen, images, labels)
+    own = np.where(right, proven.radii, -1)
+    some = slice(attacked)
     return {
         "tolerance": tolerance,
         "examples": len(test),
-        "clean_accuracy": float(np.mean(radii >= 0)),
-        "certified_accuracy": certify.certified_accuracy(radii, RADII),
-        "median_radius": float(np.median(radii)),
-        **(survey(model, images, labels, RADII, 500) or {}),
-        **attacks(model, images[some], radii[some]),
+        "clean_accuracy": float(np.mean(right)),
+        "certified_accuracy": certify.certified_accuracy(own, RADII),
+        "frozen": certify.certified_accuracy(fixed, RADII),
+        "frozen_grid": frozen.solver.grid,
+        "median_radius": float(np.median(proven.radii)),
+        "paths": number,
+        "commonest_share": count / len(test),
+        "attempts": float(np.mean(proven.attempts)),
+        "attempts_largest": int(np.max(proven.attempts)),
+        "milliseconds": 1e3 * seconds / len(test),
+        **attacks(model, tolerance, images[some], proven.radii[some]),
     }
 
 
@@ -183,11 +208,11 @@ def main(args: Args) -> None:
     test = test if args.examples is None else test.take(args.examples)
     for field, method in itertools.product(args.fields, args.methods):
         folder, config = trained(field, method, args)
-        seen = training_images(config.data).take(1000)
-        for tolerance in parting(jnode.load(folder), method, seen):
+        model, seen = jnode.load(folder), training_images(config.data).take(1000)
+        for tolerance in parting(model, seen):
             name = f"{field} {method} {tolerance:.2g}"
             if name not in rows:
-                found = row_of(folder, method, tolerance, test, args)
+                found = row_of(model, tolerance, test, args.attacked)
                 rows[name] = {"field": field, "method": method, **found}
                 write_json(path, rows)
             print(name, rows[name], flush=True)

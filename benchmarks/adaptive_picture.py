@@ -55,7 +55,7 @@ class Attempt(NamedTuple):
     away: float
 
 
-class Path_(NamedTuple):
+class Reached(NamedTuple):
     """A path: its attempts, `entry` and `rho`."""
 
     attempts: tuple[Attempt, ...]
@@ -63,7 +63,7 @@ class Path_(NamedTuple):
     rho: float
 
 
-def reachable(model, bounds, image, limit: float, most: int) -> list[Path_]:
+def reachable(model, bounds, image, limit: float, most: int) -> list[Reached]:
     """All paths whose entry is below `limit`, by depth-first search."""
     *before, block = model.layers
     if not hasattr(block, "solver") or len(bounds.fields[-1]) != 1:
@@ -77,6 +77,7 @@ def reachable(model, bounds, image, limit: float, most: int) -> list[Path_]:
         lambda node: [child for child, _ in paths._children(solve, table, node)]
     )
     label = jnp.argmax(model(image))
+    stack: list[tuple[Any, tuple[Attempt, ...]]]
     stack = [(jax.tree.map(lambda x: x[0, 0], nodes), ())]
     found, spent = [], 0
     while stack and spent < most:
@@ -85,7 +86,7 @@ def reachable(model, bounds, image, limit: float, most: int) -> list[Path_]:
             lone = jax.tree.map(lambda x: x[None, None], node)
             alone = eqx.tree_at(lambda n: n.entry, lone, jnp.zeros((1, 1)))
             rho = float(adaptive._least(model, alone, label[None])[0])
-            found.append(Path_(attempts, float(node.entry), rho))
+            found.append(Reached(attempts, float(node.entry), rho))
             continue
         spent += 1
         ticks = solve.ladder.ticks(node.rung.level)
@@ -108,7 +109,7 @@ def reachable(model, bounds, image, limit: float, most: int) -> list[Path_]:
     return sorted(found, key=lambda path: path.entry)
 
 
-def figure(found: list[Path_], radius: float, title: str) -> Any:
+def figure(found: list[Reached], radius: float, title: str) -> Any:
     """Left the steps of each path; right its distances, and the radius."""
     drawn = new_figure(8.6, 1.5 + 0.34 * len(found))
     left, right = drawn.subplots(1, 2, width_ratios=(3, 2), sharey=True)
