@@ -170,7 +170,7 @@ def _of(name: str, **options: Any) -> TrainConfig:
 _CERTIFIED_MNIST = _of(
     "certified_mnist",
     data=DataConfig("mnist", pad=1),
-    loss=LossConfig("margin", rho=0.6, logit_scale=5.0),
+    loss=LossConfig("margin", rho=0.45, logit_scale=5.0),
     epochs=30,
     learning_rate=1e-2,
     weight_decay=0.0,
@@ -212,7 +212,7 @@ PRESETS: dict[str, TrainConfig] = {
     "certified_mnist": _CERTIFIED_MNIST,
     # The same model, trained for larger radii.
     "certified_mnist_wide": dataclasses.replace(
-        _CERTIFIED_MNIST, loss=LossConfig("margin", rho=1.4, logit_scale=3.0)
+        _CERTIFIED_MNIST, loss=LossConfig("margin", rho=1.6, logit_scale=3.0)
     ),
     "certified_cifar10": _CERTIFIED_CIFAR10,
     # Of few images for each class: a wide margin and a small logit scale overfit least.
