@@ -65,10 +65,10 @@ def main() -> None:
 
 
 def write_table() -> None:
-    """Writes and prints the models of the package, and how they stand attacks."""
-    text = f"{table()}\n{attacks_table()}"
-    (RESULTS / "cards.md").write_text(text)
-    print(text)
+    """Writes and prints the models of the package, and their accuracy under attack."""
+    for name, text in (("cards", table()), ("card_attacks", attacks_table())):
+        (RESULTS / f"{name}.md").write_text(text)
+        print(text)
 
 
 def table() -> str:

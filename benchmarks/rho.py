@@ -22,12 +22,12 @@ RESULTS = Path(__file__).parent / "results"
 # Of each preset: epochs, radii, and (rho, logit scale).
 CURVES: dict[str, tuple[int, tuple[float, ...], tuple[tuple[float, float], ...]]] = {
     "certified_mnist": (
-        3,
+        2,
         (0.5, 1.0, 1.58),
         ((0.3, 5.0), (0.45, 5.0), (0.6, 5.0), (1.0, 4.0), (1.4, 3.0), (1.8, 3.0)),
     ),
     "certified_cifar10": (
-        2,
+        1,
         (36 / 255, 72 / 255, 108 / 255),
         ((0.1, 10.0), (0.18, 8.0), (0.25, 7.0), (0.35, 6.0), (0.5, 5.0)),
     ),

@@ -212,7 +212,7 @@ PRESETS: dict[str, TrainConfig] = {
     "certified_mnist": _CERTIFIED_MNIST,
     # The same model, trained for larger radii.
     "certified_mnist_wide": dataclasses.replace(
-        _CERTIFIED_MNIST, loss=LossConfig("margin", rho=1.6, logit_scale=3.0)
+        _CERTIFIED_MNIST, loss=LossConfig("margin", rho=1.4, logit_scale=3.0)
     ),
     "certified_cifar10": _CERTIFIED_CIFAR10,
     # Of few images for each class: a wide margin and a small logit scale overfit least.
