@@ -193,6 +193,14 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=20,
         learning_rate=1e-2,
     ),
+    "ortho_mnist": _of(
+        "ortho_mnist",
+        data=DataConfig("mnist", pad=1),
+        loss=LossConfig("margin", rho=0.45, logit_scale=5.0),
+        epochs=10,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    ),
     "contractive": _of(
         "contractive",
         data=DataConfig(pad=1),
