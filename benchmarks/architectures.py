@@ -27,18 +27,18 @@ RADII = (36 / 255, 72 / 255, 108 / 255)
 BASE = {"features": 128, "hidden": 32, "kernel_size": 5, "segments": (8,)}
 VARIANTS: dict[str, dict] = {
     "128 channels, 32 hidden units, 8 steps, kernels of 5": {},
-    "kernels of 3": {"kernel_size": 3},
-    "64 channels": {"features": 64},
-    "192 channels": {"features": 192},
-    "16 hidden units, 16 steps": {"hidden": 16, "segments": (16,)},
-    "12 steps": {"segments": (12,)},
-    "4 steps, then 4 at half the resolution": {"segments": (4, 4)},
     "8 steps of the same weights": {"segments": (1,), "steps": 8},
     "4 steps of Heun": {"segments": (4,), "solver": "heun"},
     "3 steps of Bosh3": {"segments": (3,), "solver": "bosh3"},
     "2 steps of RK4": {"segments": (2,), "solver": "rk4"},
+    "4 steps, then 4 at half the resolution": {"segments": (4, 4)},
     "almost orthogonal (aol)": {"constraint": "aol"},
     "no position bias": {"position": False},
+    "64 channels": {"features": 64},
+    "16 hidden units, 16 steps": {"hidden": 16, "segments": (16,)},
+    "12 steps": {"segments": (12,)},
+    "192 channels": {"features": 192},
+    "kernels of 3": {"kernel_size": 3},
 }
 
 
