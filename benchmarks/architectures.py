@@ -1,9 +1,9 @@
 """Architectures at equal images: python benchmarks/architectures.py.
 
 Trains the preset certified_cifar10 in several architectures, each on 80,000 images if
-the row does not say otherwise, and certifies each on 5,000 training images that were held out. Rows are written into
-benchmarks/results/architectures.json and .md as they are done; those that are there
-already are not run again.
+the row does not say otherwise, and certifies each on 5,000 training images that were
+held out. Rows are written into benchmarks/results/architectures.json and .md as they
+are done; those that are there already are not run again.
 """
 
 import dataclasses
