@@ -38,7 +38,6 @@ VARIANTS: dict[str, dict] = {
     "4 steps of Heun": {"segments": (4,), "solver": "heun"},
     "3 steps of Bosh3": {"segments": (3,), "solver": "bosh3"},
     "2 steps of RK4": {"segments": (2,), "solver": "rk4"},
-    "4 steps, then 4 at half the resolution": {"segments": (4, 4)},
     "almost orthogonal (aol)": {"constraint": "aol"},
     "no position bias": {"position": False},
     "64 channels": {"features": 64},
@@ -46,6 +45,7 @@ VARIANTS: dict[str, dict] = {
     "12 steps": {"segments": (12,)},
     "192 channels": {"features": 192},
     "kernels of 3": {"kernel_size": 3},
+    "4 steps, then 4 at half the resolution": {"segments": (4, 4)},
 }
 
 
