@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict] = {
         "times": 3,
     },
     "1 step": {"segments": (1,)},
+    "1 step, 24 times the images": {"segments": (1,), "times": 24},
     "1 step, 128 hidden units": {"segments": (1,), "hidden": 128},
     "4 steps of Heun": {"segments": (4,), "solver": "heun"},
     "3 steps of Bosh3": {"segments": (3,), "solver": "bosh3"},
