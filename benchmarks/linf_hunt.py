@@ -159,6 +159,13 @@ def main(args: Args) -> None:
         ):
             rows.append(row_of(kind, method, dtype, args))
             print(rows[-1], flush=True)
+        write(rows, args)
+    if any(r["left"] for r in rows):
+        raise SystemExit("An enclosure was refuted.")
+
+
+def write(rows: list[dict[str, Any]], args: Args) -> None:
+    """Writes the rows that there are, as JSON and as a table."""
     found = {"rows": rows, **dataclasses.asdict(args), "versions": versions()}
     (RESULTS / "linf_hunt.json").write_text(json.dumps(found, indent=1) + "\n")
     instances = sum(r["instances"] for r in rows)
@@ -179,8 +186,6 @@ def main(args: Args) -> None:
         for r in rows
     ]
     (RESULTS / "linf_hunt.md").write_text("\n".join(lines) + "\n")
-    if any(r["left"] for r in rows):
-        raise SystemExit("An enclosure was refuted.")
 
 
 if __name__ == "__main__":
