@@ -183,7 +183,7 @@ def test_attack_outside_its_budget_is_caught(problem):
     [
         ("carlini:linf:0.1", "gaussian, fgsm, pgd"),
         ("pgd:linf:-0.1", "epsilon must be at least 0"),
-        ("pgd:l1:0.1", "linf, l2"),
+        ("pgd:l3:0.1", "linf, l2, l1"),
         ("pgd:linf:0.1:0", "steps must be"),
         ("pgd:linf:0.1:4:0", "restarts must be"),
         ("pgd:linf", "must read name:norm:epsilon"),
