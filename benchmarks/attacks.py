@@ -103,6 +103,9 @@ class Args:
     norm: tuple[str, ...] = ("linf", "l2", "l1")
     """In which norms."""
 
+    attack: tuple[str, ...] = ("pgd-40", "apgd-ce", "apgd-t", "fab-t", "square")
+    """The agreement of which attacks."""
+
 
 class Problem:
     """A trained model in JAX and in PyTorch, and its test images."""
@@ -240,7 +243,7 @@ def agreement(args: Args, done: set):
         for norm in args.norm:
             budget = attacks.Budget(norm, EPSILON[name][norm])
             for attack, ours, library, other in pairs(p, budget):
-                if (name, norm, attack, library) in done:
+                if (name, norm, attack, library) in done or attack not in args.attack:
                     continue
                 seeds = range(SEEDS.get(attack, 1))
                 judge = p.foolbox if "foolbox" in library else p.theirs

@@ -164,7 +164,9 @@ def rescaled(solver: Solver, factor: float) -> Solver:
         middle = [(a + b) / 2 for a, b in itertools.pairwise(shares)]
         shares = sorted([*shares, *middle])
     elif len(shares) < 3:
-        raise ValueError(f"{solver} has one step, and none can be coarser.")
+        raise ValueError(
+            f"solver must have at least 2 steps to be made coarser, not {solver}."
+        )
     else:
         shares = [*shares[:-1:2], 1.0]
     if solver.grid is None:
