@@ -192,11 +192,9 @@ def pairs(p: Problem, budget: attacks.Budget) -> list[tuple]:
     if budget.norm == "l1":
         dense = library.L1ProjectedGradientDescentAttack(**steps)
         sparse = library.SparseL1DescentAttack(**steps, random_start=True)
-        ead = library.EADAttack(binary_search_steps=5, steps=200)
         return [
             ("pgd-40", pgd, "foolbox, PGD", dense),
             ("pgd-40", pgd, "foolbox, SparseL1Descent", sparse),
-            ("apgd-t", attacks.APGDT(), "foolbox, EAD", ead),
         ]
     foolbox_pgd = {
         "linf": library.LinfProjectedGradientDescentAttack,

@@ -250,7 +250,9 @@ def test_the_ensemble_runs_in_l1():
     model, images, labels = problem(5)
     trials = attacks.autoattack(Budget("l1", 0.5), classes=5)
     fewer = [
-        (attacks.make(t.attack.name, steps=20, restarts=t.attack.restarts), t.budget)
+        t._replace(
+            attack=attacks.make(t.attack.name, steps=20, restarts=t.attack.restarts)
+        )
         for t in trials
     ]
     result = evaluate(model, images, labels, fewer, progress=False)
