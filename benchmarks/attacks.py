@@ -1,10 +1,10 @@
 """Are our attacks as strong as others', and how fast: python benchmarks/attacks.py.
 
-Needs the `peers` extra, and MNIST and CIFAR-10 for TFDS. Trains two small classifiers,
-carries their weights into PyTorch, and attacks test images of each with our attacks,
-torchattacks' and foolbox's. Then times the standard ensemble and PGD side by side.
-Writes benchmarks/results/attacks.json and .md, row by row, and goes on from the rows
-that are there: delete the file to measure all of them again.
+Needs the other libraries (CONTRIBUTING.md), and MNIST and CIFAR-10 for TFDS. Trains two
+small classifiers, carries their weights into PyTorch, and attacks test images of each
+with our attacks, torchattacks' and foolbox's. Then times the standard ensemble and PGD
+side by side. Writes benchmarks/results/attacks.json and .md, row by row, and goes on
+from the rows that are there: delete the file to measure all of them again.
 """
 
 import dataclasses
