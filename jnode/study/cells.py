@@ -7,7 +7,7 @@ from jnode.solvers import Solver
 from jnode.train import DataConfig, LossConfig, TrainConfig
 
 PARTS = ("models", "lipschitz", "solvers", "steps")
-"""The parts of a study: models, constants, solvers, and numbers of steps."""
+"""The parts of the declared studies: models, constants, solvers, numbers of steps."""
 
 Budget = tuple[str, float]
 """A norm and an epsilon."""
