@@ -40,6 +40,7 @@ from jnode._process import run, versions
 from jnode.attacks.losses import classes_of, logits_of
 from jnode.evaluation import Store, Transfer, checks, evaluate, surrogates
 from jnode.evaluation.store import described, fingerprint
+from jnode.study.tables import amount
 
 JSON = Path(__file__).parent.parent / "results" / "contest.json"
 BATCH = 250
@@ -109,8 +110,12 @@ def write(name: str, found: dict, rows: dict, work: Path) -> None:
         entry = results.setdefault(name, {"rows": {}})
         entry |= found
         entry["rows"] |= rows
-        order = [one.name for one in CONTESTANTS]
-        results = {k: results[k] for k in sorted(results, key=order.index)}
+        # In the order of the list, and with its published figures.
+        results = {c.name: results[c.name] for c in CONTESTANTS if c.name in results}
+        for one in CONTESTANTS:
+            if one.name in results:
+                stated = [dataclasses.asdict(p) for p in one.published]
+                results[one.name]["published"] = stated
         write_json(JSON, results)
         JSON.with_suffix(".md").write_text(table(results))
 
@@ -133,9 +138,7 @@ def chosen(args: Args) -> list[Contestant]:
 def label(budget: Budget) -> str:
     """A budget as the command line has it."""
     norm, epsilon = budget
-    whole = round(255 * epsilon)
-    share = f"{whole}/255" if abs(255 * epsilon - whole) < 1e-9 else f"{epsilon:g}"
-    return f"{norm}:{share}"
+    return f"{norm}:{amount(epsilon)}"
 
 
 def asked(budget: Budget, args: Args) -> bool:
@@ -155,7 +158,6 @@ def facts(one: Contestant, model: Callable, test: data.Dataset) -> dict[str, Any
     found: dict[str, Any] = {
         "paper": one.paper,
         "dataset": one.dataset,
-        "published": [dataclasses.asdict(p) for p in one.published],
         "num_clean": len(test),
         "clean_accuracy": float(np.mean(right)),
         "parameters": parameters(model),

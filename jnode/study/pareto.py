@@ -85,7 +85,7 @@ def pareto_figure(
 def _interval(row: Row, norm: str, epsilon: float) -> tuple[float, float] | None:
     for entry in row.get("robust", ()):
         if (entry["norm"], entry["epsilon"]) == (norm, epsilon):
-            return entry["interval"]
+            return tuple(entry["interval"])
     return None
 
 

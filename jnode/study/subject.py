@@ -16,6 +16,12 @@ from jnode.evaluation.store import fingerprint
 from jnode.models import ODEClassifier
 from jnode.study.cells import Measures
 
+Images = (
+    Float[np.ndarray, "n height width channels"]
+    | Float[Array, "n height width channels"]
+)
+Labels = Int[np.ndarray, " labels"] | Int[Array, " labels"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
@@ -39,8 +45,8 @@ class Subject:
 
     name: str
     model: Callable
-    images: Float[np.ndarray, "n height width channels"]
-    labels: Int[np.ndarray, " n"]
+    images: Images
+    labels: Labels
     measures: Measures
     solver: str = ""
     dataset: str = "own images"
@@ -80,7 +86,8 @@ class Subject:
         self, image: Float[Array, "height width channels"]
     ) -> Int[Array, ""] | None:
         """What a function says of its evaluations of the field, or `None`."""
-        return _pair(self.model(image))[1]
+        count = _pair(self.model(image))[1]
+        return None if count is None else jnp.asarray(count)
 
     def settings(self) -> dict[str, Any]:
         """What a row depends on, as JSON returns it.
@@ -99,6 +106,6 @@ class Subject:
         }
 
 
-def _pair(result: Any) -> tuple[Float[Array, " classes"], Any]:
+def _pair(result: Any) -> tuple[Any, Any]:
     """Logits, and the number of evaluations if there is one."""
     return result if isinstance(result, tuple) else (result, None)
