@@ -370,3 +370,24 @@ def test_a_subject_is_checked(change, words):
     with pytest.raises(ValueError, match=words):
         given = {"name": "given", "model": linear, **GIVEN, "measures": Measures()}
         Subject(**given | change)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_plan_of_the_page_runs(tmp_path):
+    page = (PLANS.parent.parent / "docs" / "study.md").read_text()
+    (plan,) = re.findall(r"```python\n(# my_plan\.py.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "my_plan.py").write_text(plan)
+    out = tmp_path / "out"
+    script("study.py", tmp_path / "my_plan.py", out, "--quiet")
+    rows = study.read_rows([out])
+    assert [row["error"] for row in rows] == [None] * 4
+    assert [row["nfe"] for row in rows] == [8, 16, 16, 32]
+    for row in rows:
+        (proven,), (robust,) = row["certified_accuracy"], row["robust"]
+        low, high = robust["interval"]
+        assert low <= robust["robust_accuracy"] <= high
+        assert proven["certified_accuracy"] <= row["clean_accuracy"]
+    assert rows[0]["clean_accuracy"] > 0.95  # solved as it was trained
+    assert (out / "my_plan-own-mnist5k.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| euler-8 | euler, 8 steps | 8 |" in (out / "my_plan.md").read_text()
