@@ -57,7 +57,7 @@ def budgets(entry: dict[str, Any]) -> list[list[str]]:
             [
                 f"{NORMS[budget[0]]} {amount(budget[1])}",
                 published(stated, budget),
-                NONE if row is None else left(row),
+                at_most(rows, budget) if row is None else left(row),
                 NONE if row is None else f"{row['num_examples']:,}",
                 NONE if share is None else percent(share),
                 NONE if row is None else flags(row),
@@ -103,6 +103,16 @@ def left(row: dict[str, Any]) -> str:
     share = percent(worst["robust_accuracy"])
     weaker = "" if row["attack"].startswith("AutoAttack") else f" ({row['attack']})"
     return f"{share} [{percent(low)}, {percent(high)}]{weaker}"
+
+
+def at_most(rows: dict[tuple, dict], budget: tuple[str, float]) -> str:
+    """What a smaller budget of the same norm left: more than this one would."""
+    less = [b for b in rows if b[0] == budget[0] and b[1] < budget[1]]
+    if not less:
+        return NONE
+    (worst,) = rows[max(less)]["worst_case"]
+    share = percent(worst["robust_accuracy"])
+    return f"at most {share}, as at {amount(worst['epsilon'])}"
 
 
 def flags(row: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from jnode.evaluation import (
 from jnode.evaluation.store import described
 from jnode.models import ODEClassifier
 from jnode.models.batched import batched
-from jnode.study.subject import Subject
+from jnode.study.cells import Subject
 
 BATCH = 250
 TRANSFERRED = 20
@@ -51,22 +51,23 @@ def measure(
 
     **Raises:** the errors of `jnode.evaluation.evaluate`.
     """
-    wanted, some = subject.measures, subject.images[:BATCH]
-    logits = _logits(subject)
+    wanted, model = subject.measures, subject.model
+    images, labels = np.asarray(subject.images), np.asarray(subject.labels)
+    logits = _logits(subject, images)
     found: dict[str, Any] = {
-        "num_test": len(subject.labels),
-        "clean_accuracy": float(np.mean(classes_of(logits) == subject.labels)),
-        **_certified(subject, logits),
-        **_evaluations(subject, some),
-        "ms_per_image": _milliseconds(subject, some),
+        "num_test": len(labels),
+        "clean_accuracy": float(np.mean(classes_of(logits) == labels)),
+        **_certified(subject, images, labels, logits),
+        **_evaluations(subject, images[:BATCH]),
+        "ms_per_image": _milliseconds(subject, images[:BATCH]),
     }
-    if wanted.adaptive is not None:
-        other = subject.model.with_solver(wanted.adaptive)
-        counts = count_evaluations(other.bake(), some, BATCH)
+    if isinstance(model, ODEClassifier) and wanted.adaptive is not None:
+        other = model.with_solver(wanted.adaptive).bake()
+        counts = count_evaluations(other, images[:BATCH], BATCH)
         name = str(wanted.adaptive)
         found["adaptive"] = {"solver": name, "nfe": float(np.mean(counts))}
-    if wanted.tightness:
-        found["tightness"] = tightness(subject.model, subject.images, seed=0)
+    if isinstance(model, ODEClassifier) and wanted.tightness:
+        found["tightness"] = tightness(model, images, seed=0)
     trials = {"alone": _alone(subject), "ensemble": ensemble(subject, logits.shape[1])}
     for name, tried in trials.items():
         if tried:
@@ -74,30 +75,30 @@ def measure(
     return found | _robust(found)
 
 
-def _logits(subject: Subject) -> Float[np.ndarray, "n classes"]:
+def _logits(subject: Subject, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
     whole = batched(subject.classifier)
     parts = [
         np.asarray(logits_of(whole, jnp.asarray(x)))[mask]
-        for _, (x,), mask in padded_batches((subject.images,), BATCH)
+        for _, (x,), mask in padded_batches((images,), BATCH)
     ]
     return np.concatenate(parts)
 
 
-def _certified(subject: Subject, logits: np.ndarray) -> dict[str, Any]:
+def _certified(
+    subject: Subject, images: np.ndarray, labels: np.ndarray, logits: np.ndarray
+) -> dict[str, Any]:
     """Certified accuracy in L2 and the constant it follows from, or why there is
     none."""
     model, radii = subject.model, subject.measures.radii
     if isinstance(model, ODEClassifier):
         refusal, constant = certify.refusal(model), float(model.lipschitz())
         if refusal is None:
-            proven = certify.certified_radii(
-                model, subject.images, subject.labels, batch_size=BATCH
-            )
+            proven = certify.certified_radii(model, images, labels, batch_size=BATCH)
     else:
         constant = subject.lipschitz
         refusal = None if constant is not None else "no Lipschitz constant is given"
         if constant is not None:
-            proven = _radii_of_margins(logits, subject.labels, constant)
+            proven = _radii_of_margins(logits, labels, constant)
     if refusal is not None:
         return {"certified_accuracy": [], "certificate": f"none: {refusal}"}
     rows = certify.certified_accuracy(proven, radii)
@@ -120,7 +121,7 @@ def _radii_of_margins(logits, labels, lipschitz: float) -> np.ndarray:
 def _evaluations(subject: Subject, images: np.ndarray) -> dict[str, Any]:
     """The mean and largest number of evaluations of the field; `None` if unknown."""
     if isinstance(subject.model, ODEClassifier):
-        counts = count_evaluations(subject.classifier, images, BATCH)
+        counts = count_evaluations(subject.model.bake(), images, BATCH)
     else:
         counts = eqx.filter_jit(jax.vmap(subject.evaluations))(jnp.asarray(images))
     if counts is None:

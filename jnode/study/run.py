@@ -22,9 +22,8 @@ from jnode._process import drop_programs_if_many, versions
 from jnode._progress import progress_bar
 from jnode.models import load, save
 from jnode.models.file import DESCRIPTION
-from jnode.study.cells import Cell
+from jnode.study.cells import Cell, Subject
 from jnode.study.measure import measure
-from jnode.study.subject import Subject
 from jnode.train import RunDir, evaluation_images, train
 from jnode.train.step import dtype_of, init_state
 
