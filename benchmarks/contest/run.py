@@ -10,13 +10,14 @@ which nothing but the checkpoints is read:
 - `StructuredNeuralNetworks` (github.com/davidemurari/StructuredNeuralNetworks).
 
 Needs PyTorch, to read checkpoints, and MNIST and CIFAR-10 for TFDS. Each row, a model
-and a budget, is written to benchmarks/results/contest.json and .md when it is finished;
-rows that are there with as many images are not measured again, and an attack that was
-finished before an interruption is taken from WORK.
+and a budget, is written to benchmarks/results/contest.json and .md, and into the table
+of docs/contest.md, when it is finished. Rows that are there with as many images are not
+measured again; an attack that was finished before an interruption is taken from WORK.
 """
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,7 @@ from jnode._files import claimed, write_json
 from jnode._process import run
 
 JSON = Path(__file__).parent.parent / "results" / "contest.json"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "contest.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def read() -> dict:
 
 
 def write(name: str, found: dict, rows: dict, work: Path) -> None:
-    """Adds facts and rows of a contestant to both files of the results."""
+    """Adds facts and rows of a contestant to the results, and to the page's table."""
     # Read again, since another process may have finished a row.
     work.mkdir(parents=True, exist_ok=True)
     with claimed(work / ".results.lock", wait=True):
@@ -113,7 +115,12 @@ def write(name: str, found: dict, rows: dict, work: Path) -> None:
                 stated = [dataclasses.asdict(p) for p in one.published]
                 results[one.name]["published"] = stated
         write_json(JSON, results)
-        JSON.with_suffix(".md").write_text(table(results))
+        text = table(results)
+        JSON.with_suffix(".md").write_text(text)
+        # The page has one table with this head.
+        head = re.escape(text.splitlines()[0])
+        page = re.sub(rf"{head}\n(\|.*\n)*", lambda _: text, PAGE.read_text())
+        PAGE.write_text(page)
 
 
 def chosen(args: Args) -> list[Contestant]:
