@@ -1,19 +1,21 @@
 """The cells of a study: a model, trained or given, and what is measured of it."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jnode._batches import check_images, check_labels
+from jnode.attacks.losses import logits_of
 from jnode.evaluation.store import fingerprint
 from jnode.models import ModelConfig, ODEClassifier, presets
+from jnode.models.batched import batched
 from jnode.solvers import Solver
 from jnode.train import DataConfig, LossConfig, TrainConfig
 
@@ -114,7 +116,7 @@ class Subject:
                 f"{len(self.labels)}."
             )
 
-    @property
+    @functools.cached_property  # one function, so that it is compiled once
     def classifier(self) -> Callable:
         """The model as a function from one image to its logits, for attacks."""
         if isinstance(self.model, ODEClassifier):
@@ -134,7 +136,7 @@ class Subject:
         A function cannot be read, so its answers on the first images stand for it.
         """
         first = jnp.asarray(self.images[:4])
-        answers = np.asarray(eqx.filter_jit(jax.vmap(self.classifier))(first))
+        answers = np.asarray(logits_of(batched(self.classifier), first))
         return {
             "measures": repr(self.measures),
             "solver": self.solver,
