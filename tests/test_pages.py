@@ -215,6 +215,7 @@ def test_tables_are_those_that_the_benchmarks_wrote():
         "attacks": ("attacks",),
         "speed": ("speed", "adjoints", "precision"),
         "distributed": ("tpu",),
+        "contest": ("contest",),
         "study": tuple(f"study/{name}" for name in STUDIED),
     }
     for page, names in pages.items():

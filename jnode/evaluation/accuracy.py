@@ -148,6 +148,24 @@ def _worst_case(
     return worst
 
 
+def interval(count: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share of which `count` in `total` were observed.
+
+    Accuracies on a few hundred images are uncertain by several points.
+
+    **Raises:** `ValueError` unless 0 <= count <= total and total > 0.
+    """
+    if not 0 <= count <= total or total == 0:
+        raise ValueError(
+            f"count must be between 0 and a positive total, not {count} of {total}."
+        )
+    z, share = 1.959963984540054, count / total
+    middle = share + z**2 / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    scale = 1 + z**2 / total
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
 POINTS = 0.002
 """RobustBench's allowance: black-box or transferred images may be misclassified at 0.2
 points more of the samples than those of the white-box attacks before them."""
