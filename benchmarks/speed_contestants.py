@@ -195,8 +195,8 @@ def contestants(sizes):
 
 
 def nfe(sizes):
-    """Of the adaptive solve: in the mean of the batch, and of its slowest sample, for
-    which the batch pays."""
+    """NFE of the adaptive solve: the mean of the batch, and that of its slowest sample,
+    whose steps the whole batch takes."""
     states, _ = peers.numpy_batch(sizes.batch, sizes.side, sizes.channels)
     shape = (sizes.side, sizes.side, sizes.channels)
     field = jnode.OrthoField(shape, key=jax.random.key(0))

@@ -122,7 +122,7 @@ def _root(name):
 
 
 def _lines_of(node):
-    """The numbers of the lines that a part of a program stands on."""
+    """The line numbers of a part of a program."""
     return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 

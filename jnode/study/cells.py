@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jnode._checks import check_choice
 from jnode.models import ModelConfig, presets
 from jnode.solvers import Solver
 from jnode.train import DataConfig, LossConfig, TrainConfig
@@ -136,9 +137,8 @@ def configure(
 
     **Raises:** `ValueError` for an unknown name.
     """
-    for name, known in ((model, MODELS), (training, TRAININGS)):
-        if name not in known:
-            raise ValueError(f"{name!r} must be one of {', '.join(known)}.")
+    check_choice("model", model, MODELS)
+    check_choice("training", training, TRAININGS)
     (described, default), width = MODELS[model], WIDTHS[channels]
     options: dict = {"features": width}
     if described.hidden is not None:

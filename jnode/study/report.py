@@ -18,6 +18,7 @@ from jnode.report.style import (
     legend,
     new_figure,
     plain,
+    plain_ticks,
     share_axis,
     tidy,
     to_png,
@@ -225,7 +226,8 @@ def _solvers(rows: list[Row]) -> "Figure":
         _front(right, chosen, norm, epsilon)
         for axes in (left, right):
             tidy(axes)
-            _logarithmic(axes)
+            axes.set_xscale("log")
+            plain_ticks(axes.xaxis)
             share_axis(axes, f"{plain(model)}: accuracy (%)" if axes is left else "")
     panels[-1][0].set_xlabel("evaluations of the field in a solve (NFE)")
     panels[-1][1].set_xlabel("milliseconds per image")
@@ -257,16 +259,6 @@ def _front(axes: "Axes", rows, norm, epsilon) -> None:
     y = [100 * (worst(row, norm, epsilon) or 0) for row in front]
     x.append(max(row["ms_per_image"] for row in rows))
     axes.step(x, [*y, y[-1]], where="post", color=INK, linewidth=1, zorder=1)
-
-
-def _logarithmic(axes: "Axes") -> None:
-    """A logarithmic x axis with plain numbers, few enough not to overlap."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _steps(rows: list[Row]) -> "Figure":
