@@ -216,4 +216,9 @@ def work_of(sizes):
     arrays, static = eqx.partition(field, eqx.is_array)
     both = jax.grad(lambda arrays, y: loss(eqx.combine(arrays, static), y))
     # The Cayley transform's iteration takes some 8 turns at these weights.
-    return work(both, arrays, jnp.asarray(states), turns=8).flops / 1e9
+    return (
+        work(
+            both, arrays, jnp.asarray(states), turns=8, platform=jax.default_backend()
+        ).flops
+        / 1e9
+    )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.constraints.base import AbstractConstraint, Grid, Kernel, Matrix, Resolved
-from jnode.linear.gram import adjoint, embed, isometry_norm, real_column
+from jnode.linear.gram import adjoint, embed, gram_matrix, isometry_norm, real_column
 from jnode.linear.operators import Dense
 from jnode.linear.products import matmul
 from jnode.linear.spectral_conv import (
@@ -34,6 +34,8 @@ RESIDUAL = 1e-9
 MAX_NORM = 12.0
 # Matrices of at most this size are inverted by Newton's iteration.
 LEAF = 16
+# The same except on CPU, where a matrix unit takes [128, 128] at a time.
+WHOLE = 64
 
 
 class Cayley(AbstractConstraint):
@@ -86,7 +88,7 @@ def cayley(
     u, w = _split_rows(v, n)
     a = u - adjoint(u)
     if w.shape[-2]:
-        a = a + _product(adjoint(w), w)
+        a = a + gram_matrix(w)
     scale = _cap(a)
     eye = _identity(n, a.dtype)[None]
     x = _inverse(eye + a * scale)
@@ -133,8 +135,13 @@ def _cap(a):
 
 @jax.custom_jvp
 def _inverse(m: Float[Array, "batch twice_n n"]) -> Float[Array, "batch twice_n n"]:
-    """$M^{-1}$ in column form, for $M$ whose Hermitian part is at least $I$."""
-    return _eliminate(m)
+    """$M^{-1}$ in column form, for $M$ whose Hermitian part is at least $I$.
+
+    Small matrices take less time in few products than in few operations, except on CPU.
+    """
+    if m.shape[-1] > WHOLE:
+        return _eliminate(m)
+    return jax.lax.platform_dependent(m, cpu=_eliminate, default=_newton_whole)
 
 
 def _eliminate(m):
@@ -158,20 +165,39 @@ def _eliminate(m):
 
 def _newton(m):
     eye = _identity(m.shape[-1], m.dtype)[None]
-    # The singular values of M = I + A lie in [1, 1 + |A|].
-    square = (1 + _norm_bound(m - eye)) ** 2
-    x = adjoint(m) * (2 / (1 + square))
-    # Eigenvalues of the first residual are at most (S - 1) / (S + 1) in size, and each
-    # iteration squares them.
-    first = jnp.min(jnp.log1p(2 / jnp.maximum(square - 1, 1e-6)))
-    iterations = jnp.ceil(jnp.log2(-math.log(RESIDUAL) / first))
+    factor, turns = _start(m - eye)
     embedded = embed(m)
 
     def body(_, x):
         residual = 2 * eye - matmul(embedded, x)
         return _product(x, residual)
 
-    return jax.lax.fori_loop(0, jnp.maximum(iterations, 1).astype(int), body, x)
+    return jax.lax.fori_loop(0, turns, body, adjoint(m) * factor)
+
+
+def _newton_whole(m):
+    """As `_newton`, on real embeddings throughout: twice the products' work, and none
+    but them in a turn."""
+    n = m.shape[-1]
+    factor, turns = _start(m - _identity(n, m.dtype)[None])
+    embedded, two = embed(m), 2 * jnp.eye(2 * n, dtype=m.dtype)[None]
+
+    def body(_, x):
+        return matmul(x, two - matmul(embedded, x))
+
+    return jax.lax.fori_loop(0, turns, body, embedded.mT * factor)[..., :n]
+
+
+def _start(a):
+    """For Newton's iteration to invert $I + A$: the factor of its adjoint that it
+    begins with, and the number of turns."""
+    # The singular values of I + A lie in [1, 1 + |A|].
+    square = (1 + _norm_bound(a)) ** 2
+    # Eigenvalues of the first residual are at most (S - 1) / (S + 1) in size, and each
+    # iteration squares them.
+    first = jnp.min(jnp.log1p(2 / jnp.maximum(square - 1, 1e-6)))
+    turns = jnp.ceil(jnp.log2(-math.log(RESIDUAL) / first))
+    return 2 / (1 + square), jnp.maximum(turns, 1).astype(int)
 
 
 @_inverse.defjvp
