@@ -1,9 +1,9 @@
 """Are our attacks as strong as others', and how fast: python benchmarks/attacks.py.
 
-Needs the `peers` extra, and MNIST and CIFAR-10 for TFDS. Trains two small classifiers,
-carries their weights into PyTorch, and attacks 1,000 test images of each with our
-attacks, torchattacks' and foolbox's. Then times the standard ensemble and PGD side by
-side. Writes benchmarks/results/attacks.json and .md, row by row.
+Needs the other libraries (CONTRIBUTING.md), and MNIST and CIFAR-10 for TFDS. Trains two
+small classifiers, carries their weights into PyTorch, and attacks 1,000 test images of
+each with our attacks, torchattacks' and foolbox's. Then times the standard ensemble and
+PGD side by side. Writes benchmarks/results/attacks.json and .md, row by row.
 """
 
 import dataclasses

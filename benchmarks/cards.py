@@ -1,13 +1,15 @@
 """Makes a trained run a model of the package: python benchmarks/cards.py RUN_DIR NAME.
 
 Rounds the run's weights to bfloat16, so that they take half the space in a wheel;
-certifies and attacks the rounded model on the test images; and writes it into
-jnode/models/weights/NAME, with its card. With --retrain, trains a model of the package
+certifies the rounded model on the test images; and writes it into
+jnode/models/weights/NAME, with its card, to which card_attacks.py adds robust accuracy
+under AutoAttack. With --retrain, trains a model of the package
 anew by its card's command for one epoch, and compares the metrics with the card's.
 """
 
 import dataclasses
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,7 +29,7 @@ from jnode._files import write_json
 from jnode._process import run
 from jnode.models import save, shipped
 from jnode.models.shipped import WEIGHTS
-from jnode.runs import certify_run, evaluate_run
+from jnode.runs import certify_run
 from jnode.train import RunDir
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,9 +51,6 @@ class Args:
     seeds: tuple[str, ...] = ()
     """Runs that differ in the seed alone, certified by scripts/certify.py."""
 
-    autoattack: int = 1000
-    """Test images for AutoAttack and what else the standard protocol does; or 0."""
-
     retrain: bool = False
     """Train the first epoch of a model of the package, and compare."""
 
@@ -62,9 +61,14 @@ def main() -> None:
         retrain(Path(args.run_dir), args.name)
         return
     make(args)
-    text = table()
-    (RESULTS / "cards.md").write_text(text)
-    print(text)
+    write_table()
+
+
+def write_table() -> None:
+    """Writes and prints the models of the package, and their accuracy under attack."""
+    for name, text in (("cards", table()), ("card_attacks", attacks_table())):
+        (RESULTS / f"{name}.md").write_text(text)
+        print(text)
 
 
 def table() -> str:
@@ -86,6 +90,22 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def attacks_table() -> str:
+    """Markdown, one row for each model and radius at which it was attacked."""
+    lines = [
+        "| model | L2 radius | test images | certified % | robust % under AutoAttack |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in shipped.names():
+        for row in shipped.card(name)["autoattack"]:
+            lines.append(
+                f"| `{name}` | {label(row['radius'])} | {row['num_examples']:,} | "
+                f"{100 * row['certified_accuracy']:.1f} | "
+                f"{100 * row['robust_accuracy']:.1f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def label(radius: float) -> str:
     """A radius as people know it: 36/255 rather than 0.1412."""
     levels = 255 * radius
@@ -101,14 +121,12 @@ def make(args: Args) -> dict:
     with tempfile.TemporaryDirectory() as temporary:
         rounded = Path(temporary)
         told = json.loads((run_dir / "config.json").read_text())
-        # Without the folder, which belongs to the machine.
-        told["command"] = told["command"].replace(args.run_dir, "RUN")
+        told["command"] = _without_folder(told["command"])
         write_json(rounded / "config.json", told)
         model = _rounded(jnode.load(run_dir))
         sizes = {k: facts[k] for k in ("image_shape", "classes")}
         save(rounded, model, config.model, config.solver, **sizes)
         found = certify_run(rounded, args.radii)
-        protocol = _autoattack(rounded, args) if args.autoattack else None
         for name in ("config.json", "model.json", "model.eqx"):
             (WEIGHTS / args.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(rounded / name, WEIGHTS / args.name)
@@ -132,11 +150,17 @@ def make(args: Args) -> dict:
             k: tightness[k] for k in ("certified_upper_bound", "empirical_lower_bound")
         },
         "attacked": found["attacked"],
-        "autoattack": protocol,
+        "autoattack": [],
         "seeds": [_accuracies(Path(folder)) for folder in args.seeds],
     }
     write_json(WEIGHTS / args.name / "card.json", content)
     return content
+
+
+def _without_folder(command: str) -> str:
+    """The command with RUN for the run's folder, which belongs to the machine."""
+    script, preset, _, *options = shlex.split(command)
+    return shlex.join([script, preset, "RUN", *options])
 
 
 def _rounded(model):
@@ -144,20 +168,6 @@ def _rounded(model):
         return x.astype(jnp.bfloat16).astype(x.dtype) if eqx.is_inexact_array(x) else x
 
     return jax.tree.map(one, model)
-
-
-def _autoattack(folder: Path, args: Args) -> dict:
-    """Robust accuracy under the standard protocol, at the certified radii."""
-    found = evaluate_run(
-        folder,
-        protocol="standard",
-        norm="l2",
-        epsilons=args.radii,
-        num_examples=args.autoattack,
-        pictures=False,
-    )
-    kept = ("protocol", "num_examples", "clean_accuracy", "worst_case", "flags")
-    return {k: found[k] for k in kept}
 
 
 def _accuracies(folder: Path) -> dict:

@@ -121,7 +121,8 @@ def measure(name: str, preset: str, images: int, roof: dict, rounds: int) -> dic
 
 
 HEAD = (
-    "program | preset | images | ms | GFLOP | MB by XLA | of products % | of roofline %"
+    "program | preset | images | ms | images/s | GFLOP | MB by XLA | of products % | "
+    "of roofline %"
 )
 
 
@@ -131,7 +132,7 @@ def table(device: str, roof: dict, rows: list[dict]) -> str:
         f"{roof['bytes_per_second'] / 1e9:.4g} GB/s of copies, as measured.",
         "",
         f"| {HEAD} |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | --- |" + " ---: |" * 7,
     ]
     for row in rows:
         cells = (
@@ -139,6 +140,7 @@ def table(device: str, roof: dict, rows: list[dict]) -> str:
             row["preset"],
             row["images"],
             f"{row['milliseconds']:.3f}",
+            f"{1e3 * row['images'] / row['milliseconds']:,.0f}",
             f"{row['flops'] / 1e9:.2f}",
             f"{row['bytes'] / 1e6:.1f}",
             f"{100 * row['share_of_products']:.1f}",

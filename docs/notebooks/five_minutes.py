@@ -82,10 +82,10 @@ for row in certify.certified_accuracy(radii, distances):
 # %%
 grid = np.linspace(0, 1.5, 100)
 proven = [(radii >= r).mean() for r in grid]
-stand = [row["robust_accuracy"] for row in found.summary["worst_case"]]
+under_attack = [row["robust_accuracy"] for row in found.summary["worst_case"]]
 figure, axes = plt.subplots(figsize=(5.5, 3.2))
 axes.plot(grid, proven, label="certified: no attack can go below")
-axes.plot(distances, stand, "o", label="robust to FGSM and PGD")
+axes.plot(distances, under_attack, "o", label="robust to FGSM and PGD")
 axes.set(xlabel="L2 distance", ylabel="accuracy", ylim=(0, 1))
 axes.legend()
 plt.show()

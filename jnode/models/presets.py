@@ -29,6 +29,19 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         ModelConfig(field="ortho", lipschitz=0.5, activation="maxmin"),
         Solver("rk4", steps=2),
     ),
+    # The same, for all of MNIST: two segments, wider, and with twice the L.
+    "ortho_mnist": (
+        ModelConfig(
+            field="ortho",
+            features=64,
+            hidden=32,
+            segments=(2,),
+            position=True,
+            lipschitz=1.0,
+            activation="maxmin",
+        ),
+        Solver("rk4", steps=2),
+    ),
     # Gradient flows of different weights, one after another, each for one Euler step at
     # the edge of circle contractivity: hL = 2, which preserves distances best.
     "contractive": (

@@ -210,17 +210,17 @@ def _solvers(rows: list[Row]) -> "Figure":
             hollow = {"linestyle": "--", "linewidth": 1, "markerfacecolor": "white"}
             group = sorted(group, key=lambda r: r["nfe"])
             clean = [100 * r["clean_accuracy"] for r in group]
-            stand = [100 * (worst(r, norm, epsilon) or 0) for r in group]
+            robust = [100 * (worst(r, norm, epsilon) or 0) for r in group]
             nfe = [r["nfe"] for r in group]
             left.plot(nfe, clean, **style, **hollow)
-            drawn = left.plot(nfe, stand, linewidth=1.8, **style)
+            drawn = left.plot(nfe, robust, linewidth=1.8, **style)
             handles[method] = drawn[0]
             proven = [certified(r, balls[0]) if balls else None for r in group]
             if None not in proven:
                 proven = [100 * value for value in proven]
                 left.plot(nfe, proven, linestyle=":", **style | {"markersize": 3})
             right.plot(
-                [r["ms_per_image"] for r in group], stand, linestyle="none", **style
+                [r["ms_per_image"] for r in group], robust, linestyle="none", **style
             )
         _front(right, chosen, norm, epsilon)
         for axes in (left, right):
@@ -277,14 +277,14 @@ def _steps(rows: list[Row]) -> "Figure":
     for i, ((trained,), group) in enumerate(grouped(rows, "trained_with").items()):
         steps = [row["nfe"] for row in group]
         clean = [100 * row["clean_accuracy"] for row in group]
-        stand = [100 * (worst(row, norm, epsilon) or 0) for row in group]
+        robust = [100 * (worst(row, norm, epsilon) or 0) for row in group]
         style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 6}
         line = {"linestyle": "--", "linewidth": 1, "markerfacecolor": "white"}
         handles[f"trained with {trained}: clean"] = axes.plot(
             steps, clean, **style, **line
         )[0]
         label = f"trained with {trained}: robust, {NORMS[norm]} {amount(epsilon)}"
-        handles[label] = axes.plot(steps, stand, linewidth=1.8, **style)[0]
+        handles[label] = axes.plot(steps, robust, linewidth=1.8, **style)[0]
     tidy(axes)
     share_axis(axes, "accuracy (%)")
     axes.set_xscale("log", base=2)

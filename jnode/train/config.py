@@ -170,7 +170,7 @@ def _of(name: str, **options: Any) -> TrainConfig:
 _CERTIFIED_MNIST = _of(
     "certified_mnist",
     data=DataConfig("mnist", pad=1),
-    loss=LossConfig("margin", rho=0.6, logit_scale=5.0),
+    loss=LossConfig("margin", rho=0.45, logit_scale=5.0),
     epochs=30,
     learning_rate=1e-2,
     weight_decay=0.0,
@@ -192,6 +192,14 @@ PRESETS: dict[str, TrainConfig] = {
         loss=LossConfig("margin", rho=0.35, logit_scale=4.0),
         epochs=20,
         learning_rate=1e-2,
+    ),
+    "ortho_mnist": _of(
+        "ortho_mnist",
+        data=DataConfig("mnist", pad=1),
+        loss=LossConfig("margin", rho=0.45, logit_scale=5.0),
+        epochs=10,
+        learning_rate=1e-2,
+        weight_decay=0.0,
     ),
     "contractive": _of(
         "contractive",
