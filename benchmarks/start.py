@@ -53,7 +53,7 @@ class Marks:
     def listen(self):
         import jax
 
-        def compiled(event, duration, **_):
+        def compiled(event, duration_secs, **_):
             if event == "/jax/core/compile/backend_compile_duration":
                 self.events["programs"] += 1
 
