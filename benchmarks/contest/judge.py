@@ -160,7 +160,9 @@ def certified(one: Contestant, model: Callable, images, labels) -> dict[str, Any
         "certificate": "L2",
         "lipschitz": float(bounds.lipschitz),
         "lipschitz_of_layers": [float(x) for x in bounds.layers],
-        "lipschitz_found": tightness(model, images, seed=0)["empirical_lower_bound"],
+        "lipschitz_found": tightness(model, images[:2], seed=0)[
+            "empirical_lower_bound"
+        ],
         "certified_accuracy": certify.certified_accuracy(radii, balls),
         "largest_radius": float(np.max(radii)),
     }
