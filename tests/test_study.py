@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import re
+import runpy
 import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jnode
@@ -14,9 +18,18 @@ from jnode import study
 from jnode._files import claimed
 from jnode.models import ModelConfig
 from jnode.solvers import Solver
-from jnode.study import Cell, Measures, run, run_study, write_study
+from jnode.study import (
+    Cell,
+    Measures,
+    Subject,
+    pareto,
+    pareto_figure,
+    run,
+    run_study,
+    write_study,
+)
 from jnode.study.cells import PARTS
-from jnode.study.report import figures, pareto
+from jnode.study.report import figures
 from jnode.study.tables import amount, spread, tables
 from jnode.train import DataConfig, RunDir, TrainConfig
 from jnode.train.step import init_state
@@ -45,9 +58,12 @@ BAD = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("name", study.STUDIES)
-def test_declared_studies(name):
-    cells = study.STUDIES[name]()
+PLANS = Path(__file__).parent.parent / "scripts" / "plans"
+
+
+@pytest.mark.parametrize("plan", sorted(PLANS.glob("*.py")), ids=lambda path: path.stem)
+def test_declared_studies(plan):
+    cells = runpy.run_path(str(plan))["cells"]
     names = [cell.name for cell in cells]
     assert len(names) == len(set(names))
     assert all(re.fullmatch(r"[\w.\-]+", name) for name in names)
@@ -159,12 +175,18 @@ def test_a_study_goes_on_where_it_was(finished, monkeypatch):
 
 
 @pytest.mark.slow
-def test_single_attacks_outlive_a_stop(finished, monkeypatch):
-    """As the run folder holds one evaluation, they are kept beside it."""
+def test_attacks_outlive_a_stop(finished, monkeypatch):
     folder, (good, *_) = finished
     module = sys.modules["jnode.study.measure"]
-    monkeypatch.delattr(module, "evaluate_run")
-    assert module.measure(GOOD, folder / GOOD.name)["alone"] == good["alone"]
+    subject = run._subject(GOOD, folder, None)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    # What is finished is read: an attack that ran again would raise.
+    monkeypatch.setattr(jnode.attacks.PGD, "search", stopped)
+    again = module.measure(subject, folder / GOOD.name, progress=False)["alone"]
+    assert again["worst_case"] == good["alone"]["worst_case"]
 
 
 def test_processes_share_the_cells(tmp_path, monkeypatch):
@@ -257,12 +279,15 @@ def test_small_pieces():
     slow = row("solvers", "m", seed=1, ms_per_image=2.0)
     fast = row("solvers", "m", seed=0, ms_per_image=1.0)
     useless = row("solvers", "m", seed=0, ms_per_image=3.0)
-    assert pareto([useless, slow, fast], "linf", 0.1) == [fast, slow]
+    assert pareto([useless, slow, fast]) == [fast, slow]
+    assert pareto([useless, slow, fast], ("linf", 0.1)) == [fast, slow]
+    with pytest.raises(ValueError, match="none was"):
+        pareto([])
 
 
 def test_a_dry_run_names_the_cells_and_runs_nothing(tmp_path):
     done = script("study.py", "small", tmp_path / "none", "--dry-run")
-    cells = study.STUDIES["small"]()
+    cells = runpy.run_path(str(PLANS / "small.py"))["cells"]
     assert all(cell.name in done.stdout for cell in cells)
     trained = len({cell.trained for cell in cells})
     assert f"{len(cells)} cells, of {trained} trained models" in done.stdout
@@ -271,4 +296,98 @@ def test_a_dry_run_names_the_cells_and_runs_nothing(tmp_path):
 
 def test_script_refuses_nonsense(tmp_path):
     done = script("study.py", "large", tmp_path, check=False)
-    assert done.returncode == 2 and "study must be one of small" in done.stderr
+    assert done.returncode == 2 and "study must be one of cifar10" in done.stderr
+    plan = tmp_path / "plan.py"
+    for text, words in (
+        ("cells = 3", "must define cells"),
+        ("cells = []", "at least one cell"),
+        ("cells = [3]", "cells must hold study.Subject or study.Cell, not int"),
+    ):
+        plan.write_text(text)
+        done = script("study.py", plan, tmp_path / "out", check=False)
+        assert done.returncode == 2 and words in done.stderr
+    done = script("study.py", tmp_path / "no.py", tmp_path / "out", check=False)
+    assert done.returncode == 2 and "name the file of a plan" in done.stderr
+
+
+def linear(image):
+    """Two logits that differ by twice the first pixel less 1: L = 1 in L2."""
+    found = jnp.stack([image[0, 0, 0] - 0.5, 0.5 - image[0, 0, 0]]) / 2**0.5
+    return found, 3
+
+
+GIVEN = {
+    "images": np.linspace(0, 1, 11, dtype=np.float32).reshape(-1, 1, 1, 1),
+    "labels": np.asarray([1] * 5 + [0] * 6),
+}
+
+
+def test_a_function_is_measured(tmp_path):
+    """Its certificate is exact, and PGD finds what is not certified."""
+    measures = Measures(("pgd:l2:0.25:5",), 11, radii=(0.25,))
+    one = Subject(
+        "given",
+        linear,
+        **GIVEN,
+        measures=measures,
+        lipschitz=1.0,
+        surrogates={"itself": lambda image: linear(image)[0]},
+    )
+    (row,) = rows = run_study([one], tmp_path, progress=False)
+    assert row["error"] is None and row["schema"] == 1
+    assert (row["nfe"], row["nfe_largest"]) == (3.0, 3)
+    # All are right, the middle one by a tie; the pixels 0, 0.1, 0.2, 0.8, 0.9 and 1 are
+    # at least 0.25 away from it.
+    assert row["clean_accuracy"] == pytest.approx(1)
+    (proven,) = row["certified_accuracy"]
+    (robust,) = row["robust"]
+    assert proven["certified_accuracy"] == pytest.approx(6 / 11)
+    assert robust["robust_accuracy"] == pytest.approx(6 / 11)
+    assert robust["num_examples"] == 11
+    low, high = robust["interval"]
+    assert low < 6 / 11 < high
+    assert {entry["via"] for entry in row["alone"]["attacks"]} == {"", "itself"}
+    assert run_study([one], tmp_path, progress=False) == rows  # read, not measured
+    other = dataclasses.replace(one, model=lambda image: 2 * linear(image)[0])
+    with pytest.raises(ValueError, match="measured with other settings"):
+        run_study([other], tmp_path, progress=False)
+    assert pareto(rows) == rows and pareto_figure(rows).axes
+    (table,) = tables(rows)
+    assert "54.5 [28.0, 78.7]" in table.markdown()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"name": "a/b"}, "name must consist of letters"),
+        ({"images": GIVEN["images"] + 1}, r"images must lie in \[0, 1\]"),
+        ({"labels": GIVEN["labels"][1:]}, "labels must be as many as the 11 images"),
+        ({"labels": GIVEN["labels"] + 5}, "labels must lie"),
+        ({"model": lambda image: image}, "a vector of logits"),
+    ],
+)
+def test_a_subject_is_checked(change, words):
+    with pytest.raises(ValueError, match=words):
+        given = {"name": "given", "model": linear, **GIVEN, "measures": Measures()}
+        Subject(**given | change)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_plan_of_the_page_runs(tmp_path):
+    page = (PLANS.parent.parent / "docs" / "study.md").read_text()
+    (plan,) = re.findall(r"```python\n(# my_plan\.py.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "my_plan.py").write_text(plan)
+    out = tmp_path / "out"
+    script("study.py", tmp_path / "my_plan.py", out, "--quiet")
+    rows = study.read_rows([out])
+    assert [row["error"] for row in rows] == [None] * 4
+    assert [row["nfe"] for row in rows] == [8, 16, 16, 32]
+    for row in rows:
+        (proven,), (robust,) = row["certified_accuracy"], row["robust"]
+        low, high = robust["interval"]
+        assert low <= robust["robust_accuracy"] <= high
+        assert proven["certified_accuracy"] <= row["clean_accuracy"]
+    assert rows[0]["clean_accuracy"] > 0.95  # solved as it was trained
+    assert (out / "my_plan-own-mnist5k.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| euler-8 | euler, 8 steps | 8 |" in (out / "my_plan.md").read_text()

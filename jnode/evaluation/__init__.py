@@ -4,6 +4,7 @@ from jnode.evaluation import checks as checks
 from jnode.evaluation.accuracy import Evaluation as Evaluation
 from jnode.evaluation.accuracy import count_evaluations as count_evaluations
 from jnode.evaluation.accuracy import evaluate as evaluate
+from jnode.evaluation.accuracy import interval as interval
 from jnode.evaluation.protocols import PROTOCOLS as PROTOCOLS
 from jnode.evaluation.protocols import Protocol as Protocol
 from jnode.evaluation.protocols import budgets as budgets

@@ -69,8 +69,8 @@ def evaluate(
     trials = [as_trial(trial) for trial in trials]
     if any(trial.epsilon.ndim for trial in trials):
         raise ValueError(
-            "epsilon must be one number for all images: a summary is about budgets. "
-            "jnode.attacks.run takes one for each image."
+            "epsilon must be one number for all images, not one for each, which "
+            "jnode.attacks.run takes."
         )
     options: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     watch: dict[str, Any] = {"keep": keep, "progress": progress, **options}
@@ -146,6 +146,24 @@ def _worst_case(
         accuracy = _share(np.logical_and.reduce(masks))
         worst.append({"norm": norm, "epsilon": epsilon, "robust_accuracy": accuracy})
     return worst
+
+
+def interval(count: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share of which `count` in `total` were observed.
+
+    Accuracies on a few hundred images are uncertain by several points.
+
+    **Raises:** `ValueError` unless 0 <= count <= total and total > 0.
+    """
+    if not 0 <= count <= total or total == 0:
+        raise ValueError(
+            f"count must be between 0 and a positive total, not {count} of {total}."
+        )
+    z, share = 1.959963984540054, count / total
+    middle = share + z**2 / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    scale = 1 + z**2 / total
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 POINTS = 0.002

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,162 +10,202 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from jnode import attacks, certify, data
+from jnode import attacks, certify
 from jnode._process import versions
 from jnode.attacks import Budget, Trial
 from jnode.attacks.losses import classes_of, logits_of
 from jnode.certify.search import tightness
-from jnode.data import Dataset, padded_batches
-from jnode.evaluation import Store, Transfer, count_evaluations
-from jnode.evaluation.store import fingerprint
-from jnode.models import ODEClassifier, load
+from jnode.data import padded_batches
+from jnode.evaluation import (
+    Store,
+    Transfer,
+    checks,
+    count_evaluations,
+    evaluate,
+    interval,
+)
+from jnode.evaluation.store import described
+from jnode.models import ODEClassifier
 from jnode.models.batched import batched
-from jnode.runs import evaluate_run
-from jnode.study.cells import Cell
-from jnode.train import evaluation_images
-from jnode.train.step import dtype_of, init_state
+from jnode.study.cells import Subject
 
 BATCH = 250
 TRANSFERRED = 20
-"""The steps of PGD on another solver, whose images are transferred."""
+"""The steps of PGD on a surrogate, whose images are transferred."""
+ROUNDING = 1e-5
+"""The part of the largest logit within which a function's margins do not count."""
 
 
 def measure(
-    cell: Cell,
-    run_dir: str | os.PathLike,
-    *,
-    data_dir: str | os.PathLike | None = None,
-    progress: bool = True,
+    subject: Subject, folder: str | os.PathLike, *, progress: bool = True
 ) -> dict[str, Any]:
-    """Measures the trained run of a cell, in its folder.
+    """Measures a classifier on its images.
 
-    **Arguments:** the cell; its run folder, with the cell's solver; the data folder, if
-    not that of the configuration; whether to draw progress bars.
+    **Arguments:** the subject; a folder, in which `measured/` keeps each finished
+    attack; whether to draw progress bars.
 
-    **Returns:** accuracies in [0, 1], each with its number of images.
+    **Returns:** accuracies in [0, 1], each with its number of images; see the page
+    about studies for all entries.
 
-    **Raises:** the errors of `jnode.load`, `jnode.data.load` and `evaluate_run`.
+    **Raises:** the errors of `jnode.evaluation.evaluate`.
     """
-    wanted = cell.measures
-    trained = load(run_dir)
-    model = trained.bake()
-    test = evaluation_images(cell.train.data, data_dir)
-    images = np.asarray(data.to_float(jnp.asarray(test.images), dtype_of(model)))
-    found = _accuracy(trained, test, images, wanted.radii)
-    found["parameters"] = _parameters(cell, test)
-    some = jnp.asarray(images[:BATCH])
-    found |= _evaluations(model, some)
-    found["ms_per_image"] = _milliseconds(model, some)
-    if wanted.adaptive is not None:
+    wanted, model = subject.measures, subject.model
+    images, labels = np.asarray(subject.images), np.asarray(subject.labels)
+    logits = _logits(subject, images)
+    found: dict[str, Any] = {
+        "num_test": len(labels),
+        "clean_accuracy": float(np.mean(classes_of(logits) == labels)),
+        **_certified(subject, images, labels, logits),
+        **_evaluations(subject, images[:BATCH]),
+        "ms_per_image": _milliseconds(subject, images[:BATCH]),
+    }
+    if isinstance(model, ODEClassifier) and wanted.adaptive is not None:
+        other = model.with_solver(wanted.adaptive).bake()
+        counts = count_evaluations(other, images[:BATCH], BATCH)
         name = str(wanted.adaptive)
-        mean = _evaluations(model.with_solver(wanted.adaptive), some)["nfe"]
-        found["adaptive"] = {"solver": name, "nfe": mean}
-    if wanted.tightness:
-        found["tightness"] = tightness(trained, images, seed=cell.train.seed)
-    common = {"pictures": False, "data_dir": data_dir, "progress": progress}
-    if wanted.alone:
-        # Stored separately, since a run folder holds one evaluation at a time, so that
-        # a cell that was stopped in its AutoAttack resumes there.
-        found["alone"] = _store(cell, Path(run_dir)).check(
-            "alone",
-            lambda: _kept(
-                evaluate_run(
-                    run_dir,
-                    _alone(cell, model),
-                    num_examples=wanted.num_alone,
-                    **common,
-                )
-            ),
-        )
-    if wanted.budgets:
-        tried = sum(ensembles(cell, test.num_classes), ())
-        seen = evaluate_run(
-            run_dir,
-            tried,
-            successive=True,
-            num_examples=wanted.num_ensemble,
-            **common,
-        )
-        found["ensemble"] = _kept(seen)
-    return found
+        found["adaptive"] = {"solver": name, "nfe": float(np.mean(counts))}
+    if isinstance(model, ODEClassifier) and wanted.tightness:
+        found["tightness"] = tightness(model, images, seed=0)
+    trials = {"alone": _alone(subject), "ensemble": ensemble(subject, logits.shape[1])}
+    for name, tried in trials.items():
+        if tried:
+            found[name] = _attacked(subject, name, tried, Path(folder), progress)
+    return found | _robust(found)
 
 
-def _store(cell: Cell, run_dir: Path) -> Store:
-    model = fingerprint(run_dir / "model.eqx")
-    arguments = {"the cell": repr(cell), "the model": model, "versions": versions()}
-    return Store(run_dir / "measured", arguments)
-
-
-def _parameters(cell: Cell, test: Dataset) -> int:
-    """The number of trained parameters; baked models hold more numbers."""
-    shape, classes = test.image_shape, test.num_classes
-    sizes = {"image_shape": shape, "classes": classes, "total_steps": 1}
-    model = init_state(cell.train, **sizes).model
-    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
-    return sum(leaf.size for leaf in leaves)
-
-
-def _accuracy(
-    model: ODEClassifier, test: Dataset, images: np.ndarray, radii
-) -> dict[str, Any]:
-    """Clean accuracy on all test images, and certified accuracy if there is any."""
-    found: dict[str, Any] = {"num_test": len(test)}
-    refusal = certify.refusal(model)
-    if refusal is None:
-        proven = certify.certified_radii(model, images, test.labels, batch_size=BATCH)
-        found["clean_accuracy"] = float(np.mean(proven >= 0))
-        found["lipschitz"] = float(model.lipschitz())
-        found["certified_accuracy"] = certify.certified_accuracy(proven, radii)
-        return found
-    right = [
-        classes_of(logits_of(batched(model), jnp.asarray(x)))[mask] == y[mask]
-        for _, (x, y), mask in padded_batches((images, test.labels), BATCH)
+def _logits(subject: Subject, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
+    whole = batched(subject.classifier)
+    parts = [
+        np.asarray(logits_of(whole, jnp.asarray(x)))[mask]
+        for _, (x,), mask in padded_batches((images,), BATCH)
     ]
-    found["clean_accuracy"] = float(np.mean(np.concatenate(right)))
-    note = f"none: {refusal}"
-    return found | {"certified_accuracy": [], "certificate": note}
+    return np.concatenate(parts)
 
 
-def _evaluations(model: ODEClassifier, images: Float[Array, "n h w c"]) -> dict:
-    counts = count_evaluations(model, np.asarray(images), BATCH)
+def _certified(
+    subject: Subject, images: np.ndarray, labels: np.ndarray, logits: np.ndarray
+) -> dict[str, Any]:
+    """Certified accuracy in L2 and the constant it follows from, or why there is
+    none."""
+    model, radii = subject.model, subject.measures.radii
+    if isinstance(model, ODEClassifier):
+        refusal, constant = certify.refusal(model), float(model.lipschitz())
+        if refusal is None:
+            proven = certify.certified_radii(model, images, labels, batch_size=BATCH)
+    else:
+        constant = subject.lipschitz
+        refusal = None if constant is not None else "no Lipschitz constant is given"
+        if constant is not None:
+            proven = _radii_of_margins(logits, labels, constant)
+    if refusal is not None:
+        return {"certified_accuracy": [], "certificate": f"none: {refusal}"}
+    rows = certify.certified_accuracy(proven, radii)
+    return {"lipschitz": constant, "certified_accuracy": rows}
+
+
+def _radii_of_margins(logits, labels, lipschitz: float) -> np.ndarray:
+    """The radius within which the difference of any two logits keeps its sign.
+
+    The difference of two entries of a vector changes by at most the square root of 2
+    times the change of the vector.
+    """
+    own = np.arange(logits.shape[1])[None] == labels[:, None]
+    others = np.max(np.where(own, -np.inf, logits), axis=1)
+    margins = logits[own] - others - 2 * ROUNDING * np.max(np.abs(logits), axis=1)
+    right = classes_of(logits) == labels
+    return np.where(right, np.maximum(margins, 0) / (2**0.5 * lipschitz), -1.0)
+
+
+def _evaluations(subject: Subject, images: np.ndarray) -> dict[str, Any]:
+    """The mean and largest number of evaluations of the field; `None` if unknown."""
+    if isinstance(subject.model, ODEClassifier):
+        counts = count_evaluations(subject.model.bake(), images, BATCH)
+    else:
+        counts = eqx.filter_jit(jax.vmap(subject.evaluations))(jnp.asarray(images))
+    if counts is None:
+        return {"nfe": None, "nfe_largest": None}
     return {"nfe": float(np.mean(counts)), "nfe_largest": int(np.max(counts))}
 
 
-def _milliseconds(model: ODEClassifier, images: Float[Array, "n h w c"]) -> float:
+def _milliseconds(subject: Subject, images: np.ndarray) -> float:
     """Milliseconds for each image of a batch; the median of a few runs."""
-    times = []
+    whole, x, times = batched(subject.classifier), jnp.asarray(images), []
     for _ in range(6):
         start = time.perf_counter()
-        logits_of(batched(model), images).block_until_ready()
+        logits_of(whole, x).block_until_ready()
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times[1:])) / len(images)
 
 
-def _alone(cell: Cell, model: ODEClassifier) -> list[Trial]:
-    tried = [attacks.parse(spec) for spec in cell.measures.alone]
-    via = cell.measures.via
-    if via is None or via == cell.evaluated:
-        return tried
-    source = batched(model.with_solver(via))
+def _alone(subject: Subject) -> list[Trial]:
+    tried = [attacks.parse(spec) for spec in subject.measures.alone]
     budgets = {(t.norm, float(t.epsilon)) for t in tried if t.budget is not None}
-    transfer = Transfer(source=source, via=str(via), steps=TRANSFERRED)
-    tried += [
-        Trial(transfer, Budget(norm, round(epsilon, 7)))
-        for norm, epsilon in sorted(budgets)
-    ]
+    for name, model in subject.surrogates.items():
+        transfer = Transfer(source=batched(model), via=name, steps=TRANSFERRED)
+        tried += [
+            Trial(transfer, Budget(norm, round(epsilon, 7)))
+            for norm, epsilon in sorted(budgets)
+        ]
     return tried
 
 
-def ensembles(cell: Cell, classes: int) -> list[tuple[Trial, ...]]:
-    """AutoAttack at each budget of a cell."""
+def ensemble(subject: Subject, classes: int) -> list[Trial]:
+    """AutoAttack at each budget of a subject."""
     return [
-        attacks.autoattack(Budget(norm, epsilon), classes=classes)
-        for norm, epsilon in sorted(cell.measures.budgets)
+        trial
+        for norm, epsilon in sorted(subject.measures.budgets)
+        for trial in attacks.autoattack(Budget(norm, epsilon), classes=classes)
     ]
 
 
-def _kept(seen: dict[str, Any]) -> dict[str, Any]:
-    names = ("num_examples", "clean_accuracy", "attacks", "worst_case", "flags")
-    return {name: seen[name] for name in names}
+def _attacked(
+    subject: Subject, name: str, tried: Sequence[Trial], folder: Path, progress: bool
+) -> dict[str, Any]:
+    """The summary of attacks, each on all images, or of AutoAttack, in turn."""
+    together = name == "ensemble"
+    wanted = subject.measures
+    count = wanted.num_ensemble if together else wanted.num_alone
+    arguments = {
+        "the cell": subject.settings(),
+        "the attacks": described(tried),
+        "the versions": versions(),
+    }
+    with Store(folder / "measured" / name, arguments) as store:
+        seen = evaluate(
+            batched(subject.classifier),
+            subject.images[:count],
+            subject.labels[:count],
+            tried,
+            successive=together,
+            keep=store.attack,
+            progress=progress,
+        ).summary
+    flags = seen["flags"]
+    if isinstance(subject.model, ODEClassifier):
+        flags = [*flags, *checks.adjoint(subject.model.solver)["flags"]]
+    names = ("num_examples", "clean_accuracy", "attacks", "worst_case")
+    return {**{name: seen[name] for name in names}, "flags": flags}
+
+
+def _robust(found: dict[str, Any]) -> dict[str, Any]:
+    """Robust accuracy in each budget with its 95 % interval, and all flags.
+
+    It is that under AutoAttack where it ran, and else under all other attacks.
+    """
+    seen = {
+        (worst["norm"], worst["epsilon"]): (worst["robust_accuracy"], part)
+        for part in (found.get("alone"), found.get("ensemble"))
+        if part is not None
+        for worst in part["worst_case"]
+    }
+    rows = []
+    for (norm, epsilon), (accuracy, part) in seen.items():
+        n = part["num_examples"]
+        row = {"norm": norm, "epsilon": epsilon, "robust_accuracy": accuracy}
+        row["interval"] = interval(round(n * accuracy), n)
+        rows.append(row | {"num_examples": n})
+    parts = [found[name] for name in ("alone", "ensemble") if name in found]
+    flags = list(dict.fromkeys(flag for part in parts for flag in part["flags"]))
+    return {"robust": rows, "flags": flags, "device": versions()["device"]}

@@ -10,32 +10,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
+from jnode import data
 from jnode._files import as_path, claimed, in_bucket, write_atomic, write_json
 from jnode._process import drop_programs_if_many, versions
 from jnode._progress import progress_bar
 from jnode.models import load, save
 from jnode.models.file import DESCRIPTION
-from jnode.study.cells import Cell
+from jnode.study.cells import Cell, Subject
 from jnode.study.measure import measure
-from jnode.train import RunDir, train
+from jnode.train import RunDir, evaluation_images, train
+from jnode.train.step import dtype_of, init_state
 
 RESULTS = "results.jsonl"
 ROW = "row.json"
+SCHEMA = 1
+"""The version of the rows' format; the page about studies describes it."""
 
 
 def run_study(
-    cells: Sequence[Cell],
+    cells: Sequence[Cell | Subject],
     folder: str | os.PathLike,
     *,
     data_dir: str | os.PathLike | None = None,
     retry_failed: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Trains and measures all cells; writes `results.jsonl` into the folder.
+    """Measures all cells, which trains those that are a `Cell`; writes `results.jsonl`.
 
-    Each cell has its own run folder in there, with a `row.json` when it is done. A
+    Each cell has a folder of its own in there, with a `row.json` when it is done. A
     study that was stopped resumes: trained models and finished cells are not computed
     again. Several processes may work on one folder at once; each takes cells that no
     other is working on. A cell that fails becomes a row with its `error`, and the study
@@ -46,16 +54,14 @@ def run_study(
 
     **Returns:** the rows of all finished cells, in the order of `cells`.
 
-    **Raises:** `ValueError` for a folder in a bucket, two cells of the same name, a
+    **Raises:** `TypeError` for something else than a cell; `ValueError` for no cell, a
+    folder in a bucket, two cells of the same name, a
     finished row with another configuration, or a damaged `results.jsonl`.
     """
+    check_cells(cells)
     folder = as_path(folder)
     if in_bucket(folder):
         raise ValueError(f"folder must be on this machine, not {folder}: it is locked.")
-    names = [cell.name for cell in cells]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"cells must have names of their own; twice: {twice[0]}.")
     folder.mkdir(parents=True, exist_ok=True)
     rows = gather(cells, folder)
     with progress_bar(len(cells), show=progress, unit="cell") as bar:
@@ -78,7 +84,25 @@ def run_study(
     return rows
 
 
-def gather(cells: Sequence[Cell], folder: str | os.PathLike) -> list[dict[str, Any]]:
+def check_cells(cells: Sequence[Cell | Subject]) -> None:
+    """Raises `TypeError` or `ValueError` unless these can be the cells of a study."""
+    for cell in cells:
+        if not isinstance(cell, Cell | Subject):
+            raise TypeError(
+                "cells must hold study.Subject or study.Cell, not "
+                f"{type(cell).__name__}."
+            )
+    if not cells:
+        raise ValueError("cells must hold at least one cell, not none.")
+    names = [cell.name for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"cells must have names of their own; twice: {twice[0]}.")
+
+
+def gather(
+    cells: Sequence[Cell | Subject], folder: str | os.PathLike
+) -> list[dict[str, Any]]:
     """The rows of all finished cells, which are also written to `results.jsonl`.
 
     Existing rows of other cells, of another study in the same folder, are kept, after
@@ -134,7 +158,7 @@ def _rows_of_others(folder: Path, ours: set[str]) -> list[dict[str, Any]]:
         ) from error
 
 
-def _is_done(run_dir: Path, cell: Cell, retry_failed: bool) -> bool:
+def _is_done(run_dir: Path, cell: Cell | Subject, retry_failed: bool) -> bool:
     path = run_dir / ROW
     if not path.is_file():
         return False
@@ -147,35 +171,29 @@ def _is_done(run_dir: Path, cell: Cell, retry_failed: bool) -> bool:
     return row["error"] is None or not retry_failed
 
 
-def _settings(cell: Cell) -> dict[str, Any]:
+def _settings(cell: Cell | Subject) -> dict[str, Any]:
     """All settings that a row depends on, as JSON returns them; no paths."""
-    data = dataclasses.replace(cell.train.data, dir=None)
-    train = dataclasses.replace(cell.train, data=data)
-    settings = dataclasses.asdict(dataclasses.replace(cell, train=train))
+    if isinstance(cell, Subject):
+        return cell.settings()
+    placed = dataclasses.replace(cell.train.data, dir=None)
+    config = dataclasses.replace(cell.train, data=placed)
+    settings = dataclasses.asdict(dataclasses.replace(cell, train=config))
     return json.loads(json.dumps(settings))
 
 
-def _run(cell: Cell, folder: Path, data_dir, progress: bool) -> None:
+def _run(cell: Cell | Subject, folder: Path, data_dir, progress: bool) -> None:
     """Trains if needed, measures, and writes the row."""
     run_dir = folder / cell.name
     start = time.perf_counter()
-    row: dict[str, Any] = {
-        "cell": cell.name,
-        "part": cell.part,
-        "dataset": cell.train.data.name,
-        "model": cell.model,
-        "training": cell.training,
-        "seed": cell.train.seed,
-        "trained_with": str(cell.train.solver),
-        "solver": str(cell.evaluated),
-        "solver_name": cell.evaluated.name,
-        "error": None,
-    }
+    row: dict[str, Any] = {"schema": SCHEMA, "cell": cell.name, **_labels(cell)}
+    row["error"] = None
     try:
-        row |= _trained(cell, folder, data_dir, progress)
-        if cell.solver is not None:
-            _derive(cell, folder)
-        row |= measure(cell, run_dir, data_dir=data_dir, progress=progress)
+        if isinstance(cell, Cell):
+            row |= _trained(cell, folder, data_dir, progress)
+            subject = _subject(cell, folder, data_dir)
+        else:
+            subject = cell
+        row |= measure(subject, run_dir, progress=progress)
     except Exception as error:
         # KeyboardInterrupt and SIGTERM are not failures of the cell: they propagate.
         row["error"] = f"{type(error).__name__}: {error}"
@@ -188,13 +206,52 @@ def _run(cell: Cell, folder: Path, data_dir, progress: bool) -> None:
     write_json(run_dir / ROW, row)
 
 
+def _labels(cell: Cell | Subject) -> dict[str, Any]:
+    """How a cell is called in tables."""
+    if isinstance(cell, Subject):
+        names = {"dataset": cell.dataset, "solver": cell.solver}
+        return {"part": "own", "model": cell.name, **names}
+    return {
+        "part": cell.part,
+        "dataset": cell.train.data.name,
+        "model": cell.model,
+        "training": cell.training,
+        "seed": cell.train.seed,
+        "trained_with": str(cell.train.solver),
+        "solver": str(cell.evaluated),
+        "solver_name": cell.evaluated.name,
+    }
+
+
+def _subject(cell: Cell, folder: Path, data_dir) -> Subject:
+    """The trained model of a cell, with the cell's solver, and its test images."""
+    if cell.solver is not None:
+        _derive(cell, folder)
+    model, via = load(folder / cell.name), cell.measures.via
+    test = evaluation_images(cell.train.data, data_dir)
+    images = np.asarray(data.to_float(jnp.asarray(test.images), dtype_of(model)))
+    surrogates = {}
+    if via not in (None, cell.evaluated):
+        surrogates[str(via)] = model.bake().with_solver(via)
+    return Subject(
+        cell.name,
+        model,
+        images,
+        test.labels,
+        cell.measures,
+        solver=str(cell.evaluated),
+        dataset=test.name,
+        surrogates=surrogates,
+    )
+
+
 def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, Any]:
     """Trains the run that the cell shares with others, unless it exists."""
     run = RunDir(folder / cell.trained)
     with claimed(folder / f".{cell.trained}.training.lock", wait=True):
         if not (run.path / DESCRIPTION).is_file():
-            data = dataclasses.replace(cell.train.data, dir=data_dir)
-            config = dataclasses.replace(cell.train, data=data)
+            placed = dataclasses.replace(cell.train.data, dir=data_dir)
+            config = dataclasses.replace(cell.train, data=placed)
             resume = (run.path / "config.json").is_file()
             train(config, run.path, resume=resume, progress=progress)
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
@@ -205,7 +262,16 @@ def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, An
         "epochs": last["epoch"],
         "training_seconds": round(last["seconds"], 1),
         "images_per_second": round(last["images_per_second"]),
+        "parameters": _parameters(cell, facts),
     }
+
+
+def _parameters(cell: Cell, facts: dict[str, Any]) -> int:
+    """The number of trained parameters; baked models hold more numbers."""
+    sizes = {name: facts[name] for name in ("image_shape", "classes")}
+    model = jax.eval_shape(lambda: init_state(cell.train, **sizes, total_steps=1).model)
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return sum(leaf.size for leaf in leaves)
 
 
 def _derive(cell: Cell, folder: Path) -> None:

@@ -246,11 +246,46 @@ def _steps(rows: list[Row]) -> Table:
     return Table(_title("Steps", rows), _note(rows), head, lines, 2)
 
 
+def _own(rows: list[Row]) -> Table:
+    head = ["cell", "solver", "NFE", "largest", "ms / image", "clean"]
+    limits, balls = budgets(rows), radii(rows)
+    head += [f"robust {NORMS[n]} {amount(e)}" for n, e in limits]
+    head += [f"certified L2 {amount(r)}" for r in balls]
+    lines = []
+    for row in rows:
+        counts = [row["nfe"], row["nfe_largest"]]
+        cells = [row["cell"], row["solver"]]
+        cells += [NONE if n is None else _short(n) for n in counts]
+        cells += [_short(row["ms_per_image"]), percent(row["clean_accuracy"])]
+        found = {(e["norm"], e["epsilon"]): e for e in row["robust"]}
+        for limit in limits:
+            entry = found.get(limit)
+            cells.append(NONE if entry is None else _with_interval(entry))
+        cells += [percent(certified(row, x)) for x in balls]
+        lines.append(cells)
+    flags = [f"{row['cell']}: {' '.join(row['flags'])}" for row in rows if row["flags"]]
+    note = f"Accuracy in %, of {rows[0]['num_test']:,} test images; robust accuracy "
+    note += f"of {_images(rows)}, with its 95 % interval. {' '.join(flags)}".rstrip()
+    return Table(_title("Own cells", rows), note, head, lines, 2)
+
+
+def _images(rows: list[Row]) -> str:
+    counts = {entry["num_examples"] for row in rows for entry in row["robust"]}
+    return " or ".join(f"{count:,}" for count in sorted(counts)) or "none"
+
+
+def _with_interval(entry: Row) -> str:
+    low, high = entry["interval"]
+    share = percent(entry["robust_accuracy"])
+    return f"{share} [{percent(low)}, {percent(high)}]"
+
+
 _MAKERS: dict[str, Callable[[list[Row]], Table]] = {
     "models": _models,
     "lipschitz": _lipschitz,
     "solvers": _solvers,
     "steps": _steps,
+    "own": _own,
 }
 
 
