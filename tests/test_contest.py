@@ -115,6 +115,7 @@ def test_steps_double_and_halve_as_published(rate):
             max_steps=512,
         )
         assert int(found.stats["num_steps"]) == len(tried)
+        assert found.ys is not None
         assert np.allclose(found.ys[-1], expected, rtol=1e-6)
     assert len(set(np.round(tried, 6))) > 1  # the length did change
 
@@ -159,6 +160,8 @@ def test_lift_and_pool_hold_their_constants(getkey):
 def test_a_normalised_convolution_is_equinox_s(getkey):
     conv = eqx.nn.Conv2d(33, 64, 3, padding=1, key=getkey())
     norm = eqx.nn.GroupNorm(32, 64)
+    assert conv.bias is not None
+    assert norm.weight is not None and norm.bias is not None
     ours = tisode.NormedConv(
         jnp.asarray(checkpoints.kernel(np.asarray(conv.weight))),
         conv.bias.ravel(),
