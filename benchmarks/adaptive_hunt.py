@@ -66,7 +66,7 @@ def model_of(kind: str, solver: Solver, key) -> jnode.ODEClassifier:
     )
 
 
-def walk(block: ODEBlock, y) -> tuple[Any, dict[str, Any]]:
+def walk(block: ODEBlock, y, attempts: int = ATTEMPTS) -> tuple[Any, dict[str, Any]]:
     """A solve, attempt by attempt, by code of its own: the end, and what was decided.
 
     The values of both decisions, and the state of the ladder, of each attempt.
@@ -78,12 +78,12 @@ def walk(block: ODEBlock, y) -> tuple[Any, dict[str, Any]]:
     records = []
     for k, part in enumerate(schedule.parts):
         field = schedule.at(block.field, k)
-        y, record = _walk(field, method, ladder, (part.t0, part.t1), y)
+        y, record = _walk(field, method, ladder, (part.t0, part.t1), y, attempts)
         records.append(record)
     return y, jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
 
 
-def _walk(field, method, ladder, times, y):
+def _walk(field, method, ladder, times, y, attempts):
     pair: diffrax.ButcherTableau = method.tableau
     rows = [[], *(row.tolist() for row in pair.a_lower)]
 
@@ -126,22 +126,29 @@ def _walk(field, method, ladder, times, y):
         return (y, after, jnp.where(going, level1, level)), record
 
     zero = jnp.zeros((), jnp.int32)
-    (y, *_), record = jax.lax.scan(body, (y, zero, zero), None, length=ATTEMPTS)
+    (y, *_), record = jax.lax.scan(body, (y, zero, zero), None, length=attempts)
     return y, record
 
 
-def embedded(model, image):
-    """An image's features, and its decisions."""
-    return walk(model.layers[1], model.layers[0](image))
+def embedded(model, image, attempts: int = ATTEMPTS):
+    """An image's features, and its decisions, of so many attempts at most."""
+    y, records = image, []
+    for layer in model.layers:
+        if isinstance(layer, ODEBlock):
+            y, record = walk(layer, y, attempts)
+            records.append(record)
+        else:
+            y = layer(y)
+    return y.ravel(), jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
 
 
-def search(model, image, radius, mode, key, steps: int):
+def search(model, image, radius, mode, key, steps: int, attempts: int = ATTEMPTS):
     """The image in the ball that an attack found last, in float arithmetic inside it.
 
     `mode` 0 descends on the margin, 1 on one decision of the image's own path, chosen
     at random, 2 on the decision in the first half and on the margin in the second.
     """
-    features, record = embedded(model, image)
+    features, record = embedded(model, image, attempts)
     y = jnp.argmax(model.head(features))
     keys = jr.split(key)
     values = jnp.concatenate([record["first"], record["second"]])
@@ -152,7 +159,7 @@ def search(model, image, radius, mode, key, steps: int):
     sign = jnp.sign(values[chosen])
 
     def objectives(x):
-        features, record = embedded(model, x)
+        features, record = embedded(model, x, attempts)
         logits = model.head(features)
         others = jnp.where(jnp.arange(len(logits)) == y, -jnp.inf, logits)
         both = jnp.concatenate([record["first"], record["second"]])
@@ -182,14 +189,14 @@ def certified(model, tolerances, images):
 
 
 @eqx.filter_jit
-def attacked(model, tolerances, images, radii, mode, keys):
+def attacked(model, tolerances, images, radii, mode, keys, attempts: int = ATTEMPTS):
     """The attacked images, whether predictions changed, and whether grids did."""
     model = jnode.constraints.plain(model)
     model = model.with_solver(model.solver.at(tolerances))
 
     def one(image, radius, key):
-        found = search(model, image, radius, mode, key, 24)
-        records = [embedded(model, x)[1] for x in (image, found)]
+        found = search(model, image, radius, mode, key, 24, attempts)
+        records = [embedded(model, x, attempts)[1] for x in (image, found)]
         grids = [(r["position"], r["level"]) for r in records]
         differ = jax.tree.map(lambda a, b: jnp.any(a != b), *grids)
         moved = differ[0] | differ[1]

@@ -34,11 +34,11 @@ VARIANTS: dict[str, dict] = {
         "times": 3,
     },
     "1 step": {"segments": (1,)},
+    "1 step, 24 times the images": {"segments": (1,), "times": 24},
     "1 step, 128 hidden units": {"segments": (1,), "hidden": 128},
     "4 steps of Heun": {"segments": (4,), "solver": "heun"},
     "3 steps of Bosh3": {"segments": (3,), "solver": "bosh3"},
     "2 steps of RK4": {"segments": (2,), "solver": "rk4"},
-    "4 steps, then 4 at half the resolution": {"segments": (4, 4)},
     "almost orthogonal (aol)": {"constraint": "aol"},
     "no position bias": {"position": False},
     "64 channels": {"features": 64},
@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict] = {
     "12 steps": {"segments": (12,)},
     "192 channels": {"features": 192},
     "kernels of 3": {"kernel_size": 3},
+    "4 steps, then 4 at half the resolution": {"segments": (4, 4)},
 }
 
 

@@ -3,26 +3,28 @@
 
 def table(summary: dict) -> str:
     """Markdown: agreement in percent, and speed as ratios."""
-    versions = summary["versions"]
+    versions, args = summary["versions"], summary["args"]
     lines = [
         f"On {versions['device']}, jax {versions['jax']}, torch {summary['torch']}, "
         f"torchattacks {summary['torchattacks']}, foolbox {summary['foolbox']}.",
         "",
         "`python benchmarks/attacks.py`",
         "",
-        "Accuracy left, in % of "
-        f"{summary['args']['num_examples']:,} test images; of PGD and APGD-CE means "
-        "over 3 seeds. The difference is ours minus theirs: below 0 our attack is the "
-        "stronger.",
+        "Robust accuracy in % of "
+        f"{args['num_examples']} test images; of PGD and APGD-CE means over 3 seeds. "
+        f"FAB-T takes {args['fab_steps']} steps and Square {args['queries']:,} "
+        "queries, in both libraries. The difference is ours minus theirs: below 0 our "
+        "attack is the stronger.",
         "",
-        "| model | clean | Linf ε | attack | library | ours | theirs | difference |",
-        "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: |",
+        "| model | clean | norm | ε | attack | library | ours | theirs | difference |",
+        "| --- | ---: | --- | ---: | --- | --- | ---: | ---: | ---: |",
     ]
     for row in summary["agreement"]:
         cells = [
             row["model"],
             f"{100 * row['clean']:.1f}",
-            f"{row['epsilon']:.4f}",
+            row["norm"].capitalize(),
+            f"{row['epsilon']:.4g}",
             row["attack"],
             row["library"],
             f"{100 * row['ours']:.1f}",
@@ -30,23 +32,21 @@ def table(summary: dict) -> str:
             f"{100 * (row['ours'] - row['theirs']):+.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    if not summary["speed"]:
+        return "\n".join(lines) + "\n"
     lines += [
         "",
-        f"Seconds for {summary['args']['num_timed']} test images, in batches of "
-        f"{summary['args']['batch_size']} (the libraries: "
-        f"{summary['args']['library_batch_size']}, PyTorch with "
-        f"{summary['args']['threads']} threads), median of "
-        f"{summary['args']['repeats']} runs taken in turn, compilation left out (the "
-        "first run, with it, in brackets).",
+        f"Seconds of CPU for {args['num_timed']} test images in Linf, in batches of "
+        f"{args['batch_size']} (the libraries: {args['library_batch_size']}, PyTorch "
+        f"with {args['threads']} threads), median of {args['repeats']} runs taken in "
+        "turn, compilation left out (the first run, with it, in brackets).",
         "",
-        "| model | contest | library | ours | theirs | times faster | accuracy left |",
+        "| model | contest | library | ours | theirs | ratio | robust accuracy |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
     for row in summary["speed"]:
-        seconds = [
-            f"{after:.1f} ({first:.1f})"
-            for after, first in zip(row["seconds"], row["first_seconds"], strict=True)
-        ]
+        both = zip(row["cpu_seconds"], row["first_cpu_seconds"], strict=True)
+        seconds = [f"{after:.1f} ({first:.1f})" for after, first in both]
         cells = [
             row["model"],
             row["contest"],

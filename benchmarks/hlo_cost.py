@@ -57,16 +57,17 @@ class Work:
         return Work(n * self.flops, n * self.mxu_flops)
 
 
-def work(f: Callable, *args: Any, turns: int) -> Work:
+def work(f: Callable, *args: Any, turns: int, platform: str) -> Work:
     """The arithmetic of `f(*args)`, inside `shard_map` of one device.
 
-    **Arguments:** the function, its arguments as arrays or their shapes, and the turns
-    that a loop takes whose length is not known beforehand.
+    **Arguments:** the function, its arguments as arrays or their shapes; the turns that
+    a loop takes whose length is not known beforehand; and the platform ("cpu", "cuda"
+    or "tpu") whose branches of `jax.lax.platform_dependent` count.
     """
-    return _work(jax.make_jaxpr(f)(*args).jaxpr, turns)
+    return _work(jax.make_jaxpr(f)(*args).jaxpr, turns, platform)
 
 
-def _work(jaxpr, turns) -> Work:
+def _work(jaxpr, turns, platform) -> Work:
     total = Work(0, 0)
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
@@ -75,13 +76,23 @@ def _work(jaxpr, turns) -> Work:
             passes = PASSES[_precision(eqn)] if _is_float32(eqn) else 1
             total += Work(flops, flops * passes)
             continue
-        inner = [_work(j, turns) for j in _inner(eqn.params)]
+        inner = [_work(j, turns, platform) for j in _inner(eqn.params)]
         if name == "cond":
-            total += max(inner, key=lambda w: w.flops)
+            chosen = _branch(eqn.params.get("branches_platforms"), platform)
+            most = max(inner, key=lambda w: w.flops)
+            total += most if chosen is None else inner[chosen]
         elif inner:
             times = {"scan": eqn.params.get("length"), "while": turns}.get(name, 1)
             total += sum(inner[1:], start=inner[0]).times(times)
     return total
+
+
+def _branch(of_platforms, platform) -> int | None:
+    """Which branch of a `cond` this platform takes, if that is what decides."""
+    if of_platforms is None:
+        return None
+    here = [i for i, names in enumerate(of_platforms) if names and platform in names]
+    return here[0] if here else of_platforms.index(None)
 
 
 def _inner(params) -> Iterator[Any]:

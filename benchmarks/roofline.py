@@ -102,7 +102,8 @@ def measure(name: str, preset: str, images: int, roof: dict, rounds: int) -> dic
     mesh = data_mesh(jax.devices()[:1])
     image = CIFAR if "cifar" in config.data.name else MNIST
     program, shapes = PROGRAMS[name](config, Shapes(mesh, image, images))
-    flops = work(program, *shapes, turns=TURNS[name]).flops
+    turns = {"turns": TURNS[name], "platform": jax.default_backend()}
+    flops = work(program, *shapes, **turns).flops
     compiled = jax.jit(program).lower(*shapes).compile()
     given = arguments(name, config, shapes, image)
     took = seconds(lambda: compiled(*given), rounds)

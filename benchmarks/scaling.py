@@ -108,6 +108,7 @@ def draw(points: list[dict], path: Path) -> None:
 def main() -> None:
     rows = json.loads((RESULTS / "tpu.json").read_text())["rows"]
     steps = [r for r in rows if r["program"] == "train" and r["chips"] == 1]
+    steps = [r for r in steps if r["chip"] in CHIPS]
     points = [p for row in steps for p in estimate(row)]
     assumed = {
         kind: {

@@ -6,9 +6,9 @@ All contestants do the same work on the same states, in turn, round after round;
 row is the median of its rounds (of one round, where a call takes over a second) and
 its ratio to jnode's. Then the sizes are changed one after another, and each contestant
 is started in a process of its own, twice, to see its first step, its first step with
-JAX's compilation cache, and its memory. Needs the other
-libraries (CONTRIBUTING.md). Writes benchmarks/results/speed.{json,md,png}; with
-`--part` only some of it.
+JAX's compilation cache, and its memory. Needs the other libraries (CONTRIBUTING.md) and
+a C++ compiler for torch.compile. Writes benchmarks/results/speed.{json,md,png}; with
+`--part` only some of it. `--quick` runs every row once, at a small size.
 """
 
 import argparse
@@ -18,57 +18,97 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from speed_contestants import ADAPTIVE, OPERATIONS, Sizes, contestants, nfe, work_of
+from speed_contestants import (
+    ADAPTIVE,
+    OPERATIONS,
+    Sizes,
+    contestants,
+    environment,
+    nfe,
+    work_of,
+)
 from speed_figure import figure
 from speed_table import table
+from speed_workers import LIMIT, Worker, timed
 
 from jnode._process import keep_freed_memory
 from jnode.report.style import to_png
 
 RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("jax", "torch", "diffrax", "gradsolve", "torchdiffeq", "torchode")
 PARTS = ("groups", "sizes", "starts")
-SIZES = {"batch": (1, 32, 512), "channels": (16, 128), "side": (8, 16)}
+SIZES = {"batch": (1, 32, 512), "channels": (16, 128), "side": (8, 16, 32)}
+QUICK = {"batch": (1,), "side": (6,)}
 # Of each group, who is asked at other sizes.
 FEW = {
     "Ortho, rk4x4": ("jnode", "lax.scan by hand", "torchdiffeq, Cayley hoisted"),
     "ODENet (zero-padded), rk4x4": ("jnode", "torchdiffeq"),
-    "Ortho, dopri5, rtol 1e-3, atol 1e-4": ("jnode", "torchdiffeq, Cayley hoisted"),
+    "Ortho, dopri5, rtol 1e-3, atol 1e-4": (
+        "jnode",
+        "torchdiffeq, Cayley hoisted",
+        "torchode, Cayley hoisted",
+    ),
 }
 
 
-def measure(group, rounds):
-    """Medians in milliseconds of each contestant's operations."""
-    runs = {}
-    for name, make in group.items():
-        for operation, run in make().items():
-            run()
-            start = time.perf_counter()
-            run()
-            slow = time.perf_counter() - start > 1
-            runs[name, operation] = (run, 1 if slow else rounds)
-    times = {key: [] for key in runs}
-    for turn in range(rounds):
-        # Another first each time, and each called once before it is timed: threads of
-        # PyTorch's go on spinning after a call, on cores that the next is to have.
-        first = turn * len(OPERATIONS) % len(runs)
-        keys = [*runs][first:] + [*runs][:first]
-        for key in keys:
-            run, wanted = runs[key]
-            if turn < wanted:
-                run()
-                start = time.perf_counter()
-                run()
-                times[key].append(time.perf_counter() - start)
-    return {
-        name: {o: float(np.median(times[name, o])) * 1e3 for o in OPERATIONS}
-        for name in group
+def measure(group, rounds, sizes, names=None):
+    """By contestant and operation, medians of milliseconds and of processor time.
+
+    A contestant that cannot do it is the reason instead.
+    """
+    makers = {n: m for n, m in contestants(sizes)[group].items() if n in (names or [n])}
+    workers = {
+        name: Worker(sizes, group, name, environment(name))
+        for name in makers
+        if environment(name) is not None
     }
+    found, runs = {}, {}
+    try:
+        for name, make in makers.items():
+            try:
+                runs |= _warm(name, workers.get(name), make, rounds)
+            except Exception as error:  # whatever a peer raises is a result
+                found[name] = str(error)
+        times = {key: [] for key in runs}
+        for turn in range(rounds):
+            # Another first each time, and each called once before it is timed: threads
+            # of PyTorch's go on spinning after a call, on cores that the next is to
+            # have.
+            first = turn * len(OPERATIONS) % max(len(runs), 1)
+            keys = [*runs][first:] + [*runs][:first]
+            for key in keys:
+                run, wanted = runs[key]
+                if turn < wanted:
+                    run()
+                    times[key].append(run())
+    finally:
+        for worker in workers.values():
+            worker.close()
+    for name in {name for name, _ in runs} - found.keys():
+        medians = {o: 1e3 * np.median(times[name, o], axis=0) for o in OPERATIONS}
+        found[name] = {o: {"ms": x[0], "cpu": x[1]} for o, x in medians.items()}
+    return {name: found[name] for name in makers}
+
+
+def _warm(name, worker, make, rounds):
+    """Each operation as a function that times itself, and how often to call it."""
+    if worker:
+        made = {operation: partial(worker.time, operation) for operation in OPERATIONS}
+    else:
+        made = {operation: partial(timed, run) for operation, run in make().items()}
+    runs = {}
+    for operation, run in made.items():
+        run()
+        runs[name, operation] = (run, 1 if run()[0] > 1 else rounds)
+    return runs
 
 
 def ceiling():
@@ -116,19 +156,21 @@ def starts(args, groups):
     """Of each contestant: what `alone` says, cold and with the cache."""
     found = {}
     for group, names in groups.items():
-        for name in names:
+        for name in [*names][: 1 if args.quick else None]:
             with tempfile.TemporaryDirectory() as cache:
                 env = {
                     **os.environ,
+                    **(environment(name) or {}),
                     "JAX_COMPILATION_CACHE_DIR": cache,
                     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 }
                 command = [sys.executable, __file__, "--alone", group, name]
                 command += [f"--{k}={v}" for k, v in sizes_of(args)._asdict().items()]
-                both = [
-                    json.loads(subprocess.check_output(command, env=env, text=True))
-                    for _ in range(2)
-                ]
+                try:
+                    both = [_started(command, env) for _ in range(2)]
+                except (subprocess.SubprocessError, ValueError) as error:
+                    print(group, name, error, flush=True)
+                    continue
             found.setdefault(group, {})[name] = {
                 "first": both[0]["first"],
                 "cached": both[1]["first"],
@@ -138,15 +180,19 @@ def starts(args, groups):
     return found
 
 
+def _started(command, env):
+    out = subprocess.check_output(command, env=env, text=True, timeout=2 * LIMIT)
+    return json.loads(out.splitlines()[-1])
+
+
 def at_sizes(args):
-    """The training step and inference of a few, one size changed at a time."""
+    """The operations of a few, one size changed at a time."""
     rows = []
-    for axis, values in SIZES.items():
+    for axis, values in (QUICK if args.quick else SIZES).items():
         for value in values:
             sizes = sizes_of(args)._replace(**{axis: value})
             for group, names in FEW.items():
-                makers = contestants(sizes)[group]
-                times = measure({n: makers[n] for n in names}, min(args.rounds, 5))
+                times = measure(group, min(args.rounds, 5), sizes, names)
                 row = {"axis": axis, "value": value, "group": group, "times": times}
                 if "dopri5" in group:
                     row["nfe"] = nfe(sizes)
@@ -167,7 +213,14 @@ def main():
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", default=str(RESULTS / "speed"))
+    parser.add_argument(
+        "--quick", action="store_true", help="small and once: whether each row works"
+    )
     args = parser.parse_args()
+    if args.quick:
+        args.batch, args.channels, args.side, args.rounds = 4, 8, 5, 1
+        if args.out == parser.get_default("out"):
+            args.out = tempfile.mkdtemp() + "/speed"
     keep_freed_memory()  # as jnode's scripts do; for all contestants
     torch.set_num_threads(os.cpu_count() or 1)
     sizes = sizes_of(args)
@@ -183,7 +236,7 @@ def main():
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "tolerances": ADAPTIVE.tolerances,
-        "versions": {"jax": jax.__version__, "torch": torch.__version__},
+        "versions": {name: version(name) for name in LIBRARIES},
     }
 
     def keep(**found):
@@ -195,8 +248,8 @@ def main():
 
     if "groups" in args.part:
         keep(ceiling=ceiling(), nfe=nfe(sizes), work=work_of(sizes), groups={})
-        for group, makers in groups.items():
-            times = measure(makers, args.rounds)
+        for group in groups:
+            times = measure(group, args.rounds, sizes)
             keep(groups=result["groups"] | {group: times})
             print(group, times, flush=True)
     if "sizes" in args.part:

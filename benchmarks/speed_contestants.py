@@ -11,14 +11,22 @@ import optax
 import torch
 import torch_peers as peers
 from hlo_cost import work
+from jax_peers import (
+    PlainConvField,
+    bake,
+    by_diffrax,
+    by_diffrax_faq,
+    by_gradsolve,
+    by_jnode,
+    by_scan,
+)
 
 import jnode
-from jnode.solvers import solve_batch, tableau
-from jnode.solvers.fixed import step as rk_step
-from jnode.solvers.tableaus import rows
+from jnode.solvers import solve_batch
 
 FIXED = jnode.Solver("rk4", steps=4)
 ADAPTIVE = jnode.Solver("dopri5", rtol=1e-3, atol=1e-4)
+TSIT5 = jnode.Solver("tsit5", rtol=1e-3, atol=1e-4)
 OPERATIONS = ("training step", "inference", "attack step")
 
 
@@ -28,62 +36,24 @@ class Sizes(NamedTuple):
     side: int
 
 
-class PlainConvField(eqx.Module):
-    """The ODENet as Diffrax's documentation would have it: `eqx.nn.Conv2d`."""
-
-    first: eqx.nn.Conv2d
-    second: eqx.nn.Conv2d
-
-    def __init__(self, channels, key):
-        keys = jax.random.split(key)
-        self.first, self.second = (
-            eqx.nn.Conv2d(channels, channels, 3, padding=1, key=k) for k in keys
-        )
-
-    def __call__(self, t, y, args):
-        y = jnp.moveaxis(y, -1, 0)
-        return jnp.moveaxis(self.second(jax.nn.relu(self.first(y))), 0, -1)
+# What must be set before a contestant's libraries are imported.
+_ERRORS_ARE_NAN = {"EQX_ON_ERROR": "nan"}
+_SINGLE = {"GRADSOLVE_X64": "0"}
+COMPILED = ", torch.compile"
+FAQ = "Diffrax by its FAQ"
 
 
-def by_jnode(field, solver):
-    # As training does: it counts failures, where `throw` would call Python for each.
-    return lambda field, y: solve_batch(field, y, solver, throw=False).y
+def environment(name: str) -> dict[str, str] | None:
+    """The environment of the process in which a contestant runs apart from the others;
+    `None` for one that runs beside jnode.
 
-
-def by_diffrax(field, solver):
-    """`diffeqsolve` with its own defaults, mapped over the batch."""
-    if solver.adaptive:
-        rtol, atol = solver.tolerances
-        controller, dt0 = diffrax.PIDController(rtol=rtol, atol=atol), None
-    else:
-        controller, dt0 = diffrax.ConstantStepSize(), 1 / solver.steps
-
-    def one(field, y):
-        term = diffrax.ODETerm(field)
-        solution = diffrax.diffeqsolve(
-            term, solver.diffrax(), 0.0, 1.0, dt0, y, stepsize_controller=controller
-        )
-        return solution.ys[-1]
-
-    return lambda field, y: jax.vmap(one, (None, 0))(bake(field), y)
-
-
-def by_scan(field, solver):
-    """What a user would write by hand around the same field."""
-    h = jnp.asarray(1 / solver.steps)
-
-    def solve(field, y):
-        field = bake(field)
-        method = rows(tableau(solver.name))
-        body = lambda y, _: (rk_step(field, h, h, y, method), None)
-        y = jnp.moveaxis(y, 0, -2)
-        return jnp.moveaxis(jax.lax.scan(body, y, length=solver.steps)[0], -2, 0)
-
-    return solve
-
-
-def bake(field):
-    return field.bake() if hasattr(field, "bake") else field
+    With torch.compile it runs apart because compilation may take too long.
+    """
+    if name.startswith(FAQ):
+        return _ERRORS_ARE_NAN
+    if name.startswith("gradsolve"):
+        return _SINGLE
+    return {} if name.endswith(COMPILED) else None
 
 
 def jax_runs(make_solve, field, solver, states, labels):
@@ -158,45 +128,81 @@ def contestants(sizes):
     def ours(make, field, solver):
         return lambda: jax_runs(make, field, solver, x, classes)
 
-    def theirs(field, solve):
-        model = lambda: peers.Classifier(field(), channels, side, solve)
-        return lambda: torch_runs(model(), states, labels)
+    def theirs(field, solve, *, compiled=False):
+        def runs():
+            model = peers.Classifier(field(), channels, side, solve)
+            # What the compiler cannot follow, it leaves to Python.
+            model = torch.compile(model) if compiled else model
+            return torch_runs(model, states, labels)
+
+        return runs
 
     def cayley(form):
         return lambda: peers.CayleyField(channels, side, form=form)
 
+    def zero_padded():
+        return peers.ConvField(channels)
+
     rk4 = peers.torchdiffeq_solve("rk4", steps=FIXED.steps)
     dopri5 = peers.torchdiffeq_solve("dopri5", tolerances=ADAPTIVE.tolerances)
     torchode = peers.torchode_solve("dopri5", ADAPTIVE.tolerances)
+    direct = diffrax.DirectAdjoint()
+    faq, by_faq = by_diffrax_faq(), by_diffrax_faq(direct)
+    at_once = by_diffrax_faq(direct, whole=True)
     return {
         "Ortho, rk4x4": {
             "jnode": ours(by_jnode, ortho, FIXED),
             "lax.scan by hand": ours(by_scan, ortho, FIXED),
             "Diffrax": ours(by_diffrax, ortho, FIXED),
+            FAQ: ours(faq, ortho, FIXED),
+            f"{FAQ}, DirectAdjoint": ours(by_faq, ortho, FIXED),
+            f"{FAQ}, DirectAdjoint, batch as one state": ours(at_once, ortho, FIXED),
+            "gradsolve": ours(by_gradsolve, ortho, FIXED),
             "free field of the same form, jnode": ours(by_jnode, circular, FIXED),
             "products in bfloat16, jnode": ours(by_jnode, half, FIXED),
             "torchdiffeq, Cayley per call": theirs(cayley("per call"), rk4),
             "torchdiffeq, Cayley hoisted": theirs(cayley("hoisted"), rk4),
             "torchdiffeq, jnode's form": theirs(cayley("matmul"), rk4),
+            f"torchdiffeq, Cayley hoisted{COMPILED}": theirs(
+                cayley("hoisted"), rk4, compiled=True
+            ),
+            f"torchdiffeq, jnode's form{COMPILED}": theirs(
+                cayley("matmul"), rk4, compiled=True
+            ),
         },
         "ODENet (zero-padded), rk4x4": {
             "jnode": ours(by_jnode, conv, FIXED),
             "Diffrax, eqx.nn.Conv2d": ours(by_diffrax, plain, FIXED),
-            "torchdiffeq": theirs(lambda: peers.ConvField(channels), rk4),
+            f"{FAQ}, DirectAdjoint, batch as one state": ours(at_once, plain, FIXED),
+            "torchdiffeq": theirs(zero_padded, rk4),
+            f"torchdiffeq{COMPILED}": theirs(zero_padded, rk4, compiled=True),
         },
         "Ortho, dopri5, rtol 1e-3, atol 1e-4": {
             "jnode": ours(by_jnode, ortho, ADAPTIVE),
+            "tsit5, jnode": ours(by_jnode, ortho, TSIT5),
             "Diffrax": ours(by_diffrax, ortho, ADAPTIVE),
+            FAQ: ours(faq, ortho, ADAPTIVE),
+            f"{FAQ}, DirectAdjoint": ours(by_faq, ortho, ADAPTIVE),
+            f"{FAQ}, batch as one state": ours(
+                by_diffrax_faq(whole=True), ortho, ADAPTIVE
+            ),
+            "gradsolve, tsit5": ours(by_gradsolve, ortho, TSIT5),
             "torchdiffeq, Cayley per call": theirs(cayley("per call"), dopri5),
             "torchdiffeq, Cayley hoisted": theirs(cayley("hoisted"), dopri5),
             "torchode, Cayley hoisted": theirs(cayley("hoisted"), torchode),
+            f"torchdiffeq, Cayley hoisted{COMPILED}": theirs(
+                cayley("hoisted"), dopri5, compiled=True
+            ),
+            f"torchode, Cayley hoisted{COMPILED}": theirs(
+                cayley("hoisted"), torchode, compiled=True
+            ),
         },
     }
 
 
 def nfe(sizes):
-    """Of the adaptive solve: in the mean of the batch, and of its slowest sample, for
-    which the batch pays."""
+    """NFE of the adaptive solve: the mean of the batch, and that of its slowest sample,
+    whose steps the whole batch takes."""
     states, _ = peers.numpy_batch(sizes.batch, sizes.side, sizes.channels)
     shape = (sizes.side, sizes.side, sizes.channels)
     field = jnode.OrthoField(shape, key=jax.random.key(0))
@@ -216,4 +222,9 @@ def work_of(sizes):
     arrays, static = eqx.partition(field, eqx.is_array)
     both = jax.grad(lambda arrays, y: loss(eqx.combine(arrays, static), y))
     # The Cayley transform's iteration takes some 8 turns at these weights.
-    return work(both, arrays, jnp.asarray(states), turns=8).flops / 1e9
+    return (
+        work(
+            both, arrays, jnp.asarray(states), turns=8, platform=jax.default_backend()
+        ).flops
+        / 1e9
+    )

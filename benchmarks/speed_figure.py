@@ -7,7 +7,10 @@ from jnode.report.style import COLOURS, INK, legend, new_figure, tidy
 
 def figure(result):
     """A panel a group, a bar a contestant and operation, on a logarithmic axis."""
-    groups = result["groups"]
+    groups = {
+        group: {name: row for name, row in rows.items() if not isinstance(row, str)}
+        for group, rows in result["groups"].items()
+    }
     rows = [len(times) for times in groups.values()]
     drawn = new_figure(7.6, 0.9 + 0.52 * sum(rows))
     panels = drawn.subplots(
@@ -17,7 +20,8 @@ def figure(result):
     for axes, (group, times) in zip(panels, groups.items(), strict=True):
         names = list(times)
         for i, operation in enumerate(OPERATIONS):
-            ratios = [times[n][operation] / times["jnode"][operation] for n in names]
+            ours = times["jnode"][operation]["ms"]
+            ratios = [times[n][operation]["ms"] / ours for n in names]
             places = [k + 0.26 * (i - 1) for k in range(len(names))]
             bars = axes.barh(places, ratios, 0.24, color=COLOURS[i], zorder=2)
             handles[operation] = bars
@@ -31,7 +35,7 @@ def figure(result):
         axes.axvline(1, color=INK, linewidth=1, zorder=3)
         axes.set_xscale("log")
     largest = max(
-        times[n][o] / times["jnode"][o]
+        times[n][o]["ms"] / times["jnode"][o]["ms"]
         for times in groups.values()
         for n in times
         for o in OPERATIONS

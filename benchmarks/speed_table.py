@@ -14,20 +14,23 @@ def _groups(result) -> str:
     peak, nfe = result["ceiling"], result["nfe"]
     lines = [
         f"Batch {result['batch']}, {result['side']} x {result['side']} x "
-        f"{result['channels']}, float32, {result['cores']} cores, jax "
-        f"{result['versions']['jax']}, torch {result['versions']['torch']}. "
+        f"{result['channels']}, float32, {result['cores']} cores; "
+        f"{', '.join(f'{k} {v}' for k, v in result['versions'].items())}. "
         f"Milliseconds, medians of up to {result['rounds']} rounds in turn; in "
-        "brackets, how many times jnode's.",
+        "brackets, how many times jnode's, and how many times its processor time.",
     ]
     for group, rows in result["groups"].items():
         lines += _head(group, OPERATIONS)
         ours = rows["jnode"]
         for name, row in rows.items():
-            cells = [f"{row[o]:.0f} ({row[o] / ours[o]:.2f})" for o in OPERATIONS]
+            if isinstance(row, str):
+                lines.append(f"| {name} | {row} | | |")
+                continue
+            cells = [_cell(row[o], ours[o]) for o in OPERATIONS]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     rows = result["groups"].get("Ortho, rk4x4")
     if rows:
-        rate = result["work"] / rows["jnode"]["training step"] * 1e3
+        rate = result["work"] / rows["jnode"]["training step"]["ms"] * 1e3
         lines += [
             "",
             f"A large matrix product reaches {peak['matmul']:.0f} GFLOP/s here, a 3x3 "
@@ -53,10 +56,40 @@ def _sizes(result) -> str:
         for name, times in row["times"].items():
             if name == "jnode":
                 continue
-            cells = [f"{times[o] / ours[o]:.2f} ({ours[o]:.1f})" for o in OPERATIONS]
+            cells = [
+                f"{_ratio(times[o], ours[o])} ({ours[o]['ms']:.1f})" for o in OPERATIONS
+            ]
             where = f"{row['axis']} {row['value']} | {row['group']} | {name}"
             lines.append(f"| {where} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_ranges(result["sizes"])])
+
+
+def _ranges(rows) -> list[str]:
+    """Of each group and peer, the smallest and the largest ratio in training."""
+    found: dict = {}
+    for row in rows:
+        ours = row["times"]["jnode"]["training step"]["ms"]
+        for name, times in row["times"].items():
+            if name != "jnode":
+                ratio = times["training step"]["ms"] / ours
+                where = f"{row['axis']} {row['value']}"
+                found.setdefault((row["group"], name), []).append((ratio, where))
+    lines = ["Over these sizes, a training step of"]
+    for (group, name), ratios in found.items():
+        (least, there), (most, here) = min(ratios), max(ratios)
+        lines.append(
+            f"- {name}, {group}, takes {least:.2f} ({there}) to {most:.2f} ({here}) "
+            "times jnode's"
+        )
+    return [lines[0], "", *lines[1:]]
+
+
+def _cell(row, ours) -> str:
+    return f"{row['ms']:.0f} ({_ratio(row, ours)}, {row['cpu'] / ours['cpu']:.2f})"
+
+
+def _ratio(row, ours) -> str:
+    return f"{row['ms'] / ours['ms']:.2f}"
 
 
 def _starts(result) -> str:

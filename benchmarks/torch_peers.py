@@ -18,13 +18,12 @@ from jnode.linear import spectral_conv
 class CayleyField(nn.Module):
     """L W2 relu(W1 y + b1) + b2 with orthogonal circular convolutions."""
 
-    def __init__(self, channels, side, *, form, lipschitz=1.0, kernels=None):
+    def __init__(self, channels, side, *, form, lipschitz=1.0, activation=torch.relu):
         super().__init__()
         self.side, self.form, self.lipschitz = side, form, lipschitz
-        if kernels is None:
-            shape = (2, channels, channels, 3, 3)
-            kernels = torch.randn(shape) / (3 * channels**0.5)
-        self.kernels = nn.Parameter(torch.as_tensor(kernels))
+        self.activation = activation
+        shape = (2, channels, channels, 3, 3)
+        self.kernels = nn.Parameter(torch.randn(shape) / (3 * channels**0.5))
         self.biases = nn.Parameter(torch.zeros(2, channels))
         self.hoisted = None
 
@@ -72,7 +71,7 @@ class CayleyField(nn.Module):
     def forward(self, t, y):
         q = self.matrices() if self.hoisted is None else self.hoisted
         b = self.biases[:, None, :, None, None]
-        hidden = torch.relu(self.apply_map(q[0], y) + b[0])
+        hidden = self.activation(self.apply_map(q[0], y) + b[0])
         return self.lipschitz * self.apply_map(q[1], hidden) + b[1]
 
 

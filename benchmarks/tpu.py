@@ -1,7 +1,7 @@
-"""TPUs that are not there: what the real programs would cost on them.
+"""TPUs and GPUs that are not there: what the real programs would cost on them.
 
-Kinds of TPU, the programs with the shapes of what they are given, and what the compiler
-says of each program when it is compiled ahead of time.
+Kinds of TPU (those of GPU are in `cuda.py`), the programs with the shapes of what they
+are given, and what the compiler says of each program when it is compiled ahead of time.
 """
 
 import dataclasses
@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import cuda
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from hlo_cost import collectives, cycles, work
+from hlo_cost import Work, collectives, cycles, work
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jnode.attacks import PGD, Budget
@@ -93,7 +94,8 @@ def devices(kind: str, chips: int) -> list[jax.Device]:
     that is not in `CHIPS`.
     """
     if kind not in CHIPS:
-        raise ValueError(f"chip must be one of {', '.join(CHIPS)}, not {kind!r}.")
+        names = ", ".join((*CHIPS, *cuda.CARDS))
+        raise ValueError(f"chip must be one of {names}, not {kind!r}.")
     known = CHIPS[kind].topologies
     if chips not in known:
         numbers = ", ".join(map(str, known))
@@ -104,7 +106,9 @@ def devices(kind: str, chips: int) -> list[jax.Device]:
             'the TPU compiler is not installed: pip install "jnode[tpu]", best into an '
             "environment of its own, or name its libtpu.so by TPU_LIBRARY_PATH."
         )
-    # Otherwise it asks the network what machine this is.
+    # It is only to compile, so other processes may use it too; and it need not ask the
+    # network what machine this is.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
@@ -217,58 +221,63 @@ def _is_shape(x: Any) -> bool:
 def compile_program(
     name: str, preset: str, kind: str, chips: int, *, per_device: int = 128
 ) -> dict[str, Any]:
-    """Compiles one program for TPUs that need not exist.
+    """Compiles one program for TPUs, or for a GPU, that need not exist.
 
     **Arguments:** the program, of `PROGRAMS`; the preset of training whose model it is
-    of; the kind and number of chips, of `CHIPS`; images on each device at a time.
+    of; the kind and number of chips, of `CHIPS`, or one card of `cuda.CARDS`; images on
+    each device at a time.
 
-    **Returns:** a row of numbers, of one chip: FLOPs by count,
-    bytes and `optimal_seconds` by XLA (which counts a loop's body once), the compiler's
-    cycles with loops multiplied out and the seconds that they take, the shares of peak.
+    **Returns:** a row of numbers, of one chip: FLOPs by count; bytes by XLA (which
+    counts a loop's body once); and of a TPU the compiler's cycles with loops multiplied
+    out, as seconds, and the shares of peak.
 
     **Raises:** what `devices` and `get_preset` raise.
     """
-    mesh = data_mesh(devices(kind, chips))
-    chip = CHIPS[kind]
+    card = kind in cuda.CARDS
+    mesh = data_mesh(cuda.devices(kind) if card else devices(kind, chips))
     config = get_preset(preset)
     batch = per_device * mesh.size
     config = dataclasses.replace(config, batch_size=batch)
     image = CIFAR if "cifar" in config.data.name else MNIST
     program, args = PROGRAMS[name](config, Shapes(mesh, image, batch))
     turns = TURNS[name]
-    done = work(program, *args, turns=turns)
+    done = work(program, *args, turns=turns, platform="cuda" if card else "tpu")
     begin = time.perf_counter()
     donated = (0,) if name in ("train", "dispatch") else ()
     compiled = jax.jit(program, donate_argnums=donated).lower(*args).compile()
     compiling = time.perf_counter() - begin
     text, memory = compiled.as_text(), compiled.memory_analysis()
     found = collectives(text)
-    told = compiled.cost_analysis()
-    seconds = cycles(text, turns=turns) / chip.clock
+    told = cuda.cost(compiled) if card else compiled.cost_analysis()
+    timed = {} if card else _timed(text, turns, done, CHIPS[kind])
     return {
         "program": name,
         "preset": preset,
         "chip": kind,
-        "chips": chips,
-        "devices": mesh.size,
+        "chips": mesh.size,
         "images_per_device": per_device,
         "flops": done.flops,
         "mxu_flops": done.mxu_flops,
-        "xla_flops": told["flops"],
         "bytes": told["bytes accessed"],
         "memory_bytes": memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
         "gradient_bytes": gradient_bytes(config, image),
         "collectives": found.counts,
         "collectives_in_loops": found.in_loops,
-        "xla_optimal_seconds": told["optimal_seconds"],
+        **timed,
+        "compile_seconds": round(compiling, 1),
+    }
+
+
+def _timed(text: str, turns: int, done: Work, chip: Chip) -> dict[str, float]:
+    """The compiler's estimate of a TPU program's time, and the shares of peak."""
+    seconds = cycles(text, turns=turns) / chip.clock
+    return {
         "estimated_seconds": seconds,
         "share_of_peak": done.flops / (seconds * chip.peak),
         "mxu_share": done.mxu_flops / (seconds * chip.peak),
-        "compile_seconds": round(compiling, 1),
     }
 
 

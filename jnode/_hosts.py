@@ -32,6 +32,7 @@ class Hosts:
             return distributed_context(*where)
         if any(value is not None for value in where):
             raise ValueError(
-                "--coordinator and its like need --distributed beside them."
+                "--coordinator, --num-processes and --process-id must be left out "
+                "without --distributed: add it."
             )
         return nullcontext()

@@ -75,7 +75,7 @@ def run(
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     folder = Path(cache) if cache else Path.home() / ".cache" / "jnode"
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         main()
     except KeyboardInterrupt as stop:

@@ -232,7 +232,10 @@ def _dtype(*values: ArrayLike) -> np.dtype:
     **Raises:** `TypeError` for half precision.
     """
     if any(jnp.issubdtype(jnp.result_type(x), jnp.complexfloating) for x in values):
-        raise TypeError("Bounds are real numbers, not complex ones.")
+        raise TypeError(
+            "Bounds must be of real arrays, not of complex ones: write these as "
+            "their real and imaginary parts."
+        )
     found = [np.dtype(x.dtype) for x in values if isinstance(x, jax.Array)]
     found = [x for x in found if jnp.issubdtype(x, jnp.floating)]
     for dtype in found:

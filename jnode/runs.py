@@ -163,13 +163,16 @@ def write_summary(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
 def _check_request(attacks, protocol, norm, epsilons, batch_size, mesh) -> None:
     if (protocol is not None) == bool(attacks):
-        raise ValueError("give either attacks or a protocol, one of them.")
+        raise ValueError("attacks or protocol must be given, and not both.")
     if protocol is not None and protocol not in PROTOCOLS:
         known = ", ".join(PROTOCOLS)
         raise ValueError(f"protocol must be one of {known}, not {protocol!r}.")
     check_divides(batch_size, mesh)
     if protocol is None and (norm is not None or epsilons):
-        raise ValueError("norm and epsilon belong to a protocol; attacks have theirs.")
+        raise ValueError(
+            "norm and epsilon must be left out without a protocol: each attack has its "
+            "own."
+        )
 
 
 def _planned(

@@ -19,13 +19,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    use_abstract_mesh,
+)
 from jaxtyping import Array, Float, Int, PyTree
 
+from jnode._axes import auto_mesh, in_auto
 from jnode._process import Interrupted
 
 AXIS = "batch"
@@ -48,31 +55,6 @@ def data_mesh(
 def all_devices() -> Mesh | None:
     """The mesh of all devices, or `None` if there is only one."""
     return data_mesh() if jax.device_count() > 1 else None
-
-
-def _auto(mesh: Mesh) -> Mesh:
-    """The same devices and axis names, with axes in Auto mode.
-
-    The axes of `jax.make_mesh` are Explicit by default, and then every reshape would
-    have to state the sharding of its result.
-    """
-    if all(kind == AxisType.Auto for kind in mesh.axis_types):
-        return mesh
-    kinds = (AxisType.Auto,) * len(mesh.axis_names)
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
-
-
-def as_auto(x: Array) -> Array:
-    """An array [*shape], on the same devices in Auto mode where axes are Explicit.
-
-    What a function that JAX is tracing is given stays as it is.
-    """
-    place = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
-    if not isinstance(place, NamedSharding) or not isinstance(place.mesh, Mesh):
-        return x
-    if AxisType.Explicit not in place.mesh.axis_types:
-        return x
-    return jax.device_put(x, NamedSharding(_auto(place.mesh), place.spec))
 
 
 def _rows(mesh: Mesh) -> PartitionSpec:
@@ -111,7 +93,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """
     if mesh is None:
         return tree
-    whole = NamedSharding(_auto(mesh), PartitionSpec())
+    whole = NamedSharding(auto_mesh(mesh), PartitionSpec())
 
     def one(x):
         if not eqx.is_array(x):
@@ -139,7 +121,7 @@ def shard_batch(tree: PyTree[np.ndarray | Array], mesh: Mesh | None) -> PyTree[A
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    spread = NamedSharding(_auto(mesh), _rows(mesh))
+    spread = NamedSharding(auto_mesh(mesh), _rows(mesh))
 
     def one(x):
         if isinstance(x, jax.Array) and jax.process_count() == 1:
@@ -209,7 +191,9 @@ def spread_rows(x: Array, mesh: Mesh | None) -> Array:
     """
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(_auto(mesh), _rows(mesh)))
+    return jax.lax.with_sharding_constraint(
+        x, NamedSharding(auto_mesh(mesh), _rows(mesh))
+    )
 
 
 def local_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " rows"]:
@@ -259,16 +243,20 @@ def _on_each_device(f, mesh, out, finish=lambda tree: tree):
         # Traced outside of the mesh: gradients of Diffrax's loops compare the types of
         # their arguments, and inside a mesh these types include the mesh.
         shapes = jax.tree.map(_shape, arrays), *jax.tree.map(share, batches)
-        closed, result = jax.make_jaxpr(whole, return_shape=True)(*shapes)
+        with use_abstract_mesh(AbstractMesh((), ())):
+            closed, result = jax.make_jaxpr(whole, return_shape=True)(*shapes)
 
         def local(*args):
             leaves = jaxpr_as_fun(closed)(*jax.tree.leaves(args))
             return finish(jax.tree.unflatten(jax.tree.structure(result), leaves))
 
         split = (_rows(mesh),) * len(batches)
+        own = auto_mesh(mesh)
+        # A program that calls back to the host must name the same mesh everywhere.
+        given = own.abstract_mesh == jax.sharding.get_abstract_mesh()
         return jax.shard_map(
             local,
-            mesh=_auto(mesh),
+            mesh=None if given else own,
             in_specs=(PartitionSpec(), *split),
             out_specs=out,
             check_vma=False,
@@ -300,17 +288,14 @@ class Sharded(eqx.Module):
     ) -> Float[Array, "batch classes"]:
         """The logits of each image; the batch size must be a multiple of the devices.
 
-        **Raises:** `ValueError` for images that are sharded over Explicit axes in a
-        function that JAX is tracing; outside of one they are taken.
+        In a function that JAX is tracing they are sharded as the images are, also over
+        Explicit axes, which are those of `jax.make_mesh` by default.
         """
-        images = as_auto(images)
-        if AxisType.Explicit in jax.typeof(images).sharding.mesh.axis_types:
-            raise ValueError(
-                "images must not be spread over Explicit axes, which are those of "
-                "jax.make_mesh by default: pass them through "
-                "jnode.sharding.shard_batch(images, mesh) first."
-            )
-        return _classify(images, self.model, self.mesh)
+
+        def classify(own, images):
+            return _classify(images, own.model, own.mesh)
+
+        return in_auto(classify, self, images, _rows(self.mesh))
 
 
 # Diffrax's loops can be differentiated on each device, but not through the mesh.

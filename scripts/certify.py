@@ -208,7 +208,10 @@ def _check(name: str, data_dir: str | None) -> None:
         print(f"  L2 {row['radius']:.4g}:", *shares)
     # A few images may lie so near a radius that another machine's rounding decides.
     if any(abs(row["card"] - row["found"]) > 5e-4 for row in rows):
-        raise RuntimeError(f"{name} is not what its card tells.")
+        raise RuntimeError(
+            f"{name} does not have the certified accuracy on its card: its files, or "
+            "those of the data set, are not the ones it was measured with."
+        )
 
 
 def _rows(found) -> str:

@@ -25,8 +25,8 @@ class Args(Hosts):
     protocol: Literal["quick", "standard", "full"] | None = None
     """The name of a protocol: attacks, transfers and checks."""
 
-    norm: Literal["linf", "l2"] | None = None
-    """The norm of a protocol's budgets; by default both."""
+    norm: Literal["linf", "l2", "l1"] | None = None
+    """The norm of a protocol's budgets; by default Linf and L2."""
 
     epsilon: tuple[str, ...] = ()
     """A protocol's budgets, such as 8/255; by default those usual for the data set."""

@@ -236,13 +236,14 @@ def test_logits_that_are_not_finite_are_misclassified():
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_empty_batch_comes_back_empty(name):
     images, attack = np.zeros((0, *SHAPE), np.float32), build(name)
-    for labels, epsilon in (([], 0.05), (np.zeros(0, int), np.zeros(0))):
-        budget = Budget("l2", epsilon)
-        found = attack(Network(), images, labels, budget, key=jr.key(0))
-        assert found.shape == images.shape and found.dtype == jnp.float32
-    if isinstance(attack, AbstractFAB):
-        found, distance = attack.nearest(Network(), images, [], "l2")
-        assert found.shape == images.shape and distance.shape == (0,)
+    for norm in NORMS:
+        for labels, epsilon in (([], 0.05), (np.zeros(0, int), np.zeros(0))):
+            budget = Budget(norm, epsilon)
+            found = attack(Network(), images, labels, budget, key=jr.key(0))
+            assert found.shape == images.shape and found.dtype == jnp.float32
+        if isinstance(attack, AbstractFAB):
+            found, distance = attack.nearest(Network(), images, [], norm)
+            assert found.shape == images.shape and distance.shape == (0,)
 
 
 def test_an_empty_set_has_no_accuracy():
@@ -274,7 +275,7 @@ def test_an_empty_set_has_no_accuracy():
         ("l2", "8/255", TypeError, "epsilon must be a number or an array of numbers"),
         ("l2", True, TypeError, "epsilon must be a number or an array of numbers"),
         ("l2", None, TypeError, "epsilon must be a number or an array of numbers"),
-        ("l3", 0.1, ValueError, "norm must be one of linf, l2"),
+        ("l3", 0.1, ValueError, "norm must be one of linf, l2, l1"),
     ],
 )
 def test_budgets_that_make_no_sense(norm, epsilon, error, message):

@@ -34,8 +34,8 @@ def problem(getkey):
     return model, images, jnp.argmax(model(images), axis=1)
 
 
-def test_keys_of_images_make_attacks_that_know_no_batch_mates(problem):
-    """As adversarial training has it: what becomes of an image is its own affair."""
+def test_keys_of_images_make_attacks_independent_of_the_batch(problem):
+    """As adversarial training needs it: the rest of the batch changes no result."""
     model, images, labels = problem
     labels = labels.at[3].set(1 - labels[3])
     attack, keys = attacks.PGD(steps=5), jr.split(jr.key(0), len(images))
@@ -183,14 +183,14 @@ def test_attack_outside_its_budget_is_caught(problem):
     [
         ("carlini:linf:0.1", "gaussian, fgsm, pgd"),
         ("pgd:linf:-0.1", "epsilon must be at least 0"),
-        ("pgd:l1:0.1", "linf, l2"),
+        ("pgd:l3:0.1", "linf, l2, l1"),
         ("pgd:linf:0.1:0", "steps must be"),
         ("pgd:linf:0.1:4:0", "restarts must be"),
         ("pgd:linf", "must read name:norm:epsilon"),
         ("gaussian:linf:0.1", "gaussian:sigma"),
         ("gaussian:-0.1", "sigma must be a number of at least 0"),
-        ("pgd:linf:big", "not a number"),
-        ("pgd:linf:1/0", "not a number"),
+        ("pgd:linf:big", "0.5 or 36/255, not 'big'"),
+        ("pgd:linf:1/0", "0.5 or 36/255, not '1/0'"),
     ],
 )
 def test_bad_specs(spec, message):

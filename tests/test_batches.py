@@ -136,7 +136,7 @@ def test_a_skew_part_is_one_map(getkey, padding):
     y = jax.random.normal(getkey(), shape)
     skew = half - half.T
     assert type(skew) is type(half)
-    # Half of a map less its transpose stretches no more than the map.
+    # The norm of half of a map less its transpose is at most that of the map.
     assert skew.norm() <= 2 * half.norm() * (1 + 1e-5)
     np.testing.assert_allclose(skew(y), half(y) - half.T(y), atol=1e-6)
     assert abs(jnp.vdot(y, skew(y))) < 1e-5

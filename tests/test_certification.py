@@ -1,4 +1,4 @@
-"""Certifying a run folder: refusals, frozen grids, bad radii."""
+"""Certifying a run folder: models without a certificate, recorded steps, bad radii."""
 
 from typing import Any
 

@@ -209,7 +209,7 @@ def test_bound_is_tight_for_a_linear_flow(getkey):
 
 
 def test_long_searches_do_not_end_in_rounding(getkey):
-    # A difference that shrinks as the search goes on stretches by cancellation alone.
+    # Once the difference has shrunk, cancellation alone can make the ratio large.
     q, _ = jnp.linalg.qr(jr.normal(getkey(), (32, 32)))
     start = jr.uniform(getkey(), (32,))
     found = lipschitz_lower_bound(lambda y: q @ y + 30, start, key=getkey(), steps=400)

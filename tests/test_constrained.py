@@ -65,7 +65,7 @@ def test_zero_padding_is_certified_and_is_zero_padding(getkey, constraint):
     for shape, out in [((4, 5, 3), 4), ((3, 3, 4), 2)]:
         map_ = make(constraint, shape, out, "zero", key=getkey())
         assert singular_values(map_, shape)[0] <= float(map_.norm()) <= 1 + 2e-3
-        # A shift of what stands far from the border is a shift of the result.
+        # Far from the border a shifted input gives a shifted result.
         y = np.asarray(map_(jnp.ones(shape)))
         assert not np.allclose(y[0], y[1], atol=1e-3)
         corner = map_(jnp.zeros(shape).at[0, 0].set(1.0))
@@ -109,7 +109,7 @@ def test_gram_iteration_is_an_upper_bound_at_every_iteration(getkey):
         assert all(exact <= bound for bound in bounds)
         assert bounds[-1] <= exact * 1.02
         assert bounds[3] < bounds[0]
-    # Complex matrices in column form, and matrices of zeros.
+    # Complex matrices in stacked real and imaginary parts, and matrices of zeros.
     re, im = jr.normal(getkey(), (2, 4, 6))
     exact = np.linalg.norm(np.asarray(re) + 1j * np.asarray(im), 2)
     bound = float(gram_iteration(jnp.concatenate([re, im])[None])[0])

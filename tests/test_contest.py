@@ -160,8 +160,7 @@ def test_lift_and_pool_hold_their_constants(getkey):
 def test_a_normalised_convolution_is_equinox_s(getkey):
     conv = eqx.nn.Conv2d(33, 64, 3, padding=1, key=getkey())
     norm = eqx.nn.GroupNorm(32, 64)
-    assert conv.bias is not None
-    assert norm.weight is not None and norm.bias is not None
+    assert conv.bias is not None and norm.bias is not None and norm.weight is not None
     ours = tisode.NormedConv(
         jnp.asarray(checkpoints.kernel(np.asarray(conv.weight))),
         conv.bias.ravel(),

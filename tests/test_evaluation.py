@@ -1,4 +1,4 @@
-"""Evaluation: what stands is attacked, what is finished is kept, budgets hold."""
+"""Evaluation: robust samples are attacked, finished results kept, budgets held."""
 
 import gc
 import subprocess

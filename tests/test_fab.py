@@ -66,7 +66,7 @@ def problem():
     return model, images, jnp.argmax(model(images), axis=1)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize(
     ("kind", "restarts"),
     slow_but([(attacks.FAB, 1), (attacks.FABT, 2)], (attacks.FABT, 2), unpack=True),
@@ -78,7 +78,7 @@ def test_distances_are_exact_on_a_linear_model(kind, restarts, norm):
     logits = np.asarray(model(images))
     labels = jnp.argmax(model(images), axis=1).at[0].add(1) % 3
     rows = np.asarray(weight).reshape(9, 3)
-    dual = 2 if norm == "l2" else 1
+    dual = {"l2": 2, "linf": 1, "l1": np.inf}[norm]
     expected = np.asarray(
         [
             min(

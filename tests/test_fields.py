@@ -114,9 +114,9 @@ def test_free_field_claims_nothing(getkey):
 
 def test_learnable_scale_stays_below_its_cap(getkey):
     field = jnode.OrthoField((4,), lipschitz=2.0, learnable=True, key=getkey())
-    pushed = jax.tree.map(lambda w: w + 50.0, field.scale)
+    raised = jax.tree.map(lambda w: w + 50.0, field.scale)
     assert 0 < field.scale(jnp.float32) < 2
-    assert pushed(jnp.float32) <= 2
+    assert raised(jnp.float32) <= 2
     y = jnp.ones(4)
     grad = jax.grad(lambda f: jnp.sum(f(0.0, y) ** 2))(field)
     assert grad.scale.raw != 0

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LONGEST, LONGEST_FUNCTION = 400, 60
 # Of the mathematics, without docstrings and comments; and of the whole package.
-MOST_LINES, MOST_FILES = 7100, 112
+MOST_LINES, MOST_FILES = 7150, 113
 
 # What proves, and what it may never need.
 MATHEMATICS = (
@@ -122,7 +122,7 @@ def _root(name):
 
 
 def _lines_of(node):
-    """The numbers of the lines that a part of a program stands on."""
+    """The line numbers of a part of a program."""
     return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import jnode
 from jnode.constraints import Free, constrained, plain
-from jnode.constraints.cayley import cayley
+from jnode.constraints.cayley import _eliminate, _newton_whole, cayley
 from jnode.linear import (
     Conv,
     Dense,
@@ -55,6 +55,21 @@ def test_cayley_dense_is_orthogonal(getkey, inputs, outputs):
     values = singular_values(plain(dense), (inputs,))
     assert np.abs(values - 1).max() < 1e-5
     assert values.max() <= float(dense.norm()) < 1 + 1e-3
+
+
+@pytest.mark.parametrize("n", [5, 32])
+def test_inverses_of_all_platforms_agree(getkey, n):
+    # Skew-Hermitian matrices of a norm up to the cap, and semidefinite ones.
+    for norm in (0.1, 1.0, 12.0):
+        re, im, root = np.asarray(jr.normal(getkey(), (3, 4, n, n)))
+        a = re - re.swapaxes(1, 2) + 1j * (im + im.swapaxes(1, 2))
+        a = norm * a / np.linalg.norm(a, 2, axis=(1, 2), keepdims=True)
+        m = np.eye(n) + a + root @ root.swapaxes(1, 2) / n
+        column = np.concatenate([m.real, m.imag], axis=1).astype(np.float32)
+        for invert in (_newton_whole, _eliminate):
+            x = np.asarray(jax.jit(invert)(column), np.float64)
+            x = x[:, :n] + 1j * x[:, n:]
+            assert np.abs(m @ x - np.eye(n)).max() < 2e-5, (norm, invert)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])

@@ -23,7 +23,7 @@ FENCE = re.compile(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE
 # What is shown and not run: commands, output, equations set as text.
 SHOWN = ("bash", "sh", "text", "json", "bibtex", "")
 
-# What a page's fragments take for granted. A block of any other page stands alone.
+# The names that the blocks of some pages use; blocks of other pages need nothing.
 MODEL = """
 import jax
 import jnode
@@ -210,7 +210,7 @@ def test_tables_are_those_that_the_benchmarks_wrote():
         assert (results / f"{name}.md").read_text().strip() in readme, name
     pages = {
         "fields": ("fields",),
-        "training": ("kill", "faults", "checkpoints"),
+        "training": ("kill", "faults", "checkpoints", "architectures", "card_attacks"),
         "evaluation": ("masking",),
         "attacks": ("attacks",),
         "speed": ("speed", "adjoints", "precision"),

@@ -97,7 +97,7 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     ("change", "message"),
     [
         ({"protocol": "thorough"}, "quick, standard, full"),
-        ({"protocol": None}, "either attacks or a protocol"),
+        ({"protocol": None}, "attacks or protocol must be given"),
         ({"norm": "l7"}, "linf, l2"),
         ({"epsilons": [-1.0]}, "epsilon must be at least 0"),
     ],

@@ -223,29 +223,39 @@ def test_explicit_meshes_with_names_of_their_own(explicit, single):
     assert np.abs(ours - alone).max() < 1e-5
 
 
-@pytest.mark.slow
 def test_images_on_explicit_axes(explicit):
     model, images = model_of(FIXED).bake(), pixels(8)
-    expected = np.asarray(jax.jit(jax.vmap(model))(images))
     rows = NamedSharding(explicit, PartitionSpec(explicit.axis_names))
     there = jax.device_put(images, rows)
-    spread = sharding.replicate(sharding.Sharded(batched(model), explicit), explicit)
-    with pytest.raises(ValueError, match=r"sharding\.shard_batch\(images, mesh\)"):
-        eqx.filter_jit(spread)(there)
-    np.testing.assert_allclose(spread(there), expected, atol=1e-5)
-    moved = sharding.shard_batch(there, explicit)
-    bare = jax.sharding.auto_axes(jax.vmap(model), out_sharding=rows)
-    for classify, x in (
-        (eqx.filter_jit(spread), moved),
-        (jax.jit(jax.vmap(model)), moved),
-        (jax.jit(bare), there),
-    ):
-        logits = classify(x)
+    spread = sharding.Sharded(batched(model), explicit)
+    expected = np.asarray(jax.jit(jax.vmap(model))(images))
+    for classify in (jax.jit(jax.vmap(model)), eqx.filter_jit(spread), spread):
+        logits = classify(there)
         assert len(logits.sharding.device_set) == 2
         np.testing.assert_allclose(logits, expected, atol=1e-5)
-    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(spread(x))))
-    alone = jax.grad(lambda x: jnp.sum(jnp.sin(jax.vmap(model)(x))))(images)
-    np.testing.assert_allclose(jax.jit(gradient)(moved), alone, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gradients_on_explicit_axes(explicit):
+    model, images = model_of(FIXED).bake(), pixels(8)
+    rows = NamedSharding(explicit, PartitionSpec(explicit.axis_names))
+    there = jax.device_put(images, rows)
+    whole = NamedSharding(explicit, PartitionSpec())
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def size(arrays, x, classify):
+        return jnp.sum(jnp.sin(classify(eqx.combine(arrays, static))(x)))
+
+    spread = lambda model: sharding.Sharded(batched(model), explicit)
+    expected = jax.grad(size, argnums=(0, 1))(arrays, images, jax.vmap)
+    for own in (arrays, jax.device_put(arrays, whole)):
+        both = jax.jit(jax.grad(size, argnums=(0, 1)), static_argnums=2)
+        found = both(own, there, jax.vmap)
+        for ours, alone in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(ours, alone, atol=1e-5)
+    found = jax.jit(jax.grad(size, argnums=1), static_argnums=2)(arrays, there, spread)
+    assert found.sharding.is_equivalent_to(rows, 4)
+    np.testing.assert_allclose(found, expected[1], atol=1e-5)
 
 
 EIGHT = """
@@ -267,6 +277,14 @@ radii = [
     for m in (mesh, None)
 ]
 assert np.abs(radii[0] - radii[1]).max() < 1e-5
+explicit = t.jax.make_mesh((4, 2), ("rows", "columns"))
+place = t.NamedSharding(explicit, t.PartitionSpec(explicit.axis_names))
+model = model.bake()
+alone = jax.jit(jax.vmap(model))(t.pixels(16))
+for classify in (jax.vmap(model), sharding.Sharded(t.batched(model), explicit)):
+    ours = t.eqx.filter_jit(classify)(jax.device_put(t.pixels(16), place))
+    assert len(ours.sharding.device_set) == 8
+    assert np.abs(ours - alone).max() < 1e-5
 """
 
 

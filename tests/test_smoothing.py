@@ -160,8 +160,8 @@ def test_the_key_decides_and_neither_batch_mates_nor_batch_size_do():
     assert (radii > 0).any()
     assert (certify(images) == radii).all()
     assert (certify(images, key=1) != radii).any()
-    mates = np.concatenate([images[:2], binary_images(3, seed=1)])
-    assert (certify(mates)[:2] == radii[:2]).all()
+    batch = np.concatenate([images[:2], binary_images(3, seed=1)])
+    assert (certify(batch)[:2] == radii[:2]).all()
     other = dataclasses.replace(SMALL, batch_size=7)
     assert (certify(images, other) == radii).all()
     # The same image at another place has noise of its own.

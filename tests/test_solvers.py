@@ -495,7 +495,7 @@ def test_a_field_may_return_a_number():
 @pytest.mark.parametrize("count", slow_but([1, 3], 3))
 @pytest.mark.parametrize("batch", slow_but([(), (2,)], (2,)))
 def test_steps_among_frequencies_are_the_same_steps(getkey, count, batch):
-    # Each step of its own weights, so that nothing is gained in the inner units.
+    # Each step of its own weights, so that the pre-activation form saves nothing.
     make = lambda k: jnode.GradientFlowField((6, 5, 4), hidden=2, lipschitz=6.0, key=k)
     segments = [make(k) for k in jr.split(getkey(), count)]
     field = segments[0] if count == 1 else jnode.PiecewiseField(segments)

@@ -10,7 +10,7 @@ import jnode
 from jnode import attacks
 from jnode.attacks.losses import margin
 from jnode.attacks.norms import size
-from jnode.attacks.square import _corner, _eta, _grid, _l2_windows, shares
+from jnode.attacks.square import _corner, _eta, _grid, _windows, shares
 from jnode.evaluation import evaluate
 from tests.helpers import slow_but, small_model
 
@@ -28,32 +28,34 @@ def test_margin():
     assert margin(logits, jnp.asarray([1, 2])).tolist() == [1.0, -1.0]
 
 
-def rectangle(rows, columns):
-    """The pyramid of the paper (section 3.4) entry by entry, of L2 norm 1."""
+def rectangle(rows, columns, p=2):
+    """The pyramid of the paper (section 3.4) entry by entry, of Lp norm 1; in L1 its
+    terms have the fourth power."""
     n = max(rows, columns) // 2
     heights = np.zeros((rows, columns))
     for r in range(rows):
         for s in range(columns):
             m = n - max(abs(r - rows // 2), abs(s - columns // 2))
-            heights[r, s] = sum(1 / (n + 1 - k) ** 2 for k in range(m + 1))
-    return heights / np.linalg.norm(heights)
+            heights[r, s] = sum(1 / (n + 1 - k) ** (4 // p) for k in range(m + 1))
+    return heights / np.linalg.norm(heights.ravel(), p)
 
 
-def eta(side):
+def eta(side, p=2):
     """Two rectangles, one above the other, of opposite sign."""
     half = side // 2
-    upper = rectangle(half, side) if half else np.zeros((0, side))
-    whole = np.concatenate([upper, -rectangle(side - half, side)])
-    return whole / np.linalg.norm(whole)
+    upper = rectangle(half, side, p) if half else np.zeros((0, side))
+    whole = np.concatenate([upper, -rectangle(side - half, side, p)])
+    return whole / np.linalg.norm(whole.ravel(), p)
 
 
+@pytest.mark.parametrize("p", [2, 1])
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 9])
-def test_l2_windows_hold_the_two_pyramids_of_the_paper(side):
+def test_windows_hold_the_two_pyramids_of_the_paper(side, p):
     samples = 24
-    expected = eta(side)
+    expected = eta(side, p)
     corner = [jnp.arange(samples) % 2, jnp.arange(samples) % 3]
     shape = (samples, 10, 11, 2)
-    found = np.array(_eta(shape, corner, jnp.asarray(side), jr.key(0), jnp.float32))
+    found = np.array(_eta(shape, corner, jnp.asarray(side), jr.key(0), jnp.float32, p))
     kinds = {"+": expected, "-": -expected, "+T": expected.T, "-T": -expected.T}
     seen = set()
     for i in range(samples):
@@ -80,12 +82,14 @@ def test_the_peak_is_sharp_and_the_edge_low():
     np.testing.assert_allclose(eta(3), expected, atol=1e-12)
 
 
-def test_l2_mass_moves_from_one_window_to_another():
+@pytest.mark.parametrize("p", [2, 1])
+def test_mass_moves_from_one_window_to_another(p):
     """A channel keeps its mass in both windows, and gets a share of what is left."""
     delta = 0.1 * jr.normal(jr.key(0), (5, 9, 9, 2))
-    epsilon = jnp.asarray(3.0)
+    norm = lambda x: np.linalg.norm(np.ravel(x), p)
+    epsilon = 1.5 * max(norm(d) for d in delta)
     key = jr.key(3)
-    moved = np.asarray(_l2_windows(delta, jnp.asarray(3), epsilon, key))
+    moved = np.asarray(_windows(delta, jnp.asarray(3), jnp.asarray(epsilon), key, p))
     here, there = (_corner(delta.shape, 3, k) for k in jr.split(key, 3)[:2])
     delta = np.asarray(delta)
     for i in range(len(delta)):
@@ -101,25 +105,27 @@ def test_l2_mass_moves_from_one_window_to_another():
         outside = ~(one | two)
         np.testing.assert_allclose(moved[i][outside], delta[i][outside], rtol=1e-5)
         assert np.abs(moved[i][two & ~one]).max(initial=0) == 0
-        left = (9 - np.sum(delta[i] ** 2)) / 2
+        left = (epsilon**p - norm(delta[i]) ** p) / 2
         for c in range(2):
-            mass = np.sum(delta[i, ..., c][one | two] ** 2) + left
-            assert np.sum(moved[i, ..., c][one] ** 2) == pytest.approx(mass, rel=1e-4)
+            mass = norm(delta[i, ..., c][one | two]) ** p + left
+            assert norm(moved[i, ..., c][one]) ** p == pytest.approx(mass, rel=1e-4)
             old = delta[i, ..., c][windows[0]]
             directions = [
-                sign * e + old / np.linalg.norm(old)
+                sign * e + old / norm(old)
                 for sign in (1, -1)
-                for e in (eta(3), eta(3).T)
+                for e in (eta(3, p), eta(3, p).T)
             ]
-            new = moved[i, ..., c][windows[0]] / np.sqrt(mass)
-            away = [np.abs(new - d / np.linalg.norm(d)).max() for d in directions]
+            new = moved[i, ..., c][windows[0]] / mass ** (1 / p)
+            away = [np.abs(new - d / norm(d)).max() for d in directions]
             assert min(away) < 1e-5
 
 
-def test_l2_starts_from_a_grid_of_the_whole_budget():
+@pytest.mark.parametrize("p", [2, 1])
+def test_the_start_is_a_grid_of_the_whole_budget(p):
     images = jnp.full((3, 11, 12, 2), 0.5)
-    start = np.asarray(_grid(images, jnp.asarray(0.7), jr.key(0)))
-    np.testing.assert_allclose(np.sqrt((start**2).sum((1, 2, 3))), 0.7, rtol=1e-5)
+    start = np.asarray(_grid(images, jnp.asarray(0.7), jr.key(0), p))
+    norms = [np.linalg.norm(x.ravel(), p) for x in start]
+    np.testing.assert_allclose(norms, 0.7, rtol=1e-5)
     # Sides of 2, five of them down and six across: one row is left over.
     assert (start[:, :10] != 0).all() and (start[:, 10] == 0).all()
 
@@ -144,15 +150,15 @@ def test_nearly_as_strong_as_pgd(problem, norm):
     assert pgd - 0.1 <= square <= pgd + 0.15
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_budget_and_determinism(problem, norm):
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.3), ("l2", 0.3), ("l1", 2)])
+def test_budget_and_determinism(problem, norm, epsilon):
     model, images, labels = problem
-    attack, budget = attacks.Square(steps=50, restarts=2), attacks.Budget(norm, 0.3)
+    attack, budget = attacks.Square(steps=50, restarts=2), attacks.Budget(norm, epsilon)
     run = jax.jit(lambda key: attack(model, images, labels, budget, key=key))
     first = run(jr.key(0))
     assert (first == run(jr.key(0))).all()
     assert first.min() >= 0 and first.max() <= 1
-    assert size(first - images, norm).max() <= 0.3 + 1e-6
+    assert size(first - images, norm).max() <= epsilon + 1e-6
     moved = jnp.any(first != images, axis=(1, 2, 3))
     assert moved.mean() > 0.5
     assert (jnp.argmax(model(first), axis=1)[moved] != labels[moved]).all()

@@ -1,4 +1,4 @@
-"""Auto-PGD: gradient steps that halve automatically (Croce & Hein, ICML 2020)."""
+"""Auto-PGD: gradient steps that shorten by themselves (Croce & Hein, 2020 and 2021)."""
 
 import abc
 from typing import Any, ClassVar, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jnode.attacks.base import AbstractAttack, count_field
-from jnode.attacks.budget import Budget
+from jnode.attacks.budget import Budget, random_direction
 from jnode.attacks.goals import AbstractGoal
 from jnode.attacks.losses import (
     Classifier,
@@ -19,12 +19,21 @@ from jnode.attacks.losses import (
     loss_and_gradient,
     targeted_ratio,
 )
-from jnode.attacks.norms import choose, size, steepest, wide
+from jnode.attacks.norms import choose, wide
 
 # Momentum: a step is 3/4 of its own direction and 1/4 of the step before.
 MOMENTUM = 0.25
 # The step length stays if at least this fraction of steps raised the loss.
 RHO = 0.75
+
+# In L1: the fraction of pixels that the first steps move, and that of the pixels
+# changed so far which later steps move.
+FIRST_FRACTION, FRACTION = 0.05, 2 / 3
+# Changed pixels become fewer if at most this fraction of them is left.
+FEWER = 0.95
+# The step length is divided by the first number, but never below epsilon divided by the
+# second.
+SHORTER, SHORTEST = 1.5, 10
 
 
 def checkpoints(steps: int) -> Int[np.ndarray, " steps"]:
@@ -49,9 +58,15 @@ class AbstractAPGD(AbstractAttack):
 
     The step starts at twice epsilon. At checkpoints a sample's step halves, and it goes
     back to its best point, if the loss grew in at most 75 % of the steps since the last
-    one, or if neither step nor best loss changed since. Each restart runs for the
-    samples on which no earlier one succeeded; if none succeeds, the image with the
-    largest loss is returned. The attack stops when it has succeeded on the whole batch.
+    one, or if neither step nor best loss changed since.
+
+    In L1 there is no momentum, and steps move few pixels: at every checkpoint, two
+    thirds as many as the best point so far has changed. While these become fewer, the
+    step has length epsilon and goes on from the best point; else it shortens.
+
+    Each restart runs for the samples on which no earlier one succeeded; if none
+    succeeds, the image with the largest loss is returned. The attack stops when it has
+    succeeded on the whole batch.
     """
 
     steps: int = count_field("steps", 100)
@@ -90,7 +105,9 @@ class _State(NamedTuple):
     `best` is the image with the largest loss, with its gradient and loss; `met` is the
     first adversarial image and whether there was one. `best_then` is the largest loss
     at the last checkpoint, where the step was or was not halved; `grew` counts the
-    steps since then in which the loss grew.
+    steps since then in which the loss grew. In L1, `fraction` is that of the pixels
+    which a step moves, and `changed_then` that of the pixels which the best image had
+    changed at the last checkpoint.
     """
 
     step: Int[Array, ""]
@@ -105,6 +122,8 @@ class _State(NamedTuple):
     grew: Int[Array, " batch"]
     best_then: Float[Array, " batch"]
     halved_then: Bool[Array, " batch"]
+    fraction: Float[Array, " batch"]
+    changed_then: Float[Array, " batch"]
 
 
 class _Climb(NamedTuple):
@@ -124,16 +143,19 @@ class _Climb(NamedTuple):
         """For each sample an adversarial image, or else the one with the largest loss;
         whether it is adversarial; and the largest loss. It stops when every sample that
         was not `done` before has an adversarial image."""
-        schedule = checkpoints(self.attack.steps)
+        steps = self.attack.steps
+        schedule = checkpoints(steps)
         windows = jnp.asarray(schedule)
         enough = jnp.asarray(np.floor(RHO * schedule).astype(int))
 
         def step(state):
-            i = state.step
-            return self.halved(self.moved(state), windows[i] > 0, enough[i])
+            i, state = state.step, self.moved(state)
+            if self.budget.norm == "l1":
+                return self.sparser(state, (i + 1) % max(int(0.04 * steps), 1) == 0)
+            return self.halved(state, windows[i] > 0, enough[i])
 
         def going(state):
-            return (state.step < self.attack.steps) & ~jnp.all(done | state.met[1])
+            return (state.step < steps) & ~jnp.all(done | state.met[1])
 
         end = jax.lax.while_loop(going, step, self.begin(key))
         found = jnp.where(wide(end.met[1]), end.met[0], end.best[0])
@@ -141,30 +163,27 @@ class _Climb(NamedTuple):
 
     def begin(self, key: PRNGKeyArray) -> _State:
         """A random start on the ball's surface, as in the original."""
-        images, norm = self.images, self.budget.norm
+        images, epsilon = self.images, self.budget.epsilon
         keys = jr.split(key, 3)
-        if norm == "linf":
-            noise = jr.uniform(keys[0], images.shape, images.dtype, -1.0, 1.0)
-        else:
-            noise = jr.normal(keys[0], images.shape, images.dtype)
-        noise = noise / wide(jnp.maximum(size(noise, norm), 1e-12))
-        epsilon = self.budget.epsilon
+        noise = random_direction(images, self.budget.norm, keys[0])
         start = self.budget.project(images + wide(epsilon) * noise, images)
         losses, success, gradient = self.evaluate(start, keys[1])
-        n = len(images)
+        n, ones = len(images), jnp.ones_like(epsilon)
         return _State(
             step=jnp.zeros((), jnp.int32),
             key=keys[2],
             x=start,
             before=start,
             gradient=gradient,
-            length=2 * epsilon,
+            length=epsilon if self.budget.norm == "l1" else 2 * epsilon,
             last=losses,
             best=(start, gradient, losses),
             met=(start, success),
             grew=jnp.zeros(n, int),
             best_then=losses,
             halved_then=jnp.ones(n, bool),
+            fraction=FIRST_FRACTION * ones,
+            changed_then=ones,
         )
 
     def evaluate(self, x: Images, key: PRNGKeyArray) -> tuple[Any, ...]:
@@ -182,14 +201,16 @@ class _Climb(NamedTuple):
         return losses, self.goal.reached(logits), gradient
 
     def moved(self, state: _State) -> _State:
-        """One step with momentum, except in the first step."""
+        """One step with momentum, except in the first step and in L1."""
         key, this = jr.split(state.key)
-        momentum = jnp.where(state.step > 0, MOMENTUM, 0.0)
         x, budget = state.x, self.budget
-        move = wide(state.length) * steepest(state.gradient, budget.norm)
-        ahead = budget.project(x + move, self.images)
-        ahead = x + (1 - momentum) * (ahead - x) + momentum * (x - state.before)
-        ahead = budget.project(ahead, self.images)
+        ahead = budget.step(
+            x, state.gradient, state.length, self.images, state.fraction
+        )
+        if budget.norm != "l1":
+            momentum = jnp.where(state.step > 0, MOMENTUM, 0.0)
+            ahead = x + (1 - momentum) * (ahead - x) + momentum * (x - state.before)
+            ahead = budget.project(ahead, self.images)
         losses, success, gradient = self.evaluate(ahead, this)
         return state._replace(
             step=state.step + 1,
@@ -210,13 +231,32 @@ class _Climb(NamedTuple):
         stuck = state.grew <= enough
         stuck |= ~state.halved_then & (state.best_then >= state.best[2])
         halve = stuck & checking
-        return state._replace(
-            x=jnp.where(wide(halve), state.best[0], state.x),
-            gradient=jnp.where(wide(halve), state.best[1], state.gradient),
+        return self.returned(state, halve)._replace(
             length=jnp.where(halve, state.length / 2, state.length),
             grew=jnp.where(checking, 0, state.grew),
             best_then=jnp.where(checking, state.best[2], state.best_then),
             halved_then=jnp.where(checking, halve, state.halved_then),
+        )
+
+    def sparser(self, state: _State, checking: Bool[Array, ""]) -> _State:
+        """At a checkpoint in L1, the fraction of pixels and the length of later
+        steps."""
+        epsilon = self.budget.epsilon
+        changed = (state.best[0] != self.images).mean((1, 2, 3), epsilon.dtype)
+        fewer = changed < FEWER * state.changed_then
+        shorter = jnp.maximum(state.length / SHORTER, epsilon / SHORTEST)
+        length = jnp.where(fewer, epsilon, shorter)
+        return self.returned(state, fewer & checking)._replace(
+            length=jnp.where(checking, length, state.length),
+            fraction=jnp.where(checking, FRACTION * changed, state.fraction),
+            changed_then=jnp.where(checking, changed, state.changed_then),
+        )
+
+    def returned(self, state: _State, back: Bool[Array, " batch"]) -> _State:
+        """The state with the best image in the place of the last, where wanted."""
+        return state._replace(
+            x=jnp.where(wide(back), state.best[0], state.x),
+            gradient=jnp.where(wide(back), state.best[1], state.gradient),
         )
 
 

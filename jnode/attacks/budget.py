@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode.attacks.norms import NORMS, Images, shortened, size, steepest, wide
+from jnode.attacks.norms import NORMS, Images, shortened, size, steepest, unit, wide
 
 TOLERANCE = 1e-6
 """The tolerance for rounding when a budget is checked."""
@@ -48,7 +48,7 @@ class Budget(eqx.Module):
 
     **Arguments:**
 
-    - `norm`: "linf" or "l2", over all pixels and channels of an image.
+    - `norm`: "linf", "l2" or "l1", over all pixels and channels of an image.
     - `epsilon`: in pixel units, for example 8 / 255: a number, or an array with one
         value for each image.
 
@@ -82,25 +82,47 @@ class Budget(eqx.Module):
         return eqx.tree_at(lambda budget: budget.epsilon, self, each)
 
     def project(self, adversarial: Images, images: Images) -> Images:
-        """The nearest image in the ball, then clipped to [0, 1].
+        """The nearest image in the ball, then clipped to [0, 1]; in L1 the nearest
+        image in both.
 
         Clipping moves every pixel towards the original, so the result stays in the
         ball.
         """
-        delta = shortened(adversarial - images, wide(self.epsilon), self.norm)
-        return jnp.clip(images + delta, 0.0, 1.0)
+        delta = shortened(adversarial - images, images, self.epsilon, self.norm)
+        moved = jnp.clip(images + delta, 0.0, 1.0)
+        if self.norm != "l1":
+            return moved
+        # Rounded towards the original: the rounding errors of many pixels add up.
+        outside = jnp.abs(moved - images) > jnp.abs(delta)
+        return jnp.where(outside, jnp.nextafter(moved, images), moved)
+
+    def step(
+        self,
+        x: Images,
+        gradient: Images,
+        length: Float[Array, " batch"],
+        images: Images,
+        fraction: float | Float[Array, " batch"] = 0.0,
+    ) -> Images:
+        """A step of this length from `x` along which the loss grows fastest, projected.
+
+        In L1 it moves at least this `fraction` of all pixels; other norms ignore it.
+        """
+        change = steepest(gradient, x, length, self.norm, fraction)
+        return self.project(x + change, images)
 
     def random_start(self, images: Images, key: PRNGKeyArray) -> Images:
-        """A random image in the ball, uniform in it before it is clipped to [0, 1]."""
-        epsilon, shape, dtype = wide(self.epsilon), images.shape, images.dtype
+        """A random image in the ball, uniform in it before it is projected to
+        [0, 1]."""
+        shape, dtype = images.shape, images.dtype
         if self.norm == "linf":
             noise = jr.uniform(key, shape, dtype, -1.0, 1.0)
-            return self.project(images + epsilon * noise, images)
+            return self.project(images + wide(self.epsilon) * noise, images)
         direction_key, radius_key = jr.split(key)
-        direction = steepest(jr.normal(direction_key, shape, dtype), self.norm)
+        direction = random_direction(images, self.norm, direction_key)
         share = jr.uniform(radius_key, (len(images), 1, 1, 1), dtype)
-        radius = share ** (1 / math.prod(shape[1:]))
-        return self.project(images + epsilon * radius * direction, images)
+        radius = wide(self.epsilon) * share ** (1 / math.prod(shape[1:]))
+        return self.project(images + radius * direction, images)
 
     def check(self, name: str, images: ArrayLike, adversarial: ArrayLike) -> None:
         """Checks the images of the attack `name`: in [0, 1], and in the ball.
@@ -122,3 +144,13 @@ class Budget(eqx.Module):
                 f"{name} left its budget of {epsilon[i]:.6g} in {self.norm}: "
                 f"{moved[i]:.6g}."
             )
+
+
+def random_direction(images: Images, norm: str, key: PRNGKeyArray) -> Images:
+    """Random perturbations of norm 1; those of L2 and L1 are uniform on the sphere."""
+    noise = {"linf": _cube, "l2": jr.normal, "l1": jr.laplace}[norm]
+    return unit(noise(key, images.shape, images.dtype), norm)
+
+
+def _cube(key, shape, dtype):
+    return jr.uniform(key, shape, dtype, -1.0, 1.0)

@@ -11,11 +11,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jnode.attacks.base import AbstractAttack, compiled, count_field
-from jnode.attacks.budget import Budget
+from jnode.attacks.budget import Budget, random_direction
 from jnode.attacks.goals import AbstractGoal, Targeted
 from jnode.attacks.inputs import Classes, as_input, check_ranges
 from jnode.attacks.losses import AsImages, Classifier, Images, Labels
-from jnode.attacks.norms import choose, size, steepest, wide
+from jnode.attacks.norms import choose, filled, room, size, wide
 
 # Overshoot past the hyperplane, largest bias towards the original, and backward step.
 OVERSHOOT, BIAS, BACK = 1.05, 0.1, 0.9
@@ -31,24 +31,29 @@ def to_hyperplane(
     -$`gaps`: each pixel moves against $w$ by $\min(\lambda, r_i)$ (Linf) or
     $\min(\lambda|w_i|, r_i)$ (L2), $r_i$ the room that [0, 1] leaves it. The left side
     is concave in $\lambda$, so Newton's iteration from 0 converges to the root from
-    below. If no change within [0, 1] reaches the hyperplane, the largest one is
-    returned.
+    below. In L1 the pixels of the largest $|w_i|$ move by all their room. If no change
+    within [0, 1] reaches the hyperplane, the largest one is returned.
     """
+    if norm == "l1":
+        steep = jnp.abs(normals)
+        direction = -jnp.sign(normals) * wide(jnp.where(gaps >= 0, 1.0, -1.0))
+        most = room(images, direction)
+        return direction * filled(steep, most, jnp.abs(gaps), cost=steep)
     # Flat: over one or three channels XLA's CPU backend takes sums one by one.
     shape = images.shape
     images, normals = (x.reshape(len(x), -1) for x in (images, normals))
     steep = jnp.abs(normals)
     # Decreases w.x if the gap is positive and increases it if negative.
     direction = -jnp.sign(normals) * jnp.where(gaps >= 0, 1.0, -1.0)[:, None]
-    room = jnp.where(direction > 0, 1 - images, images)
+    most = room(images, direction)
     speed = jnp.ones_like(steep) if norm == "linf" else steep
     wanted = jnp.abs(gaps)
 
     def newton(carry):
         i, length, _ = carry
         reach = length[:, None] * speed
-        reached = jnp.sum(steep * jnp.minimum(reach, room), axis=1)
-        slope = jnp.sum(jnp.where(reach < room, steep * speed, 0), axis=1)
+        reached = jnp.sum(steep * jnp.minimum(reach, most), axis=1)
+        slope = jnp.sum(jnp.where(reach < most, steep * speed, 0), axis=1)
         ahead = length + jnp.maximum(wanted - reached, 0) / jnp.maximum(slope, 1e-20)
         ahead = jnp.where(slope > 0, ahead, length)
         return i + 1, ahead, jnp.any(ahead > length)
@@ -59,7 +64,7 @@ def to_hyperplane(
 
     first = (0, jnp.zeros_like(wanted), jnp.asarray(True))
     _, length, _ = jax.lax.while_loop(going, newton, first)
-    moves = jnp.minimum(length[:, None] * speed, room)
+    moves = jnp.minimum(length[:, None] * speed, most)
     return (direction * jnp.where(normals == 0, 0, moves)).reshape(shape)
 
 
@@ -132,7 +137,8 @@ class AbstractFAB(AbstractAttack):
         """
         images, goal = as_input(images, labels, targets)
         # No two images are farther apart.
-        longest = math.sqrt(math.prod(images.shape[1:])) if norm == "l2" else 1.0
+        pixels = math.prod(images.shape[1:])
+        longest = {"l2": math.sqrt(pixels), "l1": pixels}.get(norm, 1.0)
         whole = Budget(norm, longest).of_each(images)
         if len(images) == 0:
             return images, jnp.zeros(0, images.dtype)
@@ -233,7 +239,7 @@ class FAB(AbstractFAB):
         if norm == "linf":
             noise = jr.uniform(key, images.shape, images.dtype, -1.0, 1.0)
         else:
-            noise = steepest(jr.normal(key, images.shape, images.dtype), norm)
+            noise = random_direction(images, norm, key)
         moved = jnp.clip(images + wide(radius) * noise, 0.0, 1.0)
         return jnp.where(restart > 0, moved, images)
 
@@ -252,7 +258,7 @@ class FAB(AbstractFAB):
         # One after another: a batch of gradients at a time.
         others = jnp.eye(classes, dtype=logits.dtype)[:, None]
         normals = jax.lax.map(gradient_to, others)
-        dual = "l1" if norm == "linf" else "l2"
+        dual = {"linf": "l1", "l2": "l2", "l1": "linf"}[norm]
         steep = jax.vmap(lambda normal: size(normal, dual))(normals).T
         away = jnp.abs(gaps) / jnp.maximum(steep, 1e-12)
         nearest = jnp.argmin(jnp.where(true > 0, jnp.inf, away), axis=1)

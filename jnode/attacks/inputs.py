@@ -10,8 +10,8 @@ from jax.sharding import AxisType
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jnode._axes import as_auto
 from jnode.attacks.goals import AbstractGoal, Targeted, Untargeted
-from jnode.sharding import as_auto
 
 Classes = ArrayLike | Sequence[int]
 """A class for each image, as an array or a list of integers."""

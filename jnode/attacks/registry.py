@@ -71,7 +71,10 @@ def parse(spec: str) -> Trial:
         size = number(rest[0 if noise else 1])
         counts = [int(count) for count in rest[2:]]
     except ValueError as error:
-        raise ValueError(f"attack {spec!r} holds something not a number.") from error
+        raise ValueError(
+            f"attack {spec!r} must have numbers behind its names, for example "
+            f"pgd:linf:8/255:40 or gaussian:0.1: {error}"
+        ) from error
     if noise:
         return Trial(GaussianNoise(size))
     named = dict(zip(("steps", "restarts"), counts, strict=False))
@@ -84,10 +87,12 @@ def number(text: str) -> float:
     **Raises:** `ValueError` for anything else.
     """
     numerator, _, denominator = text.partition("/")
-    divisor = float(denominator) if denominator else 1.0
-    if divisor == 0:
-        raise ValueError("division by zero")
-    return float(numerator) / divisor
+    try:
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"numbers must be written as 0.5 or 36/255, not {text!r}."
+        ) from None
 
 
 def _check(name: str, known: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ from jnode.attacks.base import (
 from jnode.attacks.budget import Budget
 from jnode.attacks.inputs import Classes, as_input, check_ranges
 from jnode.attacks.losses import AsImages, Classifier, Images, loss_and_gradient
-from jnode.attacks.norms import choose, steepest, wide
+from jnode.attacks.norms import choose, wide
 
 # The value of an adversarial image, larger than any loss.
 SUCCESS = 1e30
@@ -27,7 +27,9 @@ SUCCESS = 1e30
 class FGSM(AbstractAttack):
     """One steepest step of length epsilon, from the image itself.
 
-    The fast gradient sign method (Goodfellow et al., ICLR 2015).
+    The fast gradient sign method (Goodfellow et al., ICLR 2015). In L1 it fills the
+    pixels of the largest gradients up to 0 or 1, until epsilon is spent: no other image
+    within the budget has a larger linearised loss.
     """
 
     name: ClassVar[str] = "fgsm"
@@ -36,8 +38,7 @@ class FGSM(AbstractAttack):
 
     def search(self, model, images, goal, clean, budget, *, key):
         _, _, gradient = loss_and_gradient(model, images, goal.loss, key=key)
-        moved = images + wide(budget.epsilon) * steepest(gradient, budget.norm)
-        return budget.project(moved, images)
+        return budget.step(images, gradient, budget.epsilon, images)
 
 
 def traced_steps(steps: int) -> Int[Array, ""]:
@@ -49,9 +50,11 @@ class PGD(AbstractAttack):
     r"""Steepest steps on the cross-entropy, projected back to the ball.
 
     Projected gradient descent (Madry et al., ICLR 2018). Steps have the length
-    $2.5\,\epsilon / n$ for $n$ steps, as in the original. For each sample the best of
-    all iterates and restarts is returned: an adversarial one, or else the one with the
-    largest loss.
+    $2.5\,\epsilon / n$ for $n$ steps, as in the original. In L1 they are sparse, as in
+    SLIDE (Tramèr & Boneh, NeurIPS 2019), each the best within [0, 1] as that of `FGSM`,
+    and the projection is to the ball within [0, 1] (Croce & Hein, ICML 2021). For each
+    sample the best of all iterates and restarts is returned: an adversarial one, or
+    else the one with the largest loss.
     """
 
     name: ClassVar[str] = "pgd"
@@ -92,7 +95,7 @@ class PGD(AbstractAttack):
 
     def _climb(self, model, images, goal, budget, start, best, keys):
         """The best images and their values, after the steps from `start`."""
-        length = wide(2.5 * budget.epsilon / self.steps.astype(images.dtype))
+        length = 2.5 * budget.epsilon / self.steps.astype(images.dtype)
 
         def evaluate(current, best, key):
             losses, logits, gradient = loss_and_gradient(
@@ -104,8 +107,7 @@ class PGD(AbstractAttack):
         def step(carry):
             i, key, current, gradient, best = carry
             key, this = jr.split(key)
-            current = current + length * steepest(gradient, budget.norm)
-            current = budget.project(current, images)
+            current = budget.step(current, gradient, length, images)
             gradient, best = evaluate(current, best, this)
             return i + 1, key, current, gradient, best
 

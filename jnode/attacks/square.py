@@ -1,5 +1,6 @@
 """The Square Attack: random search without gradients (Andriushchenko et al., 2020)."""
 
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jnode.attacks.base import AbstractAttack, count_field
-from jnode.attacks.norms import size, wide
+from jnode.attacks.norms import wide
 
 # The fraction of pixels that a square covers is halved after these queries of 10,000;
 # for other numbers in proportion.
@@ -31,7 +32,8 @@ class Square(AbstractAttack):
     $\pm\epsilon$, with a sign for each channel. In L2 it starts from a grid of
     perturbations, each two pyramids of opposite sign; then it takes the norm of one
     random window, and what is left of the budget, and adds such a perturbation of this
-    norm in another window. Squares shrink as queries are spent. `steps` is the number
+    norm in another window. In L1 it does the same with steeper pyramids (Croce & Hein,
+    ICML 2021). Squares shrink as queries are spent. `steps` is the number
     of queries. The attack stops when it has succeeded on the whole batch.
     """
 
@@ -39,9 +41,11 @@ class Square(AbstractAttack):
     steps: int = count_field("steps", 5000)
 
     def search(self, model, images, goal, clean, budget, *, key):
-        start, propose = (
-            (_stripes, _linf_square) if budget.norm == "linf" else (_grid, _l2_windows)
-        )
+        start, propose = {
+            "linf": (_stripes, _linf_square),
+            "l2": (partial(_grid, p=2), partial(_windows, p=2)),
+            "l1": (partial(_grid, p=1), partial(_windows, p=1)),
+        }[budget.norm]
         epsilon = wide(budget.epsilon)
         height, width = images.shape[1:3]
         positions = height * width * shares(self.steps)
@@ -120,7 +124,7 @@ def _linf_square(delta, side, epsilon, key):
     return jnp.where(inside, epsilon * signs, delta)
 
 
-def _eta(shape, corner, side, key, dtype):
+def _eta(shape, corner, side, key, dtype, p):
     r"""The perturbation $\pm\eta$ of each sample's window, 0 elsewhere.
 
     The window of side $h$ is cut across into rectangles of $\lfloor h/2\rfloor$ and
@@ -129,9 +133,9 @@ def _eta(shape, corner, side, key, dtype):
     down: with $n = \lfloor h/2\rfloor$ and
     $M_{rs} = n - \max(|r - r_0|, |s - s_0|)$ the heights are
 
-    $$\sum_{k=0}^{M_{rs}} \frac{1}{(n + 1 - k)^2},$$
+    $$\sum_{k=0}^{M_{rs}} \frac{1}{(n + 1 - k)^{4/p}},$$
 
-    a sharp peak, divided by the L2 norm of the rectangle's, the second with the
+    a sharp peak, divided by the Lp norm of the rectangle's, the second with the
     opposite sign. The whole has norm 1 in each channel, and there a random sign.
     """
     keys = jr.split(key, 2)
@@ -148,30 +152,34 @@ def _eta(shape, corner, side, key, dtype):
     upper = row < n
     middle = jnp.where(upper, n // 2, n + (side - n) // 2)
     ring = jnp.maximum(jnp.abs(row - middle), jnp.abs(column - n))
-    # With k' = n - k the sum runs over 1 / (1 + k')^2 from the ring to n, the edge.
+    # With k' = n - k the sum runs over 1 / (1 + k')^(4/p) from the ring to n, the edge.
     k = jnp.arange(max(shape[1:3]) // 2 + 1)
-    terms = jnp.where(k <= n, 1 / (1 + k).astype(dtype) ** 2, 0)
+    terms = jnp.where(k <= n, 1 / (1 + k).astype(dtype) ** (4 // p), 0)
     heights = jnp.cumsum(terms[::-1])[::-1]
     height = heights[jnp.clip(ring, 0, len(heights) - 1)]
     halves = [jnp.where(inside & half, height, 0) for half in (upper, ~upper)]
-    first, second = (half / _channel_norm(half) for half in halves)
+    first, second = (half / _channel_norm(half, p) for half in halves)
     eta = first - second
-    eta = (eta / _channel_norm(eta))[..., None]
+    eta = (eta / _channel_norm(eta, p))[..., None]
     return eta * _signs(keys[1], (shape[0], 1, 1, shape[3]), dtype)
 
 
-def _channel_norm(x):
-    """The L2 norm over height and width, kept above 0 as it is a divisor."""
-    squares = jnp.sum(x**2, axis=(1, 2), keepdims=True)
-    return jnp.sqrt(jnp.maximum(squares, 1e-24))
+def _mass(x, p, axis=(1, 2)):
+    """The sum of |x|^p, by default over height and width."""
+    return jnp.sum(jnp.abs(x) ** p, axis=axis, keepdims=True)
 
 
-def _unit(x):
-    """Each sample scaled to the L2 norm 1."""
-    return x / wide(jnp.maximum(size(x, "l2"), 1e-12))
+def _channel_norm(x, p):
+    """The Lp norm over height and width, kept above 0 as it is a divisor."""
+    return jnp.maximum(_mass(x, p), 1e-24) ** (1 / p)
 
 
-def _grid(images, epsilon, key):
+def _unit(x, p):
+    """Each sample scaled to the Lp norm 1."""
+    return x / jnp.maximum(_mass(x, p, (1, 2, 3)), 1e-24) ** (1 / p)
+
+
+def _grid(images, epsilon, key, p):
     """A grid of about five by five perturbations, scaled to the whole budget."""
     shape, dtype = images.shape, images.dtype
     side = max(min(shape[1:3]) // 5, 1)
@@ -183,14 +191,14 @@ def _grid(images, epsilon, key):
     def add(total, this):
         corner, key = this
         corner = [jnp.full(shape[0], first) for first in corner]
-        return total + _eta(shape, corner, side, key, dtype), None
+        return total + _eta(shape, corner, side, key, dtype, p), None
 
     each = (jnp.asarray(corners), jr.split(key, len(corners)))
     total, _ = jax.lax.scan(add, jnp.zeros(shape, dtype), each)
-    return epsilon * _unit(total)
+    return epsilon * _unit(total, p)
 
 
-def _l2_windows(delta, side, epsilon, key):
+def _windows(delta, side, epsilon, key, p):
     # Odd and at least 3, so that a window has a middle, if the image is large enough.
     side = jnp.maximum(side, 3) // 2 * 2 + 1
     side = jnp.minimum(side, (min(delta.shape[1:3]) - 1) // 2 * 2 + 1)
@@ -200,10 +208,9 @@ def _l2_windows(delta, side, epsilon, key):
     inside = _window(shape, here, side)
     either = inside | _window(shape, there, side)
     # The norm in both windows of each channel, plus its part of the remaining budget.
-    spent = jnp.sum(delta**2, axis=(1, 2, 3), keepdims=True)
-    left = jnp.maximum(epsilon**2 - spent, 0) / shape[3]
-    held = jnp.sum(jnp.where(either, delta, 0) ** 2, axis=(1, 2), keepdims=True)
+    left = jnp.maximum(epsilon**p - _mass(delta, p, (1, 2, 3)), 0) / shape[3]
+    held = _mass(jnp.where(either, delta, 0), p)
     old = jnp.where(inside, delta, 0)
-    new = _eta(shape, here, side, keys[2], delta.dtype) + old / _channel_norm(old)
-    new = jnp.sqrt(held + left) * new / _channel_norm(new)
-    return epsilon * _unit(jnp.where(either, 0, delta) + new)
+    new = _eta(shape, here, side, keys[2], delta.dtype, p) + old / _channel_norm(old, p)
+    new = (held + left) ** (1 / p) * new / _channel_norm(new, p)
+    return epsilon * _unit(jnp.where(either, 0, delta) + new, p)

@@ -68,5 +68,8 @@ def as_trial(trial: Pair) -> Trial:
             f"trials must begin with an attack, not {type(trial.attack).__name__}."
         )
     elif trial.budget is not None:
-        raise TypeError("trials of noise must have no budget: its sigma says all.")
+        raise TypeError(
+            "trials of noise must have no budget, since sigma is its size: write "
+            "Trial(GaussianNoise(0.1))."
+        )
     return trial

@@ -167,8 +167,8 @@ def certified_accuracy(
     """Certified robust accuracy at each L2 radius, as rows for JSON: the share of
     rightly classified images with at least this certified radius.
 
-    **Arguments:** the result of `certified_radii`, [n], and the radii to report, each
-    >= 0.
+    **Arguments:** the result of `certified_radii`, [n], and the radii to report, none
+    of them negative.
 
     **Raises:** `ValueError` for a negative radius.
     """

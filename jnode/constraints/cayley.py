@@ -14,10 +14,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 from jnode.constraints.base import AbstractConstraint, Grid, Kernel, Matrix, Resolved
-from jnode.linear.gram import adjoint, embed, isometry_norm, real_column
+from jnode.linear.gram import adjoint, embed, gram_matrix, isometry_norm, real_column
 from jnode.linear.operators import Dense
 from jnode.linear.products import matmul
 from jnode.linear.spectral_conv import (
@@ -34,6 +35,8 @@ RESIDUAL = 1e-9
 MAX_NORM = 12.0
 # Matrices of at most this size are inverted by Newton's iteration.
 LEAF = 16
+# The same except on CPU, where a matrix unit takes [128, 128] at a time.
+WHOLE = 64
 
 
 class Cayley(AbstractConstraint):
@@ -86,7 +89,7 @@ def cayley(
     u, w = _split_rows(v, n)
     a = u - adjoint(u)
     if w.shape[-2]:
-        a = a + _product(adjoint(w), w)
+        a = a + gram_matrix(w)
     scale = _cap(a)
     eye = _identity(n, a.dtype)[None]
     x = _inverse(eye + a * scale)
@@ -127,51 +130,113 @@ def _cap(a):
     # The factor is seldom below 1. Where it is 1, its derivatives, which cost as much
     # as those of the inverse, are not computed.
     ones = jnp.ones((len(a), 1, 1), a.dtype)
-    above = jnp.any(_norm_bound(jax.lax.stop_gradient(a)) > MAX_NORM)
-    return jax.lax.cond(above, scale, lambda _: ones, a)
+    largest = _largest(_norm_bound(jax.lax.stop_gradient(a)))
+    return jax.lax.cond(largest > MAX_NORM, scale, lambda _: ones, a)
+
+
+@custom_vmap
+def _largest(x):
+    """Of all numbers, of other matrices under `jax.vmap` too: what decides over a
+    branch or the length of a loop must be one number, or both branches are computed."""
+    return jnp.max(x)
+
+
+@_largest.def_vmap
+def _largest_of_many(size, batched, x):
+    del size, batched
+    return _largest(x), False
 
 
 @jax.custom_jvp
 def _inverse(m: Float[Array, "batch twice_n n"]) -> Float[Array, "batch twice_n n"]:
-    """$M^{-1}$ in column form, for $M$ whose Hermitian part is at least $I$."""
-    return _eliminate(m)
+    """$M^{-1}$ in column form, for $M$ whose Hermitian part is at least $I$.
+
+    Small matrices take less time in few products than in few operations, except on CPU.
+    """
+    if m.shape[-1] > WHOLE:
+        return _eliminate(m)
+    return jax.lax.platform_dependent(m, cpu=_eliminate, default=_newton_whole)
 
 
 def _eliminate(m):
-    # With [[P, Q], [R, S]], the Schur complement S - R P^-1 Q has a Hermitian part of
-    # at least I as well, so no pivoting is needed. All levels together cost about as
-    # much as one product, where Newton's iteration alone costs some twenty.
+    # Gauss and Jordan's elimination in place, by blocks: after the k-th turn the first
+    # k blocks of rows and columns are exchanged for each other. A pivot is the Schur
+    # complement of those before it, whose Hermitian part is at least I as well, so none
+    # has to be sought. All turns together cost about as much as one product, where
+    # Newton's iteration alone costs some twenty; and as a loop they compile quickly.
     n = m.shape[-1]
-    if n <= LEAF or n % 2:
+    blocks = -(-n // LEAF)
+    if blocks == 1:
         return _newton(m)
-    h = n // 2
-    (upper, lower), p, q = _split_rows(m, h), slice(h), slice(h, n)
-    first = _eliminate(upper[..., p])
-    left = _product(lower[..., p], first)
-    right = _product(first, upper[..., q])
-    second = _eliminate(lower[..., q] - _product(left, upper[..., q]))
-    below = -_product(second, left)
-    beside = -_product(right, second)
-    top = jnp.concatenate([first - _product(right, below), beside], axis=-1)
-    return _join_rows(top, jnp.concatenate([below, second], axis=-1))
+    size = -(-n // blocks)
+    x = _padded(m.reshape(len(m), 2, n, n), blocks * size)
+    one = _identity(size, m.dtype)[None]
+
+    def flat(x):
+        return x.reshape(len(x), -1, x.shape[-1])
+
+    def turn(k, x):
+        def cut(x, axis):
+            return jax.lax.dynamic_slice_in_dim(x, k * size, size, axis)
+
+        def put(x, y, axis):
+            y = jnp.broadcast_to(y, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
+            return jax.lax.dynamic_update_slice_in_dim(x, y, k * size, axis)
+
+        rows, columns = flat(cut(x, 2)), cut(x, 3)
+        right = _product(_newton(cut(rows, 2)), put(rows, one, 2))
+        left = put(columns, -one.reshape(1, 2, size, size), 2)
+        zero = jnp.zeros((), x.dtype)
+        rest = put(put(x, zero, 2), zero, 3)
+        return rest - _product(flat(left), right).reshape(x.shape)
+
+    x = jax.lax.fori_loop(0, blocks, turn, x)
+    return x[:, :, :n, :n].reshape(m.shape)
+
+
+def _padded(x, size):
+    """Matrices, real parts before imaginary ones, with an identity beside them."""
+    more = size - x.shape[-1]
+    corner = jnp.pad(jnp.eye(more, dtype=x.dtype), ((size - more, 0),) * 2)
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, more)))
+    return padded.at[:, 0].add(corner)
 
 
 def _newton(m):
     eye = _identity(m.shape[-1], m.dtype)[None]
-    # The singular values of M = I + A lie in [1, 1 + |A|].
-    square = (1 + _norm_bound(m - eye)) ** 2
-    x = adjoint(m) * (2 / (1 + square))
-    # Eigenvalues of the first residual are at most (S - 1) / (S + 1) in size, and each
-    # iteration squares them.
-    first = jnp.min(jnp.log1p(2 / jnp.maximum(square - 1, 1e-6)))
-    iterations = jnp.ceil(jnp.log2(-math.log(RESIDUAL) / first))
+    factor, turns = _start(m - eye)
     embedded = embed(m)
 
     def body(_, x):
         residual = 2 * eye - matmul(embedded, x)
         return _product(x, residual)
 
-    return jax.lax.fori_loop(0, jnp.maximum(iterations, 1).astype(int), body, x)
+    return jax.lax.fori_loop(0, turns, body, adjoint(m) * factor)
+
+
+def _newton_whole(m):
+    """As `_newton`, on real embeddings throughout: twice the products' work, and none
+    but them in a turn."""
+    n = m.shape[-1]
+    factor, turns = _start(m - _identity(n, m.dtype)[None])
+    embedded, two = embed(m), 2 * jnp.eye(2 * n, dtype=m.dtype)[None]
+
+    def body(_, x):
+        return matmul(x, two - matmul(embedded, x))
+
+    return jax.lax.fori_loop(0, turns, body, embedded.mT * factor)[..., :n]
+
+
+def _start(a):
+    """For Newton's iteration to invert $I + A$: the factor of its adjoint that it
+    begins with, and the number of turns."""
+    # The singular values of I + A lie in [1, 1 + |A|].
+    square = (1 + _norm_bound(a)) ** 2
+    # Eigenvalues of the first residual are at most (S - 1) / (S + 1) in size, and each
+    # iteration squares them.
+    first = jnp.log1p(2 / jnp.maximum(_largest(square) - 1, 1e-6))
+    turns = jnp.ceil(jnp.log2(-math.log(RESIDUAL) / first))
+    return 2 / (1 + square), jnp.maximum(turns, 1).astype(int)
 
 
 @_inverse.defjvp

@@ -1,11 +1,14 @@
 """Maps with a constraint, built by its name, and resolving all of them in a tree."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jnode._checks import check_choice, check_positive, check_shape
@@ -135,11 +138,11 @@ def plain(tree: PyTree) -> PyTree:
     """
 
     def one(x):
-        if isinstance(x, Measured):
-            return x.map
-        return _stacked(lambda m: m.resolve()[0], x) if _is_held(x) else x
+        return x.map if isinstance(x, Measured) else x
 
-    return jax.tree.map(one, tree, is_leaf=_is_held)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_held)
+    leaves = _resolved(lambda m: m.resolve()[0], leaves)
+    return jax.tree.unflatten(structure, map(one, leaves))
 
 
 def measured(tree: PyTree) -> PyTree:
@@ -149,12 +152,12 @@ def measured(tree: PyTree) -> PyTree:
     """
 
     def one(x):
-        if isinstance(x, Constrained):
-            return _stacked(lambda m: Measured(*m.resolve()), x)
         return _stacked(lambda m: Measured(m, m.norm()), x) if _is_operator(x) else x
 
     stop = lambda x: _is_held(x) or _is_operator(x)  # noqa: E731
-    return jax.tree.map(one, tree, is_leaf=stop)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=stop)
+    leaves = _resolved(lambda m: Measured(*m.resolve()), leaves)
+    return jax.tree.unflatten(structure, map(one, leaves))
 
 
 def resolve(tree: PyTree) -> tuple[PyTree, Any]:
@@ -185,6 +188,41 @@ def _bounds(tree):
     return jax.tree.map(
         lambda x: _bounds(x) if _is_bounded(x) else None, tree, is_leaf=_is_bounded
     )
+
+
+def _resolved(function, leaves):
+    """These leaves with `function` of the constrained maps among them.
+
+    Maps of one kind are computed as one stack, which compiles as fast as one map.
+    """
+    kinds: list[tuple[tuple, list[int]]] = []
+    for i, x in enumerate(leaves):
+        if isinstance(x, Constrained):
+            places = [places for kind, places in kinds if kind == _kind(x)]
+            places[0].append(i) if places else kinds.append((_kind(x), [i]))
+    found = list(leaves)
+    for _, places in kinds:
+        first, *others = (leaves[i] for i in places)
+        if not others:
+            found[places[0]] = _stacked(function, first)
+            continue
+        many = jax.tree.map(
+            lambda x, *xs: jnp.stack([x, *xs]) if _has_shape(x) else x, first, *others
+        )
+        many = eqx.filter_vmap(partial(_stacked, function))(many)
+        for n, i in enumerate(places):
+            found[i] = jax.tree.map(lambda x, n=n: x[n] if eqx.is_array(x) else x, many)
+    return found
+
+
+def _kind(map_):
+    """What two maps must share to be computed as one stack."""
+    leaves, structure = jax.tree.flatten(map_)
+    return structure, [(x.shape, x.dtype) if _has_shape(x) else x for x in leaves]
+
+
+def _has_shape(x):
+    return isinstance(x, jax.Array | np.ndarray)
 
 
 def _is_bounded(x):

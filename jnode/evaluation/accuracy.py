@@ -69,8 +69,8 @@ def evaluate(
     trials = [as_trial(trial) for trial in trials]
     if any(trial.epsilon.ndim for trial in trials):
         raise ValueError(
-            "epsilon must be one number for all images: a summary is about budgets. "
-            "jnode.attacks.run takes one for each image."
+            "epsilon must be one number for all images, not one for each, which "
+            "jnode.attacks.run takes."
         )
     options: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     watch: dict[str, Any] = {"keep": keep, "progress": progress, **options}

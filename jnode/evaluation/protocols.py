@@ -20,8 +20,8 @@ from jnode.models.batched import batched
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
 
-DIGITS = {"linf": (0.1, 0.2, 0.3), "l2": (0.5, 1.0)}
-PHOTOGRAPHS = {"linf": (2 / 255, 8 / 255), "l2": (36 / 255, 0.5)}
+DIGITS = {"linf": (0.1, 0.2, 0.3), "l2": (0.5, 1.0), "l1": (10.0,)}
+PHOTOGRAPHS = {"linf": (2 / 255, 8 / 255), "l2": (36 / 255, 0.5), "l1": (12.0,)}
 BUDGETS: dict[str, dict[str, tuple[float, ...]]] = {
     "mnist5k": DIGITS,
     "mnist": DIGITS,
@@ -105,9 +105,9 @@ def budgets(
 ) -> list[Budget]:
     """The budgets to attack with, in increasing order for each norm.
 
-    **Arguments:** the data set, whose usual budgets are the default; `norm` ("linf" or
-    "l2"), to use only that one; `epsilons` in that norm (by default Linf), to replace
-    them.
+    **Arguments:** the data set, whose usual budgets are the default; `norm` ("linf",
+    "l2" or "l1"), to use only that one, by default Linf and L2; `epsilons` in that norm
+    (by default Linf), to replace them.
 
     **Raises:** `ValueError` for another norm or an invalid epsilon.
     """
@@ -116,7 +116,7 @@ def budgets(
         raise ValueError(f"norm must be one of {', '.join(usual)}, not {norm!r}.")
     if epsilons:
         return [Budget(norm or "linf", epsilon) for epsilon in sorted(epsilons)]
-    norms = usual if norm is None else (norm,)
+    norms = ("linf", "l2") if norm is None else (norm,)
     return [Budget(norm, epsilon) for norm in norms for epsilon in sorted(usual[norm])]
 
 

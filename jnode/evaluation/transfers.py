@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jnode.attacks import AbstractAttack, AbstractGoal, Budget
 from jnode.attacks.losses import Classifier, Images, loss_and_gradient
-from jnode.attacks.norms import choose, steepest, wide
+from jnode.attacks.norms import choose
 from jnode.attacks.simple import traced_steps
 from jnode.models.batched import batched
 from jnode.solvers import Solver
@@ -164,7 +164,9 @@ def rescaled(solver: Solver, factor: float) -> Solver:
         middle = [(a + b) / 2 for a, b in itertools.pairwise(shares)]
         shares = sorted([*shares, *middle])
     elif len(shares) < 3:
-        raise ValueError(f"{solver} has one step, and none can be coarser.")
+        raise ValueError(
+            f"solver must have at least 2 steps to be made coarser, not {solver}."
+        )
     else:
         shares = [*shares[:-1:2], 1.0]
     if solver.grid is None:
@@ -202,7 +204,7 @@ def ascend(
     channels]; the goal; a budget with an epsilon for each image; steps, restarts and
     key as for `jnode.attacks.PGD`.
     """
-    length = wide(2.5 * budget.epsilon / steps.astype(images.dtype))
+    length = 2.5 * budget.epsilon / steps.astype(images.dtype)
 
     def keep(best, x):
         losses, logits, gradient = loss_and_gradient(model, x, goal.loss)
@@ -212,7 +214,7 @@ def ascend(
 
     def step(_, carry):
         x, gradient, best = carry
-        x = budget.project(x + length * steepest(gradient, budget.norm), images)
+        x = budget.step(x, gradient, length, images)
         best, gradient = keep(best, x)
         return x, gradient, best
 

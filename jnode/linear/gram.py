@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.bounds import gamma, unit_roundoff
+from jnode.linear.products import matmul
 
 ITERATIONS = 6
 
@@ -33,6 +34,21 @@ def adjoint(
     """The column form of the conjugate transpose."""
     re, im = jnp.split(column, 2, axis=-2)
     return jnp.concatenate([re.mT, -im.mT], axis=-2)
+
+
+def gram_matrix(
+    x: Float[Array, "batch twice_rows columns"],
+) -> Float[Array, "batch twice_columns columns"]:
+    r"""$X^H X$ in column form, by three quarters of the work of other products."""
+    re, im = jnp.split(x, 2, axis=-2)
+    cross = matmul(re.mT, im)
+    return jnp.concatenate([matmul(x.mT, x), cross - cross.mT], axis=-2)
+
+
+def _adjoint_times(a, b):
+    (re, im), (re_b, im_b) = jnp.split(a, 2, axis=-2), jnp.split(b, 2, axis=-2)
+    imaginary = matmul(re.mT, im_b) - matmul(im.mT, re_b)
+    return jnp.concatenate([matmul(a.mT, b), imaginary], axis=-2)
 
 
 def real_column(
@@ -66,7 +82,7 @@ def gram_iteration(
         scale = _frobenius(x)
         scales.append((scale, x.shape[-2]))
         x = x / scale[:, None, None]
-        x = jnp.matmul(embed(adjoint(x)), x, precision="highest")
+        x = matmul(embed(adjoint(x)), x)
     bound = _frobenius(x) * (1 + gamma(x.shape[-2] * x.shape[-1], x.dtype))
     for scale, length in reversed(scales):
         bound = scale * (jnp.sqrt(bound + 2 * gamma(length + 8, x.dtype)) + 3 * u)
@@ -87,11 +103,12 @@ def isometry_residual(
     The largest of a batch in column form. All singular values then lie in
     $[\sqrt{1 - r}, \sqrt{1 + r}]$.
 
-    An entry of a computed $A^H B$ errs by at most $\gamma_{2n}\|a_i\|\|b_j\|$, so all
-    of it by $\gamma_{2n}\|A\|_F\|B\|_F$ in norm, which for $A = B = Q$ would exceed by
-    far what $Q$ is off. So $Q = H + L$ with entries of $H$ on a grid so coarse that
-    $H^H H$ is exact in any order of summation, and only products with the small $L$
-    round (an error-free splitting as in Ozaki et al., Numer. Algorithms 2012).
+    An entry's parts in a computed $A^H B$ err by at most
+    $\gamma_{2n}\|a_i\|\|b_j\|$, so all of it by $\sqrt 2\gamma_{2n}\|A\|_F\|B\|_F$ in
+    norm, which for $A = B = Q$ would exceed by far what $Q$ is off. So $Q = H + L$ with
+    entries of $H$ on a grid so coarse that $H^H H$ is exact in any order of summation,
+    and only a product with the small $L$ rounds (an error-free splitting as in Ozaki et
+    al., Numer. Algorithms 2012): $Q^H Q = H^H H + M + M^H$ with $M = (H + L/2)^H L$.
     """
     rows, columns = column.shape[-2] // 2, column.shape[-1]
     q = adjoint(column) if rows < columns else column
@@ -100,16 +117,18 @@ def isometry_residual(
     grid = 2.0**-11 if q.dtype == jnp.float32 else 2.0**-25
     high = jnp.round(q / grid) * grid
     low = q - high
-    coarse = jnp.matmul(embed(adjoint(high)), high, precision="highest")
-    rest = jnp.matmul(embed(adjoint(high)), low, precision="highest")
-    rest = rest + jnp.matmul(embed(adjoint(low)), q, precision="highest")
+    coarse = gram_matrix(high)
+    half = _adjoint_times(high + low / 2, low)
+    rest = half + adjoint(half)
     n = q.shape[-1]
     eye = jnp.eye(2 * n, n, dtype=q.dtype)[None]
     frobenius = jnp.sqrt(jnp.sum((coarse - eye + rest) ** 2, axis=(-2, -1)))
     squares = jnp.sum(q**2, axis=-2)
     whole = jnp.sum(squares, axis=-1)
     part = jnp.sqrt(jnp.sum(low**2, axis=(-2, -1)) * whole)
-    # Columns are longer than that only where Q is no isometry at all.
+    # Columns are longer than that only where Q is no isometry at all. Entries of L are
+    # no larger than those of Q, and those of H + L/2 at most half as large again: M and
+    # its adjoint err by 2 sqrt(2) times 1.5 gammas, the rest by no more than is left.
     exact = (jnp.max(squares, axis=-1) <= 2) & (q.shape[-2] <= 2**20)
     size = jnp.where(exact, 2.5 * part, 6 * whole)
     rounding = 2 * gamma(q.shape[-2] + 8, q.dtype) * size
@@ -123,7 +142,7 @@ def isometry_norm(
 
     It hardly depends on the weights, so its gradient, which would be noise, is stopped.
     """
-    bound = jnp.sqrt(1 + jax.lax.stop_gradient(isometry_residual(column)))
+    bound = jnp.sqrt(1 + isometry_residual(jax.lax.stop_gradient(column)))
     return bound * (1 + 4 * unit_roundoff(column.dtype))
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jnode.models.classifier import ODEClassifier, check_pixels
 from jnode.models.layers import ODEBlock
 from jnode.solvers import Solution, solve_batch
-from jnode.solvers.solution import compiled
+from jnode.solvers.solution import compiled, finished, verdict
 
 Images = Float[Array, "batch height width channels"]
 
@@ -45,7 +45,10 @@ class Batched(eqx.Module):
 
         **Raises:** `ValueError` for images of another shape than an `ODEClassifier`'s.
         """
-        return _logits(self, images, throw)
+        if not isinstance(self.model, ODEClassifier):
+            return _mapped(self.model, images)
+        found, seen = _logits(self, images)
+        return self._finished(found, seen) if throw else found
 
     def solution(self, images: Images, *, throw: bool = True) -> Solution:
         """The state after all layers, and the summed statistics of all blocks.
@@ -60,7 +63,17 @@ class Batched(eqx.Module):
                 "model must be an ODEClassifier to have a solution, not "
                 f"{type(self.model).__name__}."
             )
-        return _solution(self, images, throw)
+        found, seen = _solution(self, images)
+        if not throw:
+            return found
+        return eqx.tree_at(lambda s: s.y, found, self._finished(found.y, seen))
+
+    def _finished(self, x, seen):
+        """`x`, with an error at run time unless all solves reached their end."""
+        assert isinstance(self.model, ODEClassifier)
+        solver = self.model.blocks[0].solver
+        label = solver.name if solver.adaptive else str(self.model.solver)
+        return finished(x, seen, label, solver.max_steps)
 
 
 def batched(model: Callable) -> Batched:
@@ -69,10 +82,14 @@ def batched(model: Callable) -> Batched:
 
 
 @compiled
-def _logits(whole, images, throw):
-    if not isinstance(whole.model, ODEClassifier):
-        return jax.vmap(whole.model)(images)
-    return logits(whole.model, _solved(whole, images, throw).y)
+def _mapped(model, images):
+    return jax.vmap(model)(images)
+
+
+@compiled
+def _logits(whole, images):
+    found = _solved(whole, images)
+    return logits(whole.model, found.y), verdict(found.y, found.stats)
 
 
 def logits(
@@ -83,11 +100,12 @@ def logits(
 
 
 @compiled
-def _solution(whole, images, throw):
-    return _solved(whole, images, throw)
+def _solution(whole, images):
+    found = _solved(whole, images)
+    return found, verdict(found.y, found.stats)
 
 
-def _solved(whole, images, throw):
+def _solved(whole, images):
     model = whole.model
     if images.shape[1:] != model.image_shape:
         raise ValueError(
@@ -105,7 +123,7 @@ def _solved(whole, images, throw):
         if whole.tolerances is not None:
             solver = solver.at(jax.lax.stop_gradient(whole.tolerances))
         times = {"t0": layer.t0, "t1": layer.t1}
-        found.append(solve_batch(layer.field, states, solver, throw=throw, **times))
+        found.append(solve_batch(layer.field, states, solver, throw=False, **times))
         states = found[-1].y
     stats = jax.tree.map(lambda *counts: sum(counts), *(one.stats for one in found))
     return Solution(states, stats, found[0].t0, found[-1].t1)

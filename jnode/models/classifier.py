@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jnode._axes import in_auto
 from jnode._checks import check_positive
 from jnode.bounds import Bounds
 from jnode.certify.precision import certifying
@@ -131,7 +133,11 @@ class ODEClassifier(eqx.Module):
         **Raises:** `ValueError` for an image of another shape; at run time, as
         `jnode.solve`.
         """
-        return self.head(self.embed(image))
+
+        def logits(model, image):
+            return model.head(model.embed(image))
+
+        return in_auto(logits, self, image, PartitionSpec())
 
     def states(
         self, image: Float[Array, "height width channels"]

@@ -120,6 +120,7 @@ def certified(runs: Sequence[RunReport]) -> "Figure":
 AXES = {
     "linf": ("Adversarial, $L_\\infty$", "budget ε in $L_\\infty$ (pixels in [0, 1])"),
     "l2": ("Adversarial, $L_2$", "budget ε in $L_2$ (pixels in [0, 1])"),
+    "l1": ("Adversarial, $L_1$", "budget ε in $L_1$ (pixels in [0, 1])"),
     "sigma": ("Gaussian noise", "standard deviation σ (pixels in [0, 1])"),
 }
 

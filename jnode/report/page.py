@@ -113,8 +113,8 @@ def _pictures(runs: Sequence[RunReport]) -> list[str]:
             continue
         changed = int((p.clean_predictions != p.adversarial_predictions).sum())
         caption = (
-            f"Images before and after {p.attack}, and what it added. Of "
-            f"{len(p.labels)} such pairs it changed {changed} predictions."
+            f"Images before and after {p.attack}, and what it added. It "
+            f"changed {changed} of these {len(p.labels)} predictions."
         )
         body.append(f"<h3>{parts.dot(i)}{escape(run.name)}</h3>")
         body.append(figure_html(figures.images(p), caption))

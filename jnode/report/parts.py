@@ -108,9 +108,11 @@ def _big(value: float | None) -> str:
 
 
 def _norm(norm: str) -> str:
-    return {"linf": "L<sub>∞</sub>", "l2": "L<sub>2</sub>"}.get(
-        norm, NORMS.get(norm, "")
-    )
+    return {
+        "linf": "L<sub>∞</sub>",
+        "l2": "L<sub>2</sub>",
+        "l1": "L<sub>1</sub>",
+    }.get(norm, NORMS.get(norm, ""))
 
 
 def _hardest(runs: Sequence[RunReport]) -> tuple[str, float] | None:

@@ -11,7 +11,7 @@ from jnode._files import absolute
 from jnode.report.pictures import Pictures
 from jnode.train.run_dir import RunDir
 
-NORMS = {"linf": "Linf", "l2": "L2", "sigma": "σ"}
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "sigma": "σ"}
 NONE = "–"
 NEEDED = (
     "dataset",

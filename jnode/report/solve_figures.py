@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jnode.report.results import RunReport
-from jnode.report.style import INK, colour, legend, new_figure, plain, tidy
+from jnode.report.style import (
+    INK,
+    colour,
+    legend,
+    new_figure,
+    plain,
+    plain_ticks,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +77,7 @@ def trajectories(runs: Sequence[RunReport]) -> "Figure":
     logarithmic = high > 8 or low < 1 / 8
     if logarithmic:
         panels[0].set_yscale("log")
-        panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        plain_ticks(panels[0].yaxis)
         panels[0].set_ylim(low / 1.5, high * 2.2)
     else:
         panels[0].set_ylim(0, 1.3 * high)
@@ -143,7 +151,7 @@ def step_lengths(runs: Sequence[RunReport]) -> "Figure":
     """
     figure, panels, indices = _panels(runs, 0.5, 2.6)
     panels[0].set_yscale("log")
-    panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    plain_ticks(panels[0].yaxis)
     for axes, i in zip(panels, indices, strict=True):
         p = runs[i].pictures
         assert p is not None

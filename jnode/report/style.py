@@ -8,6 +8,7 @@ from jnode.report.results import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, which colour-blind people can distinguish, each with a marker.
@@ -71,6 +72,15 @@ def tidy(axes: "Axes") -> None:
     axes.tick_params(colors=INK, labelsize=9)
     axes.grid(color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def plain_ticks(axis: "Axis") -> None:
+    """Plain numbers on a logarithmic axis, few enough not to overlap."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def share_axis(axes: "Axes", label: str) -> None:

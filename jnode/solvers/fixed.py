@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jnode.constraints import plain
 from jnode.fields.base import TwoLayer, add_bias, as_two_layer
 from jnode.solvers.schedule import Schedule
-from jnode.solvers.solution import compiled, finished, statistics
+from jnode.solvers.solution import compiled, statistics
 from jnode.solvers.spectral import SpectralState, spectral_field
 from jnode.solvers.tableaus import Rows
 
@@ -74,13 +74,10 @@ def solve_fixed(
     y0: Float[Array, "*state"],
     schedule: Schedule,
     method: Rows,
-    label: str,
-    throw: bool,
 ) -> tuple[Float[Array, "*state"], dict[str, Any], Array, Array]:
     """The state after all steps, the statistics, and the times $t_0$ and $t_1$.
 
-    `tree` is the field with its arguments. With `throw`, a state that is not finite
-    raises an error that names `label`.
+    `tree` is the field with its arguments.
     """
 
     tree = plain(tree)
@@ -109,8 +106,6 @@ def solve_fixed(
         y, _ = schedule.over(tree, y0, segment)
     steps = schedule.steps
     stats = statistics(steps, steps, 0, steps * len(method[1]), 0)
-    if throw:
-        y = finished(y, stats, label, None)
     return y, stats, schedule.t0, schedule.t1
 
 

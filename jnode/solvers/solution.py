@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jnode.fields.base import AbstractVectorField
@@ -212,14 +213,31 @@ def statistics(num_steps, accepted, rejected, nfe, failed) -> dict[str, Any]:
     return {k: jnp.asarray(v) for k, v in counts.items() if v is not None}
 
 
+Verdict = tuple[Bool[Array, ""], Bool[Array, ""]]
+"""Whether a solve failed to reach its end, and whether its state is finite."""
+
+
+@compiled
+def verdict(y: PyTree[Array], stats: dict[str, Any]) -> Verdict:
+    """Of the final state and the statistics of one solve or a batch."""
+    return jnp.any(stats["num_failed"] > 0), is_finite(y)
+
+
 def finished(
-    y: PyTree[Array], stats: dict[str, Any], label: str, max_steps: int | None
+    y: PyTree[Array], found: Verdict, label: str, max_steps: int | None
 ) -> PyTree[Array]:
-    """The state, with an error at run time unless the solve reached its end."""
-    failed = jnp.any(stats["num_failed"] > 0)
+    """`y`, with an error at run time unless the solve reached its end.
+
+    Outside of jit the host looks, so that the program of the solve calls no Python: JAX
+    keeps programs that do out of its compilation cache.
+    """
+    failed, finite = found
+    bad = failed | ~finite
+    if not isinstance(bad, Tracer) and not bad.item():
+        return y
     return eqx.branched_error_if(
         y,
-        failed | ~is_finite(y),
+        bad,
         jnp.where(failed, 0, 1),
         [
             f"{label} did not reach the end within max_steps={max_steps}: allow more "

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from jnode.constraints import plain
@@ -17,6 +18,7 @@ from jnode.solvers.fixed import RightHandSide, solve_fixed, walk_fixed
 from jnode.solvers.ladder import LadderController
 from jnode.solvers.schedule import Schedule, checked_times, is_known, plan
 from jnode.solvers.solution import (
+    NOT_FINITE,
     Solution,
     compiled,
     finished,
@@ -25,6 +27,7 @@ from jnode.solvers.solution import (
     promoted,
     real_dtype,
     statistics,
+    verdict,
 )
 from jnode.solvers.solver import Engine, Solver
 from jnode.solvers.tableaus import rows, tableau
@@ -139,7 +142,8 @@ def solve_batch(
     tree, dtype = (field, args), real_dtype(y0)
     schedule = solver.plan(tree, t0, t1, dtype).astype(dtype)
     engine = _engine(solver, solver.adjoint, dtype)
-    return Solution(*_batch(tree, y0, schedule, engine, _label(solver), throw))
+    found = Solution(*_batch(tree, y0, schedule, engine))
+    return _checked(found, _label(solver), engine.max_steps) if throw else found
 
 
 def trajectory(
@@ -202,10 +206,11 @@ def _ours(tree, y0, solver, t0, t1, asked):
                 "after each jump: solve its segments one by one."
             )
         return _saved(tree, y0, schedule, engine, asked)
-    inputs = (schedule.astype(dtype), engine, _label(solver), asked.throw)
-    y, stats, begin, stop, ends = solve_chain(tree, y0, *inputs)
+    times = schedule.astype(dtype)
+    y, stats, begin, stop, ends = solve_chain(tree, y0, times, engine)
     kept = ends is not None or not engine.chooses
-    return Solution(y, stats, begin, stop, schedule if kept else None, ends)
+    found = Solution(y, stats, begin, stop, schedule if kept else None, ends)
+    return _checked(found, _label(solver), engine.max_steps) if asked.throw else found
 
 
 def _theirs(tree, y0, solver, t0, t1, asked):
@@ -266,17 +271,37 @@ def _quick(tree, y0, schedule, engine, label, asked):
         method = _rows(engine)
     except TypeError:  # no explicit method
         return None
-    inputs = (schedule.astype(y0.dtype), method, label, asked.throw)
-    return Solution(*solve_fixed(tree, y0, *inputs), schedule)
+    solved = solve_fixed(tree, y0, schedule.astype(y0.dtype), method)
+    found = Solution(*solved, schedule)
+    return _checked(found, label, None) if asked.throw else found
+
+
+def _checked(found, label, max_steps):
+    """The solution, with an error at run time unless it reached its end."""
+    seen = verdict(found.y, found.stats)
+    y = finished(found.y, seen, label, max_steps)
+    return eqx.tree_at(lambda s: s.y, found, y)
 
 
 def _saved(tree, y0, schedule, engine, asked):
     times = schedule.astype(real_dtype(y0))
-    inputs = (asked.saveat, asked.event, asked.throw)
+    inputs = (asked.saveat, asked.event)
     y, stats, t0, t1, ends, inner = solve_whole(tree, y0, times, engine, *inputs)
+    if asked.throw:
+        y, inner = _diffrax_checked(y, stats, inner, name_of(engine.method))
     known = not engine.chooses and asked.event is None
     kept = schedule if known or ends is not None else None
     return Solution(y, stats, t0, t1, kept, ends, inner)
+
+
+def _diffrax_checked(y, stats, inner, label):
+    """A solution of Diffrax, with its own error at run time if it failed."""
+    failed, finite = verdict(y, stats)
+    good = finite & ~failed
+    if not isinstance(good, Tracer) and good.item():
+        return y, inner
+    y, inner = inner.result.error_if((y, inner), ~diffrax.is_okay(inner.result))
+    return eqx.error_if((y, inner), ~finite, NOT_FINITE.format(label))
 
 
 def _check_choice(asked, t0, t1):
@@ -314,7 +339,7 @@ def _check_fixed(schedule, engine, asked):
 
 
 @compiled
-def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
+def _batch(tree, y0, schedule: Schedule, engine: Engine):
     tree, batch = plain(tree), len(jax.tree.leaves(y0)[0])
     sign, most = schedule.sign, engine.max_steps
 
@@ -329,10 +354,10 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
         return y1, jax.tree.map(lambda x: x[None], statistics(*found))
 
     def fixed(y):
-        return solve_fixed(tree, y, schedule, _rows(engine), label, throw=False)[:2]
+        return solve_fixed(tree, y, schedule, _rows(engine))[:2]
 
     def alone(y):
-        return solve_chain(tree, y, schedule, engine, label, throw=False)[:2]
+        return solve_chain(tree, y, schedule, engine)[:2]
 
     if _together(schedule.at(tree, 0)[0], y0, engine):
         y = jnp.moveaxis(y0, 0, -2)
@@ -347,8 +372,6 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine, label, throw):
     else:
         y, stats = jax.vmap(alone)(y0)
     stats = {k: jnp.broadcast_to(v, batch) for k, v in stats.items()}
-    if throw:
-        y = finished(y, stats, label, most)
     t0, t1 = (jnp.broadcast_to(t, batch) for t in (schedule.t0, schedule.t1))
     return y, stats, t0, t1
 

@@ -138,7 +138,7 @@ class Solver:
         if self.grid is not None:
             return np.asarray(self.grid)
         if self.steps is None:
-            raise ValueError(f"{self} chooses its steps; only fixed steps are known.")
+            raise ValueError(f"solver must have fixed steps, not {self}: give steps.")
         return np.arange(self.steps + 1) / self.steps
 
     def plan(self, tree: PyTree, t0: Any, t1: Any, dtype: Any = None) -> Schedule:

@@ -15,11 +15,7 @@ from jnode.fields.piecewise import segment
 from jnode.solvers.adaptive import CHECKPOINTS, controller, first_step, turned
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import (
-    NOT_FINITE,
     compiled,
-    finished,
-    is_finite,
-    name_of,
     statistics,
 )
 from jnode.solvers.solver import Engine
@@ -163,8 +159,6 @@ def solve_chain(
     y0: PyTree[Array],
     schedule: Schedule,
     engine: Engine,
-    label: str,
-    throw: bool,
 ) -> tuple[PyTree[Array], dict[str, Array], Array, Array, Float[Array, " _"] | None]:
     """Solves segment after segment. Returns the final state, the statistics, the times
     $t_0$ and $t_1$, and the ends of the steps, if a controller chose them.
@@ -185,8 +179,6 @@ def solve_chain(
 
     y, (stats, ends) = schedule.over(plain(tree), y0, one)
     stats = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
-    if throw:
-        y = finished(y, stats, label, engine.max_steps)
     return y, stats, schedule.t0, schedule.t1, ends
 
 
@@ -198,7 +190,6 @@ def solve_whole(
     engine: Engine,
     saveat: diffrax.SaveAt | None,
     event: diffrax.Event | None,
-    throw: bool,
 ) -> tuple[
     PyTree[Array],
     dict[str, Array],
@@ -227,10 +218,6 @@ def solve_whole(
     sol = eqx.tree_at(
         lambda s: (s.ts, s.ys), sol, (ts, ys), is_leaf=lambda x: x is None
     )
-    if throw:
-        y, sol = sol.result.error_if((y, sol), ~diffrax.is_okay(sol.result))
-        message = NOT_FINITE.format(name_of(engine.method))
-        y, sol = eqx.error_if((y, sol), ~is_finite(y), message)
     stats = _counts(sol, engine, 1 + len(schedule.inside))
     return y, stats, sol.t0, sol.t1, ends, sol
 

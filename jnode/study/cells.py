@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jnode._batches import check_images, check_labels
+from jnode._checks import check_choice
 from jnode.attacks.losses import logits_of
 from jnode.evaluation.store import fingerprint
 from jnode.models import ModelConfig, ODEClassifier, presets
@@ -249,9 +250,8 @@ def configure(
 
     **Raises:** `ValueError` for an unknown name.
     """
-    for name, known in ((model, MODELS), (training, TRAININGS)):
-        if name not in known:
-            raise ValueError(f"{name!r} must be one of {', '.join(known)}.")
+    check_choice("model", model, MODELS)
+    check_choice("training", training, TRAININGS)
     (described, default), width = MODELS[model], WIDTHS[channels]
     options: dict = {"features": width}
     if described.hidden is not None:

@@ -11,6 +11,7 @@ from jnode.report.style import (
     legend,
     new_figure,
     plain,
+    plain_ticks,
     share_axis,
     tidy,
 )
@@ -99,10 +100,6 @@ def front(axes: "Axes", rows: Sequence[Row], norm: str, epsilon: float) -> None:
 
 
 def logarithmic(axes: "Axes") -> None:
-    """A logarithmic x axis with plain numbers, few enough not to overlap."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
+    """A logarithmic x axis with plain numbers."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes.xaxis)

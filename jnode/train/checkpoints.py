@@ -39,7 +39,10 @@ def load_best(run_dir: str | os.PathLike) -> ODEClassifier:
     checkpoints = Checkpoints(run.path)
     step = checkpoints.best()
     if step is None:
-        raise FileNotFoundError(f"{run.path} has no checkpoint of a whole epoch.")
+        raise FileNotFoundError(
+            f"{run.path} has no checkpoint of a whole epoch: go on training it with "
+            "scripts/train.py --resume."
+        )
     like = init_state(config, **sizes, total_steps=1), empty_metrics(config.loss)
     found = checkpoints.restore(like, {}, step)
     assert found is not None

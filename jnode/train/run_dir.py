@@ -328,7 +328,7 @@ def explained(folder: Path, *, writing: bool = False) -> Iterator[None]:
             ) from error
         if isinstance(error, eqx.EquinoxRuntimeError):
             raise SolverFailedError(
-                f"A solve failed beside the loss's own: {text.splitlines()[0]}"
+                f"A solve failed outside of the loss: {text.splitlines()[0]}"
             ) from error
         raise
 

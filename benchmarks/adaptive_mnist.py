@@ -1,0 +1,249 @@
+"""Certified accuracy of adaptive solves on MNIST: python benchmarks/adaptive_mnist.py.
+
+Trains an Ortho and a contractive model with Heun-Euler and Bosh3 on the ladder; finds
+the two largest tolerances at which images part (the commonest grid is taken by less
+than 90 % of them); certifies all test images over every path of steps, beside the
+commonest grid frozen; and attacks the certified balls by the margin and by the
+decisions. Runs go into a folder, where an interrupted call resumes; rows into
+benchmarks/results/adaptive_mnist.json and .md.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import adaptive_hunt
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+
+import jnode
+from jnode import certify, data
+from jnode._batches import padded_batches
+from jnode._files import write_json
+from jnode._process import run, versions
+from jnode.constraints import plain
+from jnode.data import Dataset
+from jnode.models import ModelConfig
+from jnode.solvers import Solver
+from jnode.train import DataConfig, LossConfig, TrainConfig, train, training_images
+
+RESULTS = Path(__file__).parent / "results"
+RADII = (0.25, 0.5, 1.0)
+TOLERANCES = tuple(10.0 ** (-k / 4) for k in range(2, 15))
+"""From 0.3 to 0.0003; rtol and atol are equal."""
+_WIDE: Any = {"features": 32, "position": True}
+FIELDS = {
+    "ortho": ModelConfig("ortho", lipschitz=1.0, activation="maxmin", **_WIDE),
+    # The longest steps that circle contractivity allows of Heun's method: h L = 2.
+    "contractive": ModelConfig("gradient_flow", lipschitz=2.0, hidden=64, **_WIDE),
+}
+METHODS = ("heun", "bosh3")
+MOST = 16
+"""The most attempts of a solve."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Trains, certifies and attacks adaptive models on MNIST."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Where the runs lie, or will."""
+
+    epochs: int = 4
+    """Of each training."""
+
+    examples: int | None = None
+    """Test images to certify, by default all."""
+
+    attacked: int = 1000
+    """How many of them to attack."""
+
+    fields: tuple[str, ...] = tuple(FIELDS)
+    """Which models."""
+
+    methods: tuple[str, ...] = METHODS
+    """Which methods."""
+
+    tolerance: float = 1e-2
+    """That of training."""
+
+
+def ladder(method: str, tolerance: float) -> Solver:
+    """The ladder that is trained, certified and attacked."""
+    return Solver(
+        method, rtol=tolerance, atol=tolerance, controller="ladder", max_steps=MOST
+    )
+
+
+def trained(field: str, method: str, args: Args) -> tuple[Path, TrainConfig]:
+    """The run of a model, trained if it is not there."""
+    config = TrainConfig(
+        data=DataConfig("mnist", pad=1),
+        model=FIELDS[field],
+        solver=ladder(method, args.tolerance),
+        loss=LossConfig("natural", logit_scale=4.0),
+        epochs=args.epochs,
+        batch_size=200,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    )
+    folder = args.folder / f"{field}-{method}"
+    if not (folder / "model.eqx").exists():
+        train(config, folder, resume=folder.exists(), checkpoint_every=100)
+    return folder, config
+
+
+def pixels(some: Dataset) -> np.ndarray:
+    return np.asarray(data.to_float(jnp.asarray(some.images)))
+
+
+def by_batches(function, model, tolerance: float, *arrays, size: int = 250):
+    """`function(model, tolerances, *arrays)` over batches of one size."""
+    tolerances, parts = jnp.full(2, tolerance, jnp.float32), []
+    size = min(size, len(arrays[0]))
+    for _, batch, mask in padded_batches(arrays, size):
+        found = function(model, tolerances, *map(jnp.asarray, batch))
+        parts.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], found))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+@eqx.filter_jit
+def solved(model, tolerances, images):
+    """The predictions, and the grids: the position and level of each attempt."""
+    model = plain(model)
+    model = model.with_solver(model.solver.at(tolerances))
+
+    def one(image):
+        features, record = adaptive_hunt.embedded(model, image, MOST)
+        grid = jnp.stack([record["position"], record["level"]])
+        return jnp.argmax(model.head(features)), grid.ravel()
+
+    return jax.vmap(one)(images)
+
+
+def commonest(grids: np.ndarray) -> tuple[int, int, int]:
+    """The number of grids, the first image of the commonest, and how many take it."""
+    _, first, counts = np.unique(grids, axis=0, return_index=True, return_counts=True)
+    return len(counts), int(first[np.argmax(counts)]), int(np.max(counts))
+
+
+def parting(model: jnode.ODEClassifier, some: Dataset) -> list[float]:
+    """The two largest tolerances at which less than 90 % of the images take the
+    commonest grid."""
+    images, found = pixels(some), []
+    for tolerance in TOLERANCES:
+        _, grids = by_batches(solved, model, tolerance, images)
+        if commonest(grids)[2] < 0.9 * len(images):
+            found.append(tolerance)
+        if len(found) == 2:
+            break
+    return found
+
+
+def attacks(model, tolerance: float, images, radii) -> dict[str, int]:
+    """Attacks at 0.999 of each radius: by the margin, the decisions, and both."""
+    changed, moved = np.zeros(len(images), bool), np.zeros(len(images), bool)
+    for mode in range(3):
+        keys = np.asarray(jr.key_data(jr.split(jr.key(mode), len(images))))
+
+        def attack(model, tolerances, images, radii, keys, mode=mode):
+            inputs = (model, tolerances, images, radii, jnp.asarray(mode))
+            return adaptive_hunt.attacked(*inputs, jr.wrap_key_data(keys), MOST)
+
+        balls = (images, np.float32(0.999) * radii, keys)
+        found = by_batches(attack, model, tolerance, *balls, size=100)
+        changed, moved = changed | found[0], moved | found[1]
+    sure = radii > 0
+    return {
+        "attacked": int(np.sum(sure)),
+        "changed_predictions": int(np.sum(changed & sure)),
+        "changed_grids": int(np.sum(moved & sure)),
+    }
+
+
+def row_of(model, tolerance: float, test: Dataset, attacked: int) -> dict[str, Any]:
+    """The certificate of a model at a tolerance, and attacks on it."""
+    images, labels = pixels(test), np.asarray(test.labels)
+    classes, grids = by_batches(solved, model, tolerance, images)
+    right = classes == labels
+    by_batches(adaptive_hunt.certified, model, tolerance, images[:250])  # compiles
+    start = time.perf_counter()
+    proven = by_batches(adaptive_hunt.certified, model, tolerance, images)
+    seconds = time.perf_counter() - start
+    number, first, count = commonest(grids)
+    solver = dataclasses.replace(model.solver, rtol=tolerance, atol=tolerance)
+    frozen = model.with_solver(solver).freeze(jnp.asarray(images[first]))
+    fixed = certify.certified_radii(frozen, images, labels)
+    own = np.where(right, proven.radii, -1)
+    some = slice(attacked)
+    return {
+        "tolerance": tolerance,
+        "examples": len(test),
+        "clean_accuracy": float(np.mean(right)),
+        "certified_accuracy": certify.certified_accuracy(own, RADII),
+        "frozen": certify.certified_accuracy(fixed, RADII),
+        "frozen_grid": frozen.solver.grid,
+        "median_radius": float(np.median(proven.radii)),
+        "paths": number,
+        "commonest_share": count / len(test),
+        "attempts": float(np.mean(proven.attempts)),
+        "attempts_largest": int(np.max(proven.attempts)),
+        "milliseconds": 1e3 * seconds / len(test),
+        **attacks(model, tolerance, images[some], proven.radii[some]),
+    }
+
+
+def main(args: Args) -> None:
+    path = args.folder / "rows.json"
+    args.folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    test = data.load("mnist", split="test")
+    test = test if args.examples is None else test.take(args.examples)
+    for field, method in itertools.product(args.fields, args.methods):
+        folder, config = trained(field, method, args)
+        model, seen = jnode.load(folder), training_images(config.data).take(1000)
+        for tolerance in parting(model, seen):
+            name = f"{field} {method} {tolerance:.2g}"
+            if name not in rows:
+                found = row_of(model, tolerance, test, args.attacked)
+                rows[name] = {"field": field, "method": method, **found}
+                write_json(path, rows)
+            print(name, rows[name], flush=True)
+    facts = {"rows": list(rows.values()), "epochs": args.epochs, "versions": versions()}
+    (RESULTS / "adaptive_mnist.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (RESULTS / "adaptive_mnist.md").write_text(table(list(rows.values())))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Certified beside frozen accuracy, and what the certificate costs."""
+    lines = [
+        "| field | method | tolerance | clean | certified at L2 0.25, 0.5, 1 | "
+        "commonest grid frozen | grids | commonest | attempts an image | ms an image | "
+        "attacked balls | whose grid changed | changed predictions |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | "
+        "---: | ---: |",
+    ]
+    for r in rows:
+        shares = [
+            " / ".join(f"{100 * x['certified_accuracy']:.1f}" for x in r[name])
+            for name in ("certified_accuracy", "frozen")
+        ]
+        lines.append(
+            f"| {r['field']} | {r['method']} | {r['tolerance']:.2g} | "
+            f"{100 * r['clean_accuracy']:.1f} | {shares[0]} | {shares[1]} | "
+            f"{r['paths']} | {r['commonest_share']:.0%} | {r['attempts']:.1f} | "
+            f"{r['milliseconds']:.1f} | {r['attacked']} | {r['changed_grids']} | "
+            f"{r['changed_predictions']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run(lambda: main(tyro.cli(Args, description=__doc__)))
