@@ -96,7 +96,9 @@ def steepest(
     return jnp.sign(gradient) * filled(jnp.abs(gradient), most, length)
 
 
-def room(images: Images, direction: Images) -> Images:
+def room(
+    images: Float[Array, "*pixels"], direction: Float[Array, "*pixels"]
+) -> Float[Array, "*pixels"]:
     """How far each pixel can move in [0, 1] in this direction, positive or not."""
     return jnp.where(direction > 0, 1 - images, images)
 
