@@ -27,7 +27,14 @@ from jnode.attacks import (
     loop,
 )
 from jnode.attacks.losses import loss_and_gradient
-from jnode.evaluation import Store, Transfer, evaluate, plan, surrogates
+from jnode.evaluation import (
+    Store,
+    Transfer,
+    evaluate,
+    interval,
+    plan,
+    surrogates,
+)
 from jnode.evaluation.protocols import PROTOCOLS, budgets
 from jnode.evaluation.store import described, fingerprint
 from jnode.evaluation.transfers import rescaled
@@ -438,3 +445,17 @@ def test_protocols_know_their_budgets_and_leave_out_what_cannot_be(problem):
     assert some[-1].via == "x" and some[1].restarts == 9 and some[3].steps == 5000
     few = plan(PROTOCOLS["standard"], budget, {}, classes=3)
     assert "apgd-t" not in [trial.attack.name for trial in few]
+
+
+def test_interval_is_wilson_s():
+    """Against the roots of |p - share| = z sqrt(p (1 - p) / n), and its ends."""
+    z = 1.959963984540054
+    for count, total in ((0, 200), (109, 200), (500, 500), (1, 3)):
+        low, high = interval(count, total)
+        share = count / total
+        assert 0 <= low <= share <= high <= 1
+        for p in (low, high):
+            assert abs(abs(p - share) - z * (p * (1 - p) / total) ** 0.5) < 1e-9
+    for count, total in ((1, 0), (-1, 5), (6, 5)):
+        with pytest.raises(ValueError, match="count must be between 0"):
+            interval(count, total)

@@ -364,6 +364,7 @@ def test_a_function_is_measured(tmp_path):
         ({"labels": GIVEN["labels"][1:]}, "labels must be as many as the 11 images"),
         ({"labels": GIVEN["labels"] + 5}, "labels must lie"),
         ({"model": lambda image: image}, "a vector of logits"),
+        ({"measures": Measures(tightness=True)}, "belong to an ODEClassifier"),
     ],
 )
 def test_a_subject_is_checked(change, words):

@@ -128,7 +128,8 @@ def noisy_half(images: np.ndarray) -> np.ndarray:
 def parameters(model: Callable) -> int:
     """The number of weights; those that the constraints of ours act on."""
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
-    return sum(leaf.size for leaf in leaves)
+    # Those that are used twice are counted once.
+    return sum({id(leaf): leaf.size for leaf in leaves}.values())
 
 
 def milliseconds(model: Callable, images: np.ndarray) -> float:

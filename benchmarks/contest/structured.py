@@ -161,6 +161,7 @@ def _steps(w, stage: int, side: int, kind: str):
     else:
         for i in (0, 2):
             expand = factors[i // 2] * lengths[i] / SUBSTEPS
-            for _ in range(SUBSTEPS):
-                yield Layer(*part(i), expand, slope), once
-                yield Gradient(*part(i + 1), -lengths[i + 1] / SUBSTEPS, slope), once
+            grow = Layer(*part(i), expand, slope)
+            shrink = Gradient(*part(i + 1), -lengths[i + 1] / SUBSTEPS, slope)
+            for field in SUBSTEPS * (grow, shrink):
+                yield field, once

@@ -163,7 +163,9 @@ def interval(count: int, total: int) -> tuple[float, float]:
     middle = share + z**2 / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
     scale = 1 + z**2 / total
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # Rounding leaves neither end on the wrong side of the share.
+    low = min(share, max(0.0, (middle - half) / scale))
+    return low, max(share, min(1.0, (middle + half) / scale))
 
 
 POINTS = 0.002
