@@ -61,7 +61,7 @@ def test_unit_norm_head(getkey):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda k: get_preset("resnet"), "ortho, contractive, convex_potential_layer"),
+        (lambda k: get_preset("resnet"), "ortho, ortho_mnist, contractive"),
         (lambda k: jnode.ModelConfig(field="magic"), "ortho, gradient_flow, skew"),
         (lambda k: jnode.ModelConfig(encoder="magic"), "isometric, conv"),
         (lambda k: Lift((9, 8, 1), patch=2, features=4), "patch must"),
