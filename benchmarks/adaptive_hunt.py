@@ -115,6 +115,7 @@ def _walk(field, method, ladder, times, y, attempts):
         )
         matters = going & keep & ladder.may_double(rung) & (after < ladder.whole)
         record = {
+            "scale": scale,
             "first": first,
             "second": second,
             "going": going,

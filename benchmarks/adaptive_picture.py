@@ -111,43 +111,43 @@ def reachable(model, bounds, image, limit: float, most: int) -> list[Reached]:
 
 def figure(found: list[Reached], radius: float, title: str) -> Any:
     """Left the steps of each path; right its distances, and the radius."""
-    drawn = new_figure(8.6, 1.5 + 0.34 * len(found))
+    drawn = new_figure(8.6, 1.6 + 0.46 * len(found))
     left, right = drawn.subplots(1, 2, width_ratios=(3, 2), sharey=True)
     handles: dict[str, Any] = {}
     for row, path in enumerate(found):
         for step in path.attempts:
             rejected = step.outcome == "rejected"
-            colour = COLOURS[1] if rejected else COLOURS[0 if row == 0 else 5]
-            # A rejected attempt above the line of those that were kept.
-            height = row - 0.24 if rejected else row
-            (line,) = left.plot(
+            name = "own step" if row == 0 else "other step"
+            colour = COLOURS[0 if row == 0 else 5]
+            height, line = float(row), "-"
+            if rejected:  # above, the longer the higher
+                name, colour, line = "rejected step", COLOURS[1], ":"
+                height -= 0.18 + 0.18 * (step.end - step.begin)
+            (drawn_line,) = left.plot(
                 [step.begin, step.end],
                 [height, height],
-                "|-" if not rejected else "|:",
+                f"|{line}",
                 color=colour,
-                linewidth=2 if not rejected else 1.2,
-                markersize=9,
+                linewidth=1.2 if rejected else 2.2,
+                markersize=6 if rejected else 10,
             )
-            name = (
-                "rejected" if rejected else "the image's own" if row == 0 else "other"
-            )
-            handles.setdefault(f"attempt: {name}", line)
-            if row == 0 and step.away < 10 * radius:
-                middle = (step.begin + step.end) / 2
-                left.text(
-                    middle, height - 0.12, f"{step.away:.2g}", ha="center", fontsize=7
-                )
+            handles.setdefault(name, drawn_line)
+            if row == 0:
+                place = step.begin + 0.5 * (step.end - step.begin)
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+                how: dict[str, Any] = {"ha": "center", "va": "center", "bbox": box}
+                left.text(place, height, f"{step.away:.2g}", fontsize=8, **how)
         top = max(path.entry, path.rho)
         (entry,) = right.plot(path.entry, row, "|", color=COLOURS[1], markersize=11)
         (rho,) = right.plot(path.rho, row, "o", color=COLOURS[2], markersize=5)
         (ring,) = right.plot(top, row, "o", color=INK, markersize=10, fillstyle="none")
-        handles |= {"entry of the path": entry, "ρ of its grid": rho, "larger": ring}
+        handles |= {"entry": entry, "ρ": rho, "the larger of both": ring}
     line = right.axvline(radius, color=INK, linewidth=1, linestyle="--")
     handles[f"r* = {radius:.3f}"] = line
     left.set_xlabel("time, as a share of the interval")
     right.set_xlabel("L2 distance from the image")
     left.set_ylabel("paths that the ball can reach")
-    left.set_ylim(len(found) - 0.5, -0.7)
+    left.set_ylim(len(found) - 0.6, -0.6)
     left.set_yticks([])
     right.set_xlim(left=min(0.0, -0.02 * radius))
     left.set_title(title, fontsize=10, loc="left")
