@@ -56,7 +56,7 @@ def main() -> None:
     labels = test.labels.astype(np.int32)
     model, _ = jnode.resolve(jnode.pretrained(args.name))
     proven = certify.certified_radii(model, images, labels)
-    rows = card["autoattack"] or []
+    rows = card["autoattack"]
     done = {row["radius"] for row in rows if row["num_examples"] == len(labels)}
     for radius in args.radii or [r["radius"] for r in card["certified_accuracy"]]:
         if radius in done:

@@ -3,8 +3,8 @@
 Rounds the run's weights to bfloat16, so that they take half the space in a wheel;
 certifies the rounded model on the test images; and writes it into
 jnode/models/weights/NAME, with its card, to which card_attacks.py adds robust accuracy
-under AutoAttack. With --retrain, trains a model of the package
-anew by its card's command for one epoch, and compares the metrics with the card's.
+under AutoAttack. With --retrain, trains a model of the package anew by its card's
+command for one epoch, and compares the metrics with the card's.
 """
 
 import dataclasses

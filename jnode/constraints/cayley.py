@@ -113,8 +113,8 @@ def _norm_bound(a):
     # The scale only keeps the powers in range; it cancels, and so do its derivatives.
     scale = jnp.maximum(jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True), 1e-12)
     scale = jax.lax.stop_gradient(scale)
-    gram = _product(adjoint(a / scale), a / scale)
-    fourth = _product(gram, gram)
+    # A Gram matrix is Hermitian, so its square is the Gram matrix of it.
+    fourth = gram_matrix(gram_matrix(a / scale))
     frobenius = jnp.sqrt(
         jnp.sum(fourth**2, axis=(-2, -1), keepdims=True) + jnp.asarray(1e-30, a.dtype)
     )
