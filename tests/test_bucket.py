@@ -46,6 +46,7 @@ def content(objects, name):
     return objects[f"runs/tiny/{name}"][0]
 
 
+@pytest.mark.slow
 def test_a_run_from_training_to_its_report(bucket, tmp_path):
     """Trained, refused, resumed, evaluated, certified and reported."""
     script, objects = bucket
