@@ -87,7 +87,7 @@ figure, axes = plt.subplots(figsize=(5.5, 3.2))
 axes.plot(grid, proven, label="certified: no attack can go below")
 axes.plot(distances, under_attack, "o", label="robust to FGSM and PGD")
 axes.set(xlabel="L2 distance", ylabel="accuracy", ylim=(0, 1))
-axes.legend()
+axes.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
