@@ -103,6 +103,7 @@ def test_double_precision_of_run_and_evaluate(x64, dtype):
     assert result.summary["clean_accuracy"] == 5 / 6
 
 
+@pytest.mark.slow
 def test_double_precision_of_a_neural_ode(x64):
 
     model = jnode.batched(small_model(jr.key(0)).bake())

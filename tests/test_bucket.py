@@ -46,6 +46,7 @@ def content(objects, name):
     return objects[f"runs/tiny/{name}"][0]
 
 
+@pytest.mark.slow
 def test_a_run_from_training_to_its_report(bucket, tmp_path):
     """Trained, refused, resumed, evaluated, certified and reported."""
     script, objects = bucket
@@ -78,6 +79,7 @@ def test_a_run_from_training_to_its_report(bucket, tmp_path):
     assert content(objects, "report.html").startswith(b"<!")
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_moved_aside(bucket):
     script, objects = bucket
     code, _, err = trained(script, "--overwrite")

@@ -219,6 +219,7 @@ def test_members_of_an_ensemble_inside_a_module(getkey, constraint):
     assert jnp.abs(found - members.mean(axis=0)).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_local_radii_of_mixed_types(getkey, x64):
     with jax.enable_x64(False):
         single = small_model(getkey(), "ortho", lipschitz=1.0)

@@ -24,6 +24,9 @@ from jnode.evaluation import evaluate
 from jnode.models.batched import batched
 from tests.test_sharding import FIXED, model_of, pixels
 
+# Each starts processes that use both cores of a small machine.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     *("convex_potential_layer", "--loss.name", "natural"),
@@ -72,7 +75,6 @@ def steps(folder):
     return [json.loads(row)["step"] for row in rows]
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Also if a signal to one of them stops both, and both go on later."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -98,7 +100,6 @@ def test_two_processes_train_as_one(tmp_path):
     assert "Trained" in first and "Trained" not in second and "%" not in err2
 
 
-@pytest.mark.slow
 def test_one_that_fails_ends_all(tmp_path):
     """Process 1 stops before it meets process 0, which does not wait for ever."""
     (code, _, _), (other, _, err) = pair(

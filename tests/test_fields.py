@@ -62,8 +62,9 @@ ON_GRIDS = [n for n in FIELDS if n not in ("sum", "composed", "flow wide")]
     ("name", "shape"),
     slow_but(
         [*((n, SHAPES[0]) for n in FIELDS), *((n, SHAPES[1]) for n in ON_GRIDS)],
-        *((n, SHAPES[0]) for n in ("ortho maxmin", "flow wide", "sum", "composed")),
-        *((n, SHAPES[1]) for n in ("flow decaying", "skew", "hamiltonian", "free")),
+        ("flow wide", SHAPES[0]),
+        ("composed", SHAPES[0]),
+        ("hamiltonian", SHAPES[1]),
         unpack=True,
     ),
 )

@@ -113,6 +113,7 @@ def test_batched_is_vmap(getkey, solver):
     np.testing.assert_allclose(logits, single, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_other_tolerances_compile_nothing_in_any_block(getkey):
     model, images = configured(getkey(), ADAPTIVE), images_of(getkey())
     coarse = jnode.batched(model).solution(images)
@@ -232,6 +233,7 @@ def test_free_layers_have_no_certificate(getkey):
     np.testing.assert_array_equal(certify.local_radius(bent, images), radii)
 
 
+@pytest.mark.slow
 def test_biases_of_all_layers_count_in_the_rounding(getkey):
     """Of positions too, where what one adds another takes away."""
     model, images = configured(getkey()), images_of(getkey(), 16)

@@ -49,16 +49,15 @@ def test_grid_is_what_step_by_step_gives(getkey):
     assert jnp.abs(jnode.solve(field, y0, equal).y - two).max() < 1e-6
 
 
-@pytest.mark.parametrize(
-    "solver",
-    [
-        jnode.Solver("rk4", steps=6),
-        jnode.Solver("heun", grid=(0, 0.2, 1 / 3, 2 / 3, 0.7, 1)),
-        jnode.Solver("tsit5"),
-        jnode.Solver("euler", steps=3, adjoint="checkpointed"),
-    ],
-    ids=str,
-)
+WAYS = [
+    jnode.Solver("rk4", steps=6),
+    jnode.Solver("heun", grid=(0, 0.2, 1 / 3, 2 / 3, 0.7, 1)),
+    jnode.Solver("tsit5"),
+    jnode.Solver("euler", steps=3, adjoint="checkpointed"),
+]
+
+
+@pytest.mark.parametrize("solver", slow_but(WAYS, *WAYS[1:3]), ids=str)
 def test_pieces_one_after_another(getkey, solver):
     field = make_field(getkey())
     y = y0 = jr.normal(getkey(), (5,))
@@ -212,17 +211,16 @@ def follow(parts, y, ends):
 
 
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SOLVERS = [
+    jnode.Solver("tsit5", steps=8),
+    jnode.Solver("dopri5", rtol=1e-6, atol=1e-6),
+    jnode.Solver("tsit5", steps=8, adjoint="checkpointed"),
+]
 
 
 @pytest.mark.parametrize("kind", slow_but(["multiple", "sum", "own"], "own"))
 @pytest.mark.parametrize(
-    "solver",
-    [
-        jnode.Solver("tsit5", steps=8),
-        jnode.Solver("dopri5", rtol=1e-6, atol=1e-6),
-        jnode.Solver("tsit5", steps=8, adjoint="checkpointed"),
-    ],
-    ids=["fixed", "adaptive", "checkpointed"],
+    "solver", slow_but(SOLVERS, *SOLVERS[:2]), ids=["fixed", "adaptive", "checkpointed"]
 )
 def test_no_step_crosses_a_hidden_jump(getkey, kind, solver):
     field, parts = whole_and_parts(getkey, kind)

@@ -97,6 +97,7 @@ def test_schedules_survive_jit_and_vmap(getkey):
     assert found == pytest.approx(float(bound), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_that_were_not_kept(getkey):
     field, y0 = segments(getkey(), 1), jr.normal(getkey(), (5,))
     saved = diffrax.SaveAt(ts=jnp.asarray([0.5]))

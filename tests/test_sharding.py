@@ -18,7 +18,7 @@ from jnode import sharding
 from jnode.models.batched import batched
 from jnode.train import DataConfig, LossConfig, TrainConfig
 from jnode.train.step import TrainState, make_optimizer, make_step
-from tests.helpers import slow_but, small_model
+from tests.helpers import small_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -148,7 +148,8 @@ def test_adaptive_solves_do_not_wait_for_each_other(adaptive):
     assert ours.total == 0
 
 
-@pytest.mark.parametrize("norm", slow_but(["linf", "l2"], "linf"))
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.slow
 def test_attacks_equal_one_device(adaptive, norm):
     attack = jnode.attacks.PGD(steps=3, restarts=2)
     budget = jnode.attacks.Budget(norm, 0.1)

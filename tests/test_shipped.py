@@ -18,12 +18,13 @@ import jnode
 from jnode.cards import check_card
 from jnode.models import save, shipped
 from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig
+from tests.helpers import slow_but
 
 ROOT = Path(__file__).parent.parent
 LARGEST = 6_000_000  # bytes of all weights together, as a wheel packs them
 
 
-@pytest.mark.parametrize("name", shipped.names())
+@pytest.mark.parametrize("name", slow_but(shipped.names(), "certified_mnist"))
 def test_a_shipped_model_is_what_its_card_tells(name):
     model, card = jnode.pretrained(name), shipped.card(name)
     arrays = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))

@@ -187,6 +187,7 @@ def test_ragged_counts_and_one_compilation_for_all():
     assert sorted(more - few) == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_adaptive_and_unconstrained_models(getkey):
     model = small_model(getkey(), "free", solver=jnode.Solver("heun"))
     assert jnode.certify.refusal(model) is not None

@@ -294,6 +294,7 @@ def test_a_dry_run_names_the_cells_and_runs_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_script_refuses_nonsense(tmp_path):
     done = script("study.py", "large", tmp_path, check=False)
     assert done.returncode == 2 and "study must be one of cifar10" in done.stderr
