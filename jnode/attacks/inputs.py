@@ -75,7 +75,7 @@ def check_images(images: ArrayLike) -> Known:
         if not (low >= 0 and high <= 1):
             raise ValueError(
                 f"images must lie in [0, 1] and hold no NaN; these lie in {low:g} to "
-                f"{high:g}. A normalisation belongs into the model."
+                f"{high:g}. Put a normalisation into the model."
             )
     return images
 

@@ -196,17 +196,17 @@ def _gradient_bound(parts: list[_Affine | _Step], row, r) -> Float[Array, ""]:
     """
     center, radius = row, jnp.zeros_like(r)
     # By how much later affine layers can have amplified rounding errors.
-    stretch = jnp.ones_like(r)
+    amplified = jnp.ones_like(r)
     for part in reversed(parts):
         if isinstance(part, _Affine):
             output, pull = jax.vjp(part.layer, part.state)
             center = pull(center.reshape(output.shape))[0]
-            stretch = stretch * jnp.maximum(part.constant, 1)
+            amplified = amplified * jnp.maximum(part.constant, 1)
             radius = part.constant * radius
         else:
             center = center.reshape(part.stages[0].shape)
             center, radius = _pull_back(part, center, radius, r)
-    return safe_norm(center) + ROUNDING * safe_norm(row) * stretch + radius
+    return safe_norm(center) + ROUNDING * safe_norm(row) * amplified + radius
 
 
 def _pull_back(step: _Step, center, radius, r):
