@@ -99,6 +99,7 @@ def notebook(path: Path, config):
     import nbformat
     from nbclient import NotebookClient
     from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
     from traitlets.config import Config
 
     book = jupytext.read(path)
@@ -107,6 +108,7 @@ def notebook(path: Path, config):
     if os.environ.get("JNODE_NOTEBOOKS", "run") == "run":
         local = Config(KernelManager={"transport": "ipc"})
         NotebookClient(book, config=local, timeout=1800).execute()
+    book, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(book, {})
     name = f"notebooks/{path.stem}"
     resources = {"output_files_dir": path.stem, "unique_key": path.stem}
     body, resources = MarkdownExporter().from_notebook_node(book, resources)

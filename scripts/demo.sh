@@ -7,6 +7,6 @@ for preset in contractive ortho unconstrained; do
     echo "== $preset: training"
     .venv/bin/python scripts/train.py "$preset" "$out/$preset" --overwrite
     echo "== $preset: attacks and certificate"
-    .venv/bin/python scripts/evaluate.py "$out/$preset" --quiet
+    .venv/bin/python scripts/evaluate.py "$out/$preset"
 done
 .venv/bin/python scripts/report.py "$out"/{contractive,ortho,unconstrained} --out "$out/report.html"

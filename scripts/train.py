@@ -4,6 +4,7 @@ python scripts/train.py PRESET --help lists the options of a preset.
 """
 
 import dataclasses
+import inspect
 import sys
 from typing import Annotated
 
@@ -80,10 +81,12 @@ def main(argv: list[str]) -> None:
         config = _repeated(args)
     else:
         preset = get_preset(argv[0])
+        options_of_training = inspect.cleandoc(TrainConfig.__doc__ or "")
         args = tyro.cli(
             Args,
             args=argv[1:],
             prog=f"train.py {argv[0]}",
+            description=f"{Args.__doc__}\n\n{options_of_training}",
             default=Args(run_dir=tyro.MISSING, config=preset),
         )
         config = args.config

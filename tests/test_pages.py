@@ -171,7 +171,7 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https://)([^)]+)\)", page.read_text())
     for path, _, heading in (link.partition("#") for link in links):
         target = page.parent / path if path else page
-        assert target.exists(), path
+        assert target.is_file(), path  # the site has a page for each, and no folders
         if heading.startswith("jnode."):  # of the API
             assert f"::: {heading}\n" in target.read_text(), heading
         else:

@@ -1,4 +1,4 @@
-"""Progress: a bar that moves on a terminal, and one line in a file."""
+"""Progress: a bar that moves on a terminal, and in a file a line once in a while."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jnode import _progress
 from jnode._progress import progress_bar
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,20 @@ def test_one_line_where_stderr_is_no_terminal(capfd):
     assert told.out == "" and "\r" not in told.err
     assert told.err.count("\n") == 1
     assert "part 2" in told.err and "3/3" in told.err
+
+
+def test_a_long_loop_writes_lines_on_its_way(capfd, monkeypatch):
+    clock = iter(range(0, 100_000, 25))  # each look at the clock takes 25 seconds
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
+    with progress_bar(40, show=True, unit="step", mininterval=0) as bar:
+        for i in range(40):
+            bar.update()
+            bar.set_postfix_str(f"loss {i}")
+    told = capfd.readouterr().err
+    assert "\r" not in told
+    lines = told.splitlines()
+    assert 5 < len(lines) < 40 and all("/40" in line for line in lines)
+    assert "40/40" in lines[-1] and "loss 39" in lines[-1]
 
 
 def test_the_line_is_written_where_the_loop_fails(capfd):

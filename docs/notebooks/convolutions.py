@@ -50,7 +50,7 @@ assert 1 < seen <= operator.norm()
 # ## A 1-Lipschitz network of Equinox parts
 #
 # Two orthogonal convolutions and an orthogonal head. `constraint` chooses between
-# `cayley` (orthogonal: keeps gradients alive), `rescaled`, `aol`, `sll` and
+# `cayley` (orthogonal: preserves the norm of gradients), `rescaled`, `aol`, `sll` and
 # `newton_schulz`.
 
 

@@ -84,10 +84,10 @@ grid = np.linspace(0, 1.5, 100)
 proven = [(radii >= r).mean() for r in grid]
 under_attack = [row["robust_accuracy"] for row in found.summary["worst_case"]]
 figure, axes = plt.subplots(figsize=(5.5, 3.2))
-axes.plot(grid, proven, label="certified: no attack can go below")
+axes.plot(grid, proven, label="certified")
 axes.plot(distances, under_attack, "o", label="robust to FGSM and PGD")
 axes.set(xlabel="L2 distance", ylabel="accuracy", ylim=(0, 1))
-axes.legend()
+axes.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""Runs attacks one after another on the images that are still classified rightly."""
+"""Runs attacks one after another on the images that are still classified correctly."""
 
 import dataclasses
 import math
@@ -110,7 +110,7 @@ class Outcome:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of all samples that are classified rightly and on which no trial
+        """The share of all samples that are classified correctly and on which no trial
         succeeded.
 
         The worst case over all trials; NaN where there are no samples.
@@ -136,7 +136,7 @@ def run(
     progress: bool = True,
     mesh: Mesh | None = None,
 ) -> Outcome:
-    """Attacks the rightly classified images, and classifies each attacked image again.
+    """Attacks the images that are classified correctly, and classifies the results.
 
     The restarts of an attack run one after another, and each leaves out the samples on
     which an earlier one succeeded. The remaining samples are gathered into full

@@ -165,7 +165,7 @@ def certified_accuracy(
     radii: Float[np.ndarray, " n"], thresholds: Sequence[float]
 ) -> list[dict]:
     """Certified robust accuracy at each L2 radius, as rows for JSON: the share of
-    rightly classified images with at least this certified radius.
+    correctly classified images with at least this certified radius.
 
     **Arguments:** the result of `certified_radii`, [n], and the radii to report, none
     of them negative.

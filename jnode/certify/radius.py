@@ -31,15 +31,19 @@ def radius(
 ) -> Float[Array, " batch"]:
     r"""The certified L2 radius of each prediction.
 
-    $r = \min_{c \ne y} (z_y - z_c - \delta_c) / (L\,\|w_y - w_c\|)$ for logits $z_c =
-    \langle w_c, \phi\rangle + b_c$ of $L$-Lipschitz features $\phi$, with the rounding
-    allowance $\delta_c = 2\cdot 10^{-5} G (1 + s + \beta)\|w_y - w_c\|$
-    $+ 2\cdot 10^{-6}(\|w_y\|\|\phi\| + |b_y| + \|w_c\|\|\phi\| + |b_c|)$, stated and
-    not proven: $s$ is the largest norm of a state where a block ends, $\beta$ the size
-    of the biases over a state, and $G$ the largest product of the constants of the last
-    layers, $\max(1, L)$ for one block behind an isometry. No image within this distance
-    gets another prediction (a sharper form of Tsuzuku et al., NeurIPS 2018). This holds
-    whether or not the prediction is right.
+    $$r = \min_{c \ne y} \frac{z_y - z_c - \delta_c}{L\,\|w_y - w_c\|}$$
+
+    for logits $z_c = \langle w_c, \phi\rangle + b_c$ of $L$-Lipschitz features $\phi$.
+    No image within this distance gets another prediction (a sharper form of Tsuzuku et
+    al., NeurIPS 2018), whether or not the prediction is correct. The allowance for
+    rounding is stated and not proven:
+
+    $$\delta_c = 2\cdot 10^{-5} G (1 + s + \beta)\|w_y - w_c\| + 2\cdot 10^{-6} a_c,$$
+
+    with $a_c = (\|w_y\| + \|w_c\|)\|\phi\| + |b_y| + |b_c|$, the largest norm $s$ of a
+    state where a block ends, the size $\beta$ of the biases over a state, and the
+    largest product $G$ of the constants of the last layers: $\max(1, L)$ for one block
+    after an isometry.
 
     **Arguments:** a model, and images `[n, height, width, channels]` with pixels in [0,
     1].

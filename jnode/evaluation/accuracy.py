@@ -46,8 +46,8 @@ def evaluate(
 ) -> Evaluation:
     """Clean accuracy, and robust accuracy under each attack and under all.
 
-    Only samples whose clean image is classified rightly are attacked; the others count
-    as misclassified. A sample is robust if its attacked image is classified rightly
+    Only samples whose clean image is classified correctly are attacked; others count as
+    misclassified. A sample is robust if its attacked image is classified correctly
     too; attacked images are checked against the budget and then classified again. In
     the worst case of a budget a sample is robust only if it is robust to every attack
     in that norm with at most that epsilon.

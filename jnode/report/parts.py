@@ -171,7 +171,12 @@ def setup(runs: Sequence[RunReport]) -> str:
     ]
     rows.append(("certificate", [str(run.evaluation["certificate"]) for run in runs]))
     # Older evaluations did not write these.
-    rounding = [str(run.evaluation.get("rounding", NONE)) for run in runs]
+    rounding = [
+        str(run.evaluation.get("rounding", NONE))
+        if run.evaluation["certified_accuracy"]
+        else NONE
+        for run in runs
+    ]
     rows.append(("its rounding", rounding))
     assumed = ["; ".join(run.evaluation.get("assumed", [])) for run in runs]
     if any(assumed):
