@@ -59,7 +59,7 @@ def table(points: list[dict]) -> str:
         "Estimated, not measured: see benchmarks/scaling.py.",
         "",
         "| preset | TPU | images / device | compute µs | "
-        + " | ".join(f"{n} chips" for n in COUNTS)
+        + " | ".join("1 chip" if n == 1 else f"{n} chips" for n in COUNTS)
         + " |",
         "| --- " * (4 + len(COUNTS)) + "|",
     ]

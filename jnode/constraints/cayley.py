@@ -151,9 +151,10 @@ def _largest_of_many(size, batched, x):
 def _inverse(m: Float[Array, "batch twice_n n"]) -> Float[Array, "batch twice_n n"]:
     """$M^{-1}$ in column form, for $M$ whose Hermitian part is at least $I$.
 
-    Small matrices take less time in few products than in few operations, except on CPU.
+    Except on CPU, few products take less time than few operations, if the matrices are
+    neither large nor so small that elimination has nothing to do.
     """
-    if m.shape[-1] > WHOLE:
+    if not LEAF < m.shape[-1] <= WHOLE:
         return _eliminate(m)
     return jax.lax.platform_dependent(m, cpu=_eliminate, default=_newton_whole)
 
