@@ -30,6 +30,7 @@ def adaptive_run(tmp_path):
     return run.path
 
 
+@pytest.mark.slow
 def test_adaptive_run_is_refused_or_frozen(adaptive_run):
     options: dict[str, Any] = dict(
         num_examples=10, num_attacked=4, steps=3, progress=False

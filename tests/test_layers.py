@@ -170,7 +170,8 @@ def test_a_bound_that_is_a_little_lower_is_refuted(getkey):
     assert 0.99 * bound < found <= bound * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("make", slow_but(MODELS.values(), configured), ids=MODELS)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.slow
 def test_no_attack_inside_the_radius_of_layers(getkey, make):
     model, images = make(getkey()).bake(), images_of(getkey(), 12)
     predictions = jnp.argmax(jax.vmap(model)(images), axis=1)
@@ -209,6 +210,7 @@ def test_local_gradients_are_those_of_the_whole_model(getkey):
     assert exact <= bound <= 1.05 * exact
 
 
+@pytest.mark.slow
 def test_free_layers_have_no_certificate(getkey):
     class Square(AbstractLayer):
         affine: ClassVar[bool] = False

@@ -241,6 +241,7 @@ def row(part, model, seed=0, **more):
     }
 
 
+@pytest.mark.slow
 def test_tables_and_figures(tmp_path):
     rows = [row(part, "ortho-L1", seed) for part in PARTS for seed in (0, 1)]
     rows.append({**row("models", "bad"), "error": "ValueError: a | b\nc"})
