@@ -214,7 +214,7 @@ def test_tables_are_those_that_the_benchmarks_wrote():
         "evaluation": ("masking",),
         "attacks": ("attacks",),
         "speed": ("speed", "adjoints", "precision"),
-        "distributed": ("tpu",),
+        "distributed": ("tpu", "scaling"),
         "contest": ("contest",),
         "study": tuple(f"study/{name}" for name in STUDIED),
     }
