@@ -331,7 +331,8 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     old = json.loads(path.read_text()) if path.is_file() else {}
     summary = {
-        "args": dataclasses.asdict(args),
+        # But for the folder, which is of this machine.
+        "args": {k: v for k, v in dataclasses.asdict(args).items() if k != "runs"},
         "versions": versions(),
         "torch": torch.__version__,
         "torchattacks": torchattacks.__version__,
