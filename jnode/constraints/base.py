@@ -22,13 +22,15 @@ from jnode.linear.spectral_conv import (
 Matrix = Float[Array, "out in"]
 Kernel = Float[Array, "size size out in"]
 Grid = tuple[int, int]
+Kernels = Float[Array, "stack size size out in"]
 Resolved = tuple[AbstractLinear, Float[Array, ""]]
+ResolvedStack = tuple[AbstractLinear, Float[Array, " stack"]]
 
 
 class AbstractConstraint(eqx.Module):
     r"""Turns a free weight into a linear operator of known norm.
 
-    Both methods compute the operator and a certified upper bound on its norm in one
+    The methods compute the operator and a certified upper bound on its norm in one
     pass. The bound allows for the rounding of the operator's arrays: it holds for the
     operator as it was computed. A constraint may hold arrays of its own, which are
     then trained beside the weight.
@@ -47,6 +49,14 @@ class AbstractConstraint(eqx.Module):
 
         **Raises:** `ValueError` for a padding that the constraint does not support.
         """
+
+    def kernels(self, k: Kernels, grid: Grid, padding: str) -> ResolvedStack:
+        """The operators of a stack of kernels, their arrays stacked, and their bounds.
+
+        `self` is a stack as well, if it holds arrays. By default each kernel is
+        computed as if by itself. A constraint may do better.
+        """
+        return eqx.filter_vmap(lambda c, k: c.kernel(k, grid, padding))(self, k)
 
 
 class Free(AbstractConstraint):

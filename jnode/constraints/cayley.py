@@ -12,12 +12,21 @@ column form (see `jnode.linear.gram`).
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-from jnode.constraints.base import AbstractConstraint, Grid, Kernel, Matrix, Resolved
+from jnode.constraints.base import (
+    AbstractConstraint,
+    Grid,
+    Kernel,
+    Kernels,
+    Matrix,
+    Resolved,
+    ResolvedStack,
+)
 from jnode.linear.gram import adjoint, embed, gram_matrix, isometry_norm, real_column
 from jnode.linear.operators import Dense
 from jnode.linear.products import matmul
@@ -49,19 +58,30 @@ class Cayley(AbstractConstraint):
 
     def matrix(self, v: Matrix) -> Resolved:
         q = _isometries(real_column(v))
-        return Dense(q[0, : len(v)]), isometry_norm(q)
+        return Dense(q[0, : len(v)]), isometry_norm(q)[0]
 
     def kernel(self, k: Kernel, grid: Grid, padding: str) -> Resolved:
         """**Raises:** `ValueError` for a kernel larger than 5, or zero padding."""
+        return jax.tree.map(lambda x: x[0], self.kernels(k[None], grid, padding))
+
+    def kernels(self, k: Kernels, grid: Grid, padding: str) -> ResolvedStack:
+        """**Raises:** as `kernel`: `ValueError` for larger ones, or zero padding."""
         check_circular(padding)
-        if k.shape[0] > 5:
+        if k.shape[1] > 5:
             raise ValueError(
                 "kernel_size must be 1, 3 or 5 for the constraint cayley, not "
-                f"{k.shape[0]}."
+                f"{k.shape[1]}."
             )
-        q = _isometries(kernel_spectrum(k, grid))
-        bound = isometry_norm(q) * transform_slack(grid, q.dtype)
-        return SpectralConv.from_column(q, grid), bound
+        # One axis for the frequencies of all kernels: along the lanes of a TPU the few
+        # of one kernel would leave most of them idle.
+        spectra = jax.vmap(lambda k: kernel_spectrum(k, grid))(k)
+        q = _isometries(spectra.reshape(-1, *spectra.shape[2:]))
+        norms = isometry_norm(q).reshape(spectra.shape[:2])
+        bounds = jnp.max(norms, axis=1) * transform_slack(grid, q.dtype)
+        operators = eqx.filter_vmap(lambda q: SpectralConv.from_column(q, grid))(
+            q.reshape(spectra.shape)
+        )
+        return operators, bounds
 
 
 def _isometries(column):

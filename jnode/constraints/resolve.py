@@ -1,7 +1,6 @@
 """Maps with a constraint, built by its name, and resolving all of them in a tree."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -141,7 +140,7 @@ def plain(tree: PyTree) -> PyTree:
         return x.map if isinstance(x, Measured) else x
 
     leaves, structure = jax.tree.flatten(tree, is_leaf=_is_held)
-    leaves = _resolved(lambda m: m.resolve()[0], leaves)
+    leaves = _resolved(lambda operator, bound: operator, leaves)
     return jax.tree.unflatten(structure, map(one, leaves))
 
 
@@ -152,11 +151,11 @@ def measured(tree: PyTree) -> PyTree:
     """
 
     def one(x):
-        return _stacked(lambda m: Measured(m, m.norm()), x) if _is_operator(x) else x
+        return Measured(x, _norms(x)) if _is_operator(x) else x
 
     stop = lambda x: _is_held(x) or _is_operator(x)  # noqa: E731
     leaves, structure = jax.tree.flatten(tree, is_leaf=stop)
-    leaves = _resolved(lambda m: Measured(*m.resolve()), leaves)
+    leaves = _resolved(Measured, leaves)
     return jax.tree.unflatten(structure, map(one, leaves))
 
 
@@ -191,7 +190,8 @@ def _bounds(tree):
 
 
 def _resolved(function, leaves):
-    """These leaves with `function` of the constrained maps among them.
+    """These leaves with `function` of operator and bound in place of the constrained
+    maps among them.
 
     Maps of one kind are computed as one stack, which compiles as fast as one map.
     """
@@ -204,14 +204,12 @@ def _resolved(function, leaves):
     for _, places in kinds:
         first, *others = (leaves[i] for i in places)
         if not others:
-            found[places[0]] = _stacked(function, first)
+            found[places[0]] = function(*_operators(first))
             continue
-        many = jax.tree.map(
-            lambda x, *xs: jnp.stack([x, *xs]) if _has_shape(x) else x, first, *others
-        )
-        many = eqx.filter_vmap(partial(_stacked, function))(many)
+        many = _each(lambda x, *xs: jnp.stack([x, *xs]), first, *others)
+        both = _operators(many)
         for n, i in enumerate(places):
-            found[i] = jax.tree.map(lambda x, n=n: x[n] if eqx.is_array(x) else x, many)
+            found[i] = function(*_each(lambda x, n=n: x[n], both))
     return found
 
 
@@ -219,6 +217,13 @@ def _kind(map_):
     """What two maps must share to be computed as one stack."""
     leaves, structure = jax.tree.flatten(map_)
     return structure, [(x.shape, x.dtype) if _has_shape(x) else x for x in leaves]
+
+
+def _each(function, tree, *others):
+    """`function` of the arrays of equal trees; what is no array is left as it is."""
+    return jax.tree.map(
+        lambda x, *xs: function(x, *xs) if _has_shape(x) else x, tree, *others
+    )
 
 
 def _has_shape(x):
@@ -241,13 +246,25 @@ def _is_operator(x):
 _AXES = {Dense: ("matrix", 2), Conv: ("kernel", 4), SpectralConv: ("real", 3)}
 
 
-def _stacked(function, map_):
-    """`function` of each map in a stack of them, such as the segments of a field in
-    time or the members of an ensemble."""
-    if isinstance(map_, Constrained):
-        name, axes = "weight", 2 if map_.grid is None else 4
+def _operators(map_: Constrained):
+    """The operators of a stack of maps, such as the segments of a field in time or the
+    members of an ensemble, and their bounds; of one map, if it is not a stack."""
+    axes = 2 if map_.grid is None else 4
+    stack = map_.weight.shape[: map_.weight.ndim - axes]
+    if not stack:
+        return map_.resolve()
+    flat = _each(lambda x: x.reshape(-1, *x.shape[len(stack) :]), map_)
+    if map_.grid is None:
+        found = eqx.filter_vmap(Constrained.resolve)(flat)
     else:
-        name, axes = _AXES[type(map_)]
+        found = flat.constraint.kernels(flat.weight, map_.grid, map_.padding)
+    return _each(lambda x: x.reshape(*stack, *x.shape[1:]), found)
+
+
+def _norms(map_):
+    """The bound on the norm of an operator, or of each in a stack of them."""
+    name, axes = _AXES[type(map_)]
+    norm = lambda m: m.norm()  # noqa: E731
     for _ in range(getattr(map_, name).ndim - axes):
-        function = eqx.filter_vmap(function)
-    return function(map_)
+        norm = eqx.filter_vmap(norm)
+    return norm(map_)

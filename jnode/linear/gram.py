@@ -97,10 +97,10 @@ def _frobenius(x):
 
 def isometry_residual(
     column: Float[Array, "batch twice_rows columns"],
-) -> Float[Array, ""]:
+) -> Float[Array, " batch"]:
     r"""A certified upper bound on $\|Q^H Q - I\|_2$ (of $QQ^H$, if $Q$ is wide).
 
-    The largest of a batch in column form. All singular values then lie in
+    Of each matrix of a batch in column form. Its singular values then lie in
     $[\sqrt{1 - r}, \sqrt{1 + r}]$.
 
     An entry's parts in a computed $A^H B$ err by at most
@@ -132,13 +132,13 @@ def isometry_residual(
     exact = (jnp.max(squares, axis=-1) <= 2) & (q.shape[-2] <= 2**20)
     size = jnp.where(exact, 2.5 * part, 6 * whole)
     rounding = 2 * gamma(q.shape[-2] + 8, q.dtype) * size
-    return jnp.max(frobenius * (1 + gamma(2 * n * n + 8, q.dtype)) + rounding)
+    return frobenius * (1 + gamma(2 * n * n + 8, q.dtype)) + rounding
 
 
 def isometry_norm(
     column: Float[Array, "batch twice_rows columns"],
-) -> Float[Array, ""]:
-    r"""A certified upper bound on the largest norm of a batch of near-isometries.
+) -> Float[Array, " batch"]:
+    r"""A certified upper bound on the norm of each of a batch of near-isometries.
 
     It hardly depends on the weights, so its gradient, which would be noise, is stopped.
     """
@@ -153,7 +153,9 @@ def norm_bound(column: Float[Array, "batch twice_rows columns"]) -> Float[Array,
     1, and Gram iteration, which exceeds the norm by a factor of up to $n^{1/2048}$
     there.
     """
-    norms = jnp.stack([isometry_norm(column), jnp.max(gram_iteration(column, 10))])
+    norms = jnp.stack(
+        [jnp.max(isometry_norm(column)), jnp.max(gram_iteration(column, 10))]
+    )
     # An overflow gives no bound.
     return jnp.min(jnp.where(jnp.isnan(norms), jnp.inf, norms))
 
