@@ -83,6 +83,21 @@ def test_orthogonal_maps_are_orthogonal(getkey):
             assert values[rank:].max(initial=0) < 1e-5
 
 
+@pytest.mark.parametrize("constraint", ["cayley", "sll"])
+def test_a_stack_of_kernels_is_each_of_them(getkey, constraint):
+    """Bounds too: each is of its own kernel, not of the worst."""
+    build = lambda key: make(constraint, *SHAPES[3], key=key)
+    stack = eqx.filter_vmap(build)(jr.split(getkey(), 3))
+    found, bounds = stack.constraint.kernels(stack.weight, (4, 5), "circular")
+    for i in range(3):
+        alone, bound = jax.tree.map(lambda x, i=i: x[i], stack).resolve()
+        assert jnp.abs(found.real[i] - alone.real).max() < 1e-6
+        assert jnp.abs(found.imaginary[i] - alone.imaginary).max() < 1e-6
+        assert bounds[i] == pytest.approx(float(bound), rel=1e-6)
+        exact = singular_values(alone, SHAPES[3][0])[0]
+        assert exact <= float(bounds[i])
+
+
 @pytest.mark.slow
 def test_newton_schulz_states_its_residual(getkey):
     for shape, out in (((8,), 5), ((4, 5, 3), 4)):
