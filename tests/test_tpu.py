@@ -96,6 +96,7 @@ def rows():
 
 
 @pytest.mark.tpu
+@pytest.mark.timeout(900)  # its compiler takes minutes for a training step
 @pytest.mark.skipif(bool(missing()), reason=missing())
 @pytest.mark.parametrize("row", rows())
 def test_estimates_are_those_that_are_committed(row, tmp_path):
