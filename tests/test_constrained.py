@@ -84,6 +84,7 @@ def test_orthogonal_maps_are_orthogonal(getkey):
 
 
 @pytest.mark.parametrize("constraint", ["cayley", "sll"])
+@pytest.mark.slow
 def test_a_stack_of_kernels_is_each_of_them(getkey, constraint):
     """Bounds too: each is of its own kernel, not of the worst."""
     build = lambda key: make(constraint, *SHAPES[3], key=key)

@@ -273,6 +273,7 @@ class Inside(eqx.Module):
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, Inside], ids=["itself", "wrapped"])
+@pytest.mark.slow
 def test_a_mesh_changes_nothing_for_a_random_model(problem, wrap):
     """Fresh draws at each step, the same with two devices, in a wrapper or not."""
     weight = jr.normal(jr.key(0), (64, 4))

@@ -197,6 +197,7 @@ def test_local_radii_beat_global_ones_through_several_blocks(getkey):
     assert (local > 1.05 * certify.radius(model, images)).any()
 
 
+@pytest.mark.slow
 def test_local_gradients_are_those_of_the_whole_model(getkey):
     """At radius 0 the bound is the gradient's norm, layers and all."""
     from jnode.certify.local import _forward, _gradient_bound

@@ -20,6 +20,7 @@ SHAPES = {"ortho": (3, 3, 4), "gradient_flow": (12,), "free": (3, 3, 4)}
 
 
 @pytest.mark.parametrize("kind", slow_but(FIELDS, "ortho"))
+@pytest.mark.slow
 def test_solves_nearly_as_well_and_all_weights_learn(getkey, kind):
     field = FIELDS[kind](getkey())
     low = LowPrecisionField(field)

@@ -215,6 +215,7 @@ def test_balls_are_merged_into_one_that_holds_both(getkey):
         assert float(both.entry) == float(jnp.min(slack))
 
 
+@pytest.mark.slow
 def test_both_types(getkey):
     """A radius in float64 is at least that of float32, whose rounding costs more."""
     solver = Solver("heun", rtol=3e-2, atol=3e-2, controller="ladder")

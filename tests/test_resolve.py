@@ -312,6 +312,7 @@ def test_claims_that_nobody_verified_are_listed(getkey):
     assert "<lambda>" in listed[0] and "Foreign" in listed[1]
 
 
+@pytest.mark.slow
 def test_half_precision_is_refused(getkey):
     model = small_model(getkey())
     images = jr.uniform(getkey(), (2, 8, 8, 1))

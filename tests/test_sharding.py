@@ -224,6 +224,7 @@ def test_explicit_meshes_with_names_of_their_own(explicit, single):
     assert np.abs(ours - alone).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_images_on_explicit_axes(explicit):
     model, images = model_of(FIXED).bake(), pixels(8)
     rows = NamedSharding(explicit, PartitionSpec(explicit.axis_names))

@@ -65,6 +65,7 @@ def test_matrices_are_bounded_and_exported(getkey, name, bias):
     assert singular_values(exported, (5,)).max() <= float(layer.map.norm()) + 1e-6
 
 
+@pytest.mark.slow
 def test_a_model_of_equinox(getkey):
     """Layers of both kinds, and functions, side by side; trained for a step first."""
     model = eqx.nn.Sequential(
