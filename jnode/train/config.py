@@ -171,7 +171,7 @@ _CERTIFIED_MNIST = _of(
     "certified_mnist",
     data=DataConfig("mnist", pad=1),
     loss=LossConfig("margin", rho=0.45, logit_scale=5.0),
-    epochs=30,
+    epochs=60,
     learning_rate=1e-2,
     weight_decay=0.0,
 )
