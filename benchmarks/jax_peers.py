@@ -122,38 +122,58 @@ def _at_once(solve):
     return batch
 
 
-def by_gradsolve(field, solver):
+def by_gradsolve(states):
     """gradsolve's RK4, or its Tsit5 by record and replay: one program for both.
 
-    Its states are flat, and its parameters belong to one trajectory each; weights that
-    all share are closed over instead. GRADSOLVE_X64=0 must be set before its import.
+    Replaying takes one step more than the slowest of `states` needs, since a step of
+    training changes the field; if that is too few, the result is NaN. States are flat
+    there, and parameters belong to one trajectory each; weights that all share are
+    closed over instead. GRADSOLVE_X64=0 must be set before its import.
     """
-    from gradsolve.solvers.fixed_step_explicit import solve_jax
-    from gradsolve.solvers.method import TSIT5_METHOD
-    from gradsolve.solvers.record_jax import _record_one_traj
-    from gradsolve.warp.warp_replay import replay_solve_jax
 
-    most = 32  # accepted steps; more would show as NaN
-    expected = {"rk4": not solver.adaptive, "tsit5": solver.adaptive}
-    if not expected.get(solver.name):
-        raise ValueError(f"solver must be rk4 or adaptive tsit5, not {solver}.")
-
-    def solve(field, y):
-        field, shape = bake(field), y.shape[1:]
-
+    def flat(field, y):
         def rates(t, x, parameters):
-            return field(t, x.reshape(shape), None).ravel()
+            return field(t, x.reshape(y.shape[1:]), None).ravel()
 
-        problem = SimpleNamespace(t0=0.0, t1=1.0, is_stiff=False, f_jax=rates)
-        flat, none = y.reshape(len(y), -1), jnp.zeros((len(y), 1))
-        if not solver.adaptive:
-            return solve_jax(problem, flat, none, n_steps=solver.steps).reshape(y.shape)
+        return rates, (y.reshape(len(y), -1), jnp.zeros((len(y), 1)))
+
+    def record(field, y, solver, most):
+        """Step lengths and numbers of accepted steps, and whether a solve failed."""
+        from gradsolve.solvers.method import TSIT5_METHOD
+        from gradsolve.solvers.record_jax import _record_one_traj
+
+        rates, problem = flat(field, y)
         rtol, atol = solver.tolerances
         run = _record_one_traj(
             TSIT5_METHOD, rates, 0.0, 1.0, rtol, atol, 0.01, MAX_STEPS, most, -1.0
         )
-        _, lengths, _, _, status = jax.lax.stop_gradient(jax.vmap(run)(flat, none))
-        ends = replay_solve_jax(problem, flat, none, lengths)
-        return jnp.where(jnp.any(status > 0), jnp.nan, ends).reshape(y.shape)
+        _, lengths, accepted, _, status = jax.vmap(run)(*problem)
+        return lengths, accepted, jnp.any(status > 0)
 
-    return solve
+    def make(field, solver):
+        from gradsolve.solvers.fixed_step_explicit import solve_jax
+        from gradsolve.warp.warp_replay import replay_solve_jax
+
+        expected = {"rk4": not solver.adaptive, "tsit5": solver.adaptive}
+        if not expected.get(solver.name):
+            raise ValueError(f"solver must be rk4 or adaptive tsit5, not {solver}.")
+        most = 0
+        if solver.adaptive:
+            _, accepted, _ = eqx.filter_jit(record)(
+                bake(field), states, solver, MAX_STEPS
+            )
+            most = int(accepted.max()) + 1
+
+        def solve(field, y):
+            field = bake(field)
+            rates, problem = flat(field, y)
+            told = SimpleNamespace(t0=0.0, t1=1.0, is_stiff=False, f_jax=rates)
+            if not solver.adaptive:
+                return solve_jax(told, *problem, n_steps=solver.steps).reshape(y.shape)
+            lengths, _, failed = jax.lax.stop_gradient(record(field, y, solver, most))
+            ends = replay_solve_jax(told, *problem, lengths)
+            return jnp.where(failed, jnp.nan, ends).reshape(y.shape)
+
+        return solve
+
+    return make

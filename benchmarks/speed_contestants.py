@@ -157,7 +157,7 @@ def contestants(sizes):
             FAQ: ours(faq, ortho, FIXED),
             f"{FAQ}, DirectAdjoint": ours(by_faq, ortho, FIXED),
             f"{FAQ}, DirectAdjoint, batch as one state": ours(at_once, ortho, FIXED),
-            "gradsolve": ours(by_gradsolve, ortho, FIXED),
+            "gradsolve": ours(by_gradsolve(x), ortho, FIXED),
             "free field of the same form, jnode": ours(by_jnode, circular, FIXED),
             "products in bfloat16, jnode": ours(by_jnode, half, FIXED),
             "torchdiffeq, Cayley per call": theirs(cayley("per call"), rk4),
@@ -186,7 +186,7 @@ def contestants(sizes):
             f"{FAQ}, batch as one state": ours(
                 by_diffrax_faq(whole=True), ortho, ADAPTIVE
             ),
-            "gradsolve, tsit5": ours(by_gradsolve, ortho, TSIT5),
+            "gradsolve, tsit5": ours(by_gradsolve(x), ortho, TSIT5),
             "torchdiffeq, Cayley per call": theirs(cayley("per call"), dopri5),
             "torchdiffeq, Cayley hoisted": theirs(cayley("hoisted"), dopri5),
             "torchode, Cayley hoisted": theirs(cayley("hoisted"), torchode),

@@ -101,7 +101,7 @@ def solvers(field, theirs, states):
     fixed = {
         "jnode, rk4": ours(by_jnode, "rk4", False),
         "Diffrax, rk4": ours(by_diffrax_faq(direct), "rk4", False),
-        "gradsolve, rk4": ours(by_gradsolve, "rk4", False),
+        "gradsolve, rk4": ours(by_gradsolve(states), "rk4", False),
         "torchdiffeq, rk4": torch_runs(
             lambda n: peers.torchdiffeq_solve("rk4", steps=n)
         ),
@@ -110,7 +110,7 @@ def solvers(field, theirs, states):
         "jnode, dopri5": ours(by_jnode, "dopri5", True),
         "jnode, tsit5": ours(by_jnode, "tsit5", True),
         "Diffrax, dopri5": ours(by_diffrax_faq(direct), "dopri5", True),
-        "gradsolve, tsit5": ours(by_gradsolve, "tsit5", True),
+        "gradsolve, tsit5": ours(by_gradsolve(states), "tsit5", True),
         "torchdiffeq, dopri5": torch_runs(
             lambda x: peers.torchdiffeq_solve("dopri5", tolerances=pair(x))
         ),
