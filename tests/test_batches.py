@@ -277,3 +277,44 @@ def test_adaptive_stages_are_evaluated_at_their_times(getkey):
     solver = jnode.Solver("dopri5", rtol=1e-6, atol=1e-6)
     fine = solve_batch(field, y0, jnode.Solver("rk4", steps=64)).y
     np.testing.assert_allclose(solve_batch(field, y0, solver).y, fine, atol=1e-5)
+
+
+@pytest.mark.parametrize("times", slow_but([(0.0, 1.0), (1.0, 0.2)], (0.0, 1.0)))
+def test_adaptive_steps_of_fields_that_move_and_take_one_state(getkey, times):
+    """Steps and gradients are those of each solve alone; gradients with respect to the
+    times, those of many steps."""
+    with jax.enable_x64(True):
+        options = {"time": True, "group_norm": True, "activation": "tanh"}
+        field = jnode.FreeField((4, 4, 4), **options, key=getkey())
+        wide = lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x
+        field = jax.tree.map(wide, field)
+        assert not takes_batches(field) and not time_invariant(field)
+        sizes = jnp.asarray([0.1, 0.3, 1.0])[:, None, None, None]
+        y0 = jax.random.normal(getkey(), (3, 4, 4, 4)) * sizes
+        weights = jax.random.normal(getkey(), y0.shape)
+
+        @eqx.filter_jit
+        def run(solve):
+            def loss(inputs):
+                solution = solve(*inputs)
+                return jnp.sum(weights * solution.y), solution.stats
+
+            inputs = (field, y0, *map(jnp.asarray, times))
+            return eqx.filter_value_and_grad(loss, has_aux=True)(inputs)
+
+        solver = jnode.Solver("dopri5", rtol=1e-5, atol=1e-5)
+        fine = jnode.Solver("rk4", steps=128)
+        alone = lambda f, y: jnode.solve(f, y, solver, t0=times[0], t1=times[1])
+        (one, stats), grads = run(lambda f, y, *_: jax.vmap(lambda y: alone(f, y))(y))
+        (two, batch_stats), batch_grads = run(
+            lambda f, y, t0, t1: solve_batch(f, y, solver, t0=t0, t1=t1)
+        )
+        _, expected = run(lambda f, y, t0, t1: solve_batch(f, y, fine, t0=t0, t1=t1))
+    assert len(set(np.asarray(batch_stats["num_steps"]))) > 1
+    for name in stats:
+        np.testing.assert_array_equal(stats[name], batch_stats[name], name)
+    np.testing.assert_allclose(two, one, rtol=1e-8)
+    leaves = [[*map(np.asarray, jax.tree.leaves(g[:2]))] for g in (grads, batch_grads)]
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-8 * np.abs(a).max())
+    np.testing.assert_allclose(batch_grads[2:], expected[2:], rtol=1e-2)

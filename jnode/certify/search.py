@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode.certify.accuracy import refusal
 from jnode.fields import AbstractVectorField
+from jnode.linear.conv import forward_mode
 
 if TYPE_CHECKING:
     from jnode.models import ODEClassifier
@@ -89,14 +90,18 @@ def estimate_lipschitz(
         f = lambda y: field(t, y)  # noqa: E731
         _, pull = jax.vjp(f, y)
 
+        def push(v):
+            with forward_mode():
+                return jax.jvp(f, (y,), (v,))[1]
+
         def body(_, v):
-            v = pull(jax.jvp(f, (y,), (v,))[1])[0]
+            v = pull(push(v))[0]
             return v / jnp.maximum(jnp.sqrt(jnp.sum(v**2)), 1e-30)
 
         v = jr.normal(key, y.shape, y.dtype)
         v = jax.lax.fori_loop(0, iterations, body, v)
         # A Jacobian of zeros makes the vector zero.
-        image = jax.jvp(f, (y,), (v,))[1]
+        image = push(v)
         return jnp.sqrt(jnp.sum(image**2) / jnp.maximum(jnp.sum(v**2), 1e-30))
 
     return jnp.max(jax.vmap(one)(states, jr.split(key, len(states))))

@@ -80,14 +80,9 @@ class BoundedConv2d(eqx.Module):
 
         **Raises:** `ValueError` for any of these out of its range.
         """
-        self.map = constrained(
-            (*grid, in_channels),
-            out_channels,
-            constraint=constraint,
-            kernel_size=kernel_size,
-            padding=padding,
-            key=key,
-        )
+        options = {"kernel_size": kernel_size, "padding": padding, "key": key}
+        shape = (*grid, in_channels)
+        self.map = constrained(shape, out_channels, constraint=constraint, **options)
         self.bias = jnp.zeros(out_channels) if use_bias else None
 
     def __call__(

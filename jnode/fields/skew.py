@@ -85,14 +85,8 @@ class SkewField(AbstractVectorField):
         """
         shape = check_shape(shape)
         self.activation = make_monotone(activation, shape[-1], "skew field")
-        self.half = constrained(
-            shape,
-            shape[-1],
-            constraint=constraint,
-            kernel_size=kernel_size,
-            padding=padding,
-            key=key,
-        )
+        options = {"kernel_size": kernel_size, "padding": padding, "key": key}
+        self.half = constrained(shape, shape[-1], constraint=constraint, **options)
         self.bias = jnp.zeros(shape[-1])
         self.scale = Scale(lipschitz, learnable=learnable)
         self.damping = check_rate("damping", damping)
@@ -183,14 +177,8 @@ class HamiltonianField(AbstractVectorField):
             )
         hidden = shape[-1] if hidden is None else hidden
         self.activation = make_monotone(activation, hidden, "Hamiltonian field")
-        self.weight = constrained(
-            shape,
-            hidden,
-            constraint=constraint,
-            kernel_size=kernel_size,
-            padding=padding,
-            key=key,
-        )
+        options = {"kernel_size": kernel_size, "padding": padding, "key": key}
+        self.weight = constrained(shape, hidden, constraint=constraint, **options)
         self.bias = jnp.zeros(hidden)
         self.scale = Scale(lipschitz, learnable=learnable)
         self.damping = check_rate("damping", damping)

@@ -8,11 +8,8 @@ JAX's caches of traced and compiled functions, so a function traced for training
 never reused for a certificate.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -40,6 +37,11 @@ def training_precision(precision: str) -> AbstractContextManager[None]:
     return _of_states(precision)
 
 
+def state_precision() -> str:
+    """The precision of `training_precision`, by JAX's name."""
+    return _of_states.value
+
+
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """A matrix product in full precision, always."""
     return jnp.matmul(a, b, precision="highest")
@@ -62,15 +64,9 @@ def spectral_product(
 
     `padded`: whether there are more frequencies than positions.
     """
-    few = len(x) < 64 and not padded
-    return jax.lax.platform_dependent(
-        transform,
-        real,
-        imaginary,
-        x,
-        cpu=_whole if few else _by_parts,
-        default=_embedded,
-    )
+    on_cpu = _whole if len(x) < 64 and not padded else _by_parts
+    inputs = transform, real, imaginary, x
+    return jax.lax.platform_dependent(*inputs, cpu=on_cpu, default=_embedded)
 
 
 def _by_parts(f, real, imaginary, x):
@@ -157,65 +153,3 @@ def from_frequencies(
 def _interleaved(transform):
     """The transform as one matrix: each frequency's real part, then its imaginary."""
     return transform.swapaxes(0, 1).reshape(-1, transform.shape[-1])
-
-
-def zero_padded_product(
-    kernel: Float[Array, "size size in out"],
-    spectral: Callable[[Array], Array] | None,
-    x: Float[Array, "height width *batch in"],
-) -> Float[Array, "height width *batch out"]:
-    """A zero-padded convolution; `spectral` is the same map by frequencies, if known.
-
-    XLA's CPU backend computes the weight gradient of a convolution inside a loop with a
-    naive kernel, some 20 times slower than it should be; a solver is such a loop.
-    Written as matrix products, over patches or over frequencies, both the product and
-    its gradient are fast there. On other platforms the native convolution is fastest.
-    """
-
-    def on_cpu(kernel, spectral: Any, x):
-        return _by_patches(x, kernel) if spectral is None else spectral(x)
-
-    def elsewhere(kernel, spectral: Any, x):
-        return _native(x, kernel)
-
-    return jax.lax.platform_dependent(
-        kernel, spectral, x, cpu=on_cpu, default=elsewhere
-    )
-
-
-@eqx.filter_checkpoint  # patches are as many times the input as the kernel has taps
-def _by_patches(x, kernel):
-    size, _, channels, out = kernel.shape
-    height, width = x.shape[:2]
-    r = size // 2
-    x = jnp.pad(x, ((r, r), (r, r), *[(0, 0)] * (x.ndim - 2)))
-    shifts = [
-        x[i : i + height, j : j + width] for i in range(size) for j in range(size)
-    ]
-    weights = kernel.reshape(size * size * channels, out)
-    return state_matmul(jnp.concatenate(shifts, axis=-1), weights)
-
-
-def _native(x, kernel):
-    batch = x.shape[2:-1]
-    x = jnp.moveaxis(x.reshape(*x.shape[:2], -1, x.shape[-1]), 2, 0)
-    y = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=_of_states.value,
-    )
-    y = jnp.moveaxis(y, 0, 2)
-    return y.reshape(*y.shape[:2], *batch, y.shape[-1])
-
-
-def spectral_is_cheaper(kernel_shape: tuple[int, ...], grid: tuple[int, int]) -> bool:
-    """Whether a zero-padded convolution takes fewer multiplications by frequencies than
-    by patches."""
-    size, _, channels, out = kernel_shape
-    positions = grid[0] * grid[1]
-    rows = (grid[0] + size // 2) * (grid[1] + size // 2)
-    spectral = positions * rows * (channels + out) + 2 * rows * channels * out
-    return spectral < size * size * positions * channels * out

@@ -15,8 +15,10 @@ from jnode._checks import check_positive
 from jnode.bounds import Bounds
 from jnode.certify.amplification import amplification, bounded
 from jnode.fields import AbstractVectorField
+from jnode.fields.base import add_bias
 from jnode.fields.two_layer import channels_first
 from jnode.linear import AbstractLinear, SpaceToDepth
+from jnode.linear.conv import convolve
 from jnode.solvers import Solver, solve, trajectory
 
 
@@ -180,13 +182,20 @@ class ConvEncoder(AbstractLayer):
     def __call__(
         self, x: Float[Array, "height width channels"]
     ) -> Float[Array, "rows columns features"]:
-        x = channels_first(self.convs[0], x - 0.5)
+        x = _convolved(self.convs[0], x - 0.5)
         for norm, conv in zip(self.norms, self.convs[1:], strict=True):
-            x = channels_first(conv, jax.nn.relu(channels_first(norm, x)))
+            x = _convolved(conv, jax.nn.relu(channels_first(norm, x)))
         return x
 
     def lipschitz(self) -> Float[Array, ""]:
         return jnp.asarray(jnp.inf)
+
+
+def _convolved(conv: eqx.nn.Conv2d, x: Float[Array, "height width channels"]):
+    assert conv.bias is not None
+    kernel = conv.weight.transpose(2, 3, 1, 0)
+    y = convolve(x[None], kernel, conv.stride, conv.padding)[0]
+    return add_bias(y, conv.bias[:, 0, 0])
 
 
 class Linear(AbstractLayer):

@@ -2,11 +2,11 @@
 
 A controller of Diffrax or of `jnode.solvers.ladder` chooses the steps of each sample,
 with the tableau of the method; only the loop is shared by the whole batch. So a step is
-a few large matrix products, and the gradient with respect to the field's weights is
-summed during the backward pass, where `jax.vmap` of a solve carries one gradient for
-each sample. The gradient is that of Diffrax's direct adjoint: it differentiates the
-accepted steps with their lengths held constant. The times $t_0$ and $t_1$ affect only
-the length of the last step.
+a few large products, and the gradient with respect to the field's weights is summed
+during the backward pass, where `jax.vmap` of a solve carries one gradient for each
+sample. The gradient is that of Diffrax's direct adjoint: it differentiates the
+accepted steps with their lengths held constant. The times $t_0$ and $t_1$ shift the
+steps, and affect the length of the last one.
 """
 
 from typing import Any
@@ -38,8 +38,26 @@ def turned(sign: Sign, x: Any) -> Any:
     return jnp.asarray(sign, x.dtype) * x
 
 
+class Together(eqx.Module):
+    """A time-invariant field that takes batches, at the times of a batch's states."""
+
+    field: RightHandSide
+
+    def __call__(self, t: Float[Array, " batch"], y: Array) -> Array:
+        return self.field(t[0], y)
+
+
+class Each(eqx.Module):
+    """A field of one state, at the times of a batch's states."""
+
+    field: RightHandSide
+
+    def __call__(self, t: Float[Array, " batch"], y: Array) -> Array:
+        return jax.vmap(self.field, (0, -2), -2)(t, y)
+
+
 def solve_adaptive(
-    field: RightHandSide,
+    field: Together | Each,
     y0: Float[Array, "*positions batch channels"],
     method: diffrax.AbstractSolver,
     control: diffrax.AbstractStepSizeController,
@@ -47,7 +65,7 @@ def solve_adaptive(
     times: tuple[Float[Array, ""], Float[Array, ""]],
     sign: Sign,
 ) -> tuple[Float[Array, "*positions batch channels"], tuple[Int[Array, " batch"], ...]]:
-    """Integrates a time-invariant field for a batch of states.
+    """Integrates a field for a batch of states.
 
     **Arguments:** the field, the states, the method, its step size controller, the
     largest number of steps, the times $t_0$ and $t_1$, and the sign of $t_1 - t_0$.
@@ -118,8 +136,8 @@ def _solve(differentiable, control, method, max_steps, sign):
 @_solve.def_fwd
 def _solve_fwd(perturbed, differentiable, control, method, max_steps, sign):
     del perturbed
-    y1, counts, lengths = _forward(differentiable, control, method, max_steps, sign)
-    return (y1, counts), (counts, lengths)
+    y1, counts, steps = _forward(differentiable, control, method, max_steps, sign)
+    return (y1, counts), (counts, steps)
 
 
 @_solve.def_bwd
@@ -127,7 +145,7 @@ def _solve_bwd(
     residuals, cotangent, perturbed, differentiable, control, method, max_steps, sign
 ):
     del control
-    (_, accepted, failed), lengths = residuals
+    (_, accepted, failed), (starts, lengths) = residuals
     clocks = any(jax.tree.leaves(perturbed[2]))
 
     def replay(differentiable):
@@ -145,7 +163,8 @@ def _solve_bwd(
             h = jnp.where(i < accepted, lengths[i], 0)
             if clocks:
                 h = h + jnp.where(i == accepted - 1, shift, 0)
-            return i + 1, _step(field, held, h, y, None, method, sign)[0]
+            t = turned(sign, starts[i]) + (t0 - held)
+            return i + 1, _step(field, t, h, y, None, method, sign)[0]
 
         first = (jnp.zeros((), accepted.dtype), y0)
         return eqxi.while_loop(
@@ -162,15 +181,13 @@ def _solve_bwd(
 
 
 def _step(field, t, h, y, k, method, sign):
-    """The state, the error and the last stage of a step of each sample.
-
-    The field is time-invariant, so `t` does not matter.
-    """
+    """The state, the error and the last stage of a step of each sample."""
     a, b, error = (x.tolist() for x in embedded_pair(method))
-    h = _along(turned(sign, h), y)
-    ks = [field(t, y, None) if k is None else k]
-    for i in range(1, len(b)):
-        ks.append(field(t, y + combine(h, a[i][:i], ks, y), None))
+    length = turned(sign, h)
+    h = _along(length, y)
+    ks = [field(t, y) if k is None else k]
+    for row in (a[i][:i] for i in range(1, len(b))):
+        ks.append(field(t + sum(row) * length, y + combine(h, row, ks, y)))
     y1 = y + combine(h, b, ks, y)
     return y1, combine(h, error, ks, y), ks[-1]
 
@@ -189,8 +206,8 @@ def _before(t1):
 
 def _forward(differentiable, control, method, max_steps, sign):
     field, y0, (begin, stop) = differentiable
-    batch, dtype = y0.shape[-2], y0.dtype
-    term = diffrax.ODETerm(field)
+    batch = y0.shape[-2]
+    term = diffrax.ODETerm(field.field)
     order = method.error_order(term)
     t0, t1 = turned(sign, begin), turned(sign, stop)
     floor = _before(t1)
@@ -200,7 +217,7 @@ def _forward(differentiable, control, method, max_steps, sign):
         length = None
         if isinstance(control, diffrax.PIDController):
             # The controller does not choose a length that is given.
-            length = first_step(field, y, None, method, control, begin, sign)
+            length = first_step(field.field, y, None, method, control, begin, sign)
         return control.init(term, t0, t1, y, length, None, method.func, order)
 
     end, memory = jax.vmap(start, in_axes=axis)(y0)
@@ -213,17 +230,18 @@ def _forward(differentiable, control, method, max_steps, sign):
     fsal = method.tableau.fsal  # pyright: ignore[reportAttributeAccessIssue]  # a Runge-Kutta method's
 
     def going(carry):
-        count, done = carry[0], carry[1]
-        return (count < max_steps) & ~jnp.all(done)
+        done, taken = carry[:2]
+        return jnp.any(~done & (taken < max_steps))
 
     def body(carry):
-        count, done, t, end, memory, y, k, taken, accepted, lengths = carry
-        y1, error, last = _step(field, begin, end - t, y, k, method, sign)
+        done, taken, accepted, t, end, memory, y, k, starts, lengths = carry
+        y1, error, last = _step(field, turned(sign, t), end - t, y, k, method, sign)
         keep, start, ahead, _, after, _ = adapt(t, end, y, y1, error, memory)
         new = keep & ~done
         rows = jnp.arange(batch)
         # Finished samples write beyond the end, which is dropped.
         slot = jnp.where(new, accepted, max_steps)
+        starts = starts.at[slot, rows].set(t, mode="drop")
         lengths = lengths.at[slot, rows].set(end - t, mode="drop")
         y = jnp.where(_along(new, y), y1, y)
         k = jnp.where(_along(new, y), last, k) if fsal else None
@@ -235,15 +253,13 @@ def _forward(differentiable, control, method, max_steps, sign):
         end = jnp.where(done, end, ahead)
         memory = jax.tree.map(lambda a, b: jnp.where(done, a, b), memory, after)
         done = done | (t >= t1)
-        return count + 1, done, t, end, memory, y, k, taken, accepted, lengths
+        return done, taken, accepted, t, end, memory, y, k, starts, lengths
 
-    times = jnp.broadcast_to(t0, batch)
-    end = jnp.minimum(end, t1)
-    zeros = jnp.zeros(batch, jnp.int32)
-    buffer = jnp.zeros((max_steps, batch), dtype)
-    k = field(begin, y0, None) if fsal else None
-    none = jnp.broadcast_to(t0 >= t1, batch)
-    first = (0, none, times, end, memory, y0, k, zeros, zeros, buffer)
-    carry = jax.lax.while_loop(going, body, first)
-    _, done, _, _, _, y1, _, taken, accepted, lengths = carry
-    return y1, (taken, accepted, (~done).astype(jnp.int32)), lengths
+    each = lambda t: jnp.broadcast_to(t, batch)  # noqa: E731
+    counts = jnp.zeros((2, batch), jnp.int32)
+    steps = jnp.zeros((2, max_steps, batch), y0.dtype)
+    k = field(each(begin), y0) if fsal else None
+    first = (each(t0 >= t1), *counts, each(t0), jnp.minimum(end, t1), memory, y0, k)
+    carry = jax.lax.while_loop(going, body, (*first, *steps))
+    done, taken, accepted, _, _, _, y1, _, *steps = carry
+    return y1, (taken, accepted, (~done).astype(jnp.int32)), steps

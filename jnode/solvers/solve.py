@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jnode.constraints import plain
 from jnode.fields import AbstractVectorField
 from jnode.fields.base import takes_batches, time_invariant
-from jnode.solvers.adaptive import controller, solve_adaptive
+from jnode.solvers.adaptive import Each, Together, controller, solve_adaptive
 from jnode.solvers.fixed import RightHandSide, solve_fixed, walk_fixed
 from jnode.solvers.ladder import LadderController
 from jnode.solvers.schedule import Schedule, checked_times, is_known, plan
@@ -350,7 +350,9 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine):
             control = controller(tolerances)
         assert most is not None, "a Solver has a limit"
         inputs = (engine.method, control, most, (part.t0, part.t1), sign)
-        y1, found = solve_adaptive(RightHandSide(*tree), y, *inputs)
+        together = takes_batches(tree[0]) and time_invariant(tree[0])
+        states = (Together if together else Each)(RightHandSide(*tree))
+        y1, found = solve_adaptive(states, y, *inputs)
         return y1, jax.tree.map(lambda x: x[None], statistics(*found))
 
     def fixed(y):
@@ -380,6 +382,5 @@ def _together(field, y0, engine):
     """Whether a field of one segment can solve a batch as one array."""
     if engine.adjoint != "direct" or not is_fast(y0) or y0.ndim < 2:
         return False
-    if not takes_batches(field):
-        return False
-    return not engine.chooses or time_invariant(field)
+    # A function may close over arrays that are being differentiated.
+    return isinstance(field, eqx.Module) if engine.chooses else takes_batches(field)
