@@ -174,6 +174,9 @@ def contestants(sizes):
             "jnode": ours(by_jnode, conv, FIXED),
             "Diffrax, eqx.nn.Conv2d": ours(by_diffrax, plain, FIXED),
             f"{FAQ}, DirectAdjoint, batch as one state": ours(at_once, plain, FIXED),
+            f"{FAQ}, DirectAdjoint, batch as one state, jnode's field": ours(
+                at_once, conv, FIXED
+            ),
             "torchdiffeq": theirs(zero_padded, rk4),
             f"torchdiffeq{COMPILED}": theirs(zero_padded, rk4, compiled=True),
         },

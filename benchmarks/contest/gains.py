@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from checkpoints import arrays, kernel
 from jaxtyping import Array, Float
-from nets import MeanPool, convolve, head
+from nets import MeanPool, convolved, head
 
 import jnode
 from jnode.fields.base import AbstractUncertifiedField
@@ -82,7 +82,7 @@ class Stem(AbstractLayer):
     def __call__(self, x):
         x = (x - MEAN) / DEVIATION
         for weight, bias in zip(self.kernels, self.biases, strict=True):
-            x = jax.nn.relu(convolve(x, weight, 2, 0) + bias)
+            x = jax.nn.relu(convolved(x, weight, 2, 0) + bias)
         return x
 
     def lipschitz(self):
@@ -99,7 +99,7 @@ class Field(AbstractUncertifiedField):
         for weight, bias in zip(self.kernels, self.biases, strict=True):
             time = jnp.full((*y.shape[:2], 1), t, y.dtype)
             y = jnp.concatenate([time, y], axis=-1)
-            y = jax.nn.relu(convolve(y, weight, 1, 1) + bias)
+            y = jax.nn.relu(convolved(y, weight, 1, 1) + bias)
         return y
 
 

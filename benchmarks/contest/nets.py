@@ -8,24 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jnode.linear import convolve
 from jnode.models import Head
 from jnode.models.layers import AbstractLayer
 
 
-def convolve(
+def convolved(
     x: Float[Array, "rows columns in"],
     kernel: Float[Array, "size size in out"],
     stride: int,
     padding: int,
 ) -> Float[Array, "height width out"]:
     """The zero-padded convolution of one image."""
-    return jax.lax.conv_general_dilated(
-        x[None],
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )[0]
+    return convolve(x[None], kernel, (stride, stride), ((padding, padding),) * 2)[0]
 
 
 class MeanPool(AbstractLayer):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from checkpoints import arrays, kernel
 from jaxtyping import Array, Float
-from nets import MeanPool, convolve, head
+from nets import MeanPool, convolved, head
 
 from jnode import Solver
 from jnode.fields.base import AbstractUncertifiedField
@@ -40,7 +40,7 @@ class NormedConv(eqx.Module):
         if self.kernel.shape[2] == x.shape[-1] + 1:
             time = jnp.full((*x.shape[:2], 1), t, x.dtype)
             x = jnp.concatenate([time, x], axis=-1)
-        y = convolve(x, self.kernel, self.stride, self.padding) + self.bias
+        y = convolved(x, self.kernel, self.stride, self.padding) + self.bias
         groups = y.reshape(-1, GROUPS, y.shape[-1] // GROUPS)
         mean = jnp.mean(groups, axis=(0, 2), keepdims=True)
         variance = jnp.var(groups, axis=(0, 2), keepdims=True)
