@@ -90,18 +90,15 @@ def estimate_lipschitz(
         f = lambda y: field(t, y)  # noqa: E731
         _, pull = jax.vjp(f, y)
 
-        def push(v):
-            with forward_mode():
-                return jax.jvp(f, (y,), (v,))[1]
-
         def body(_, v):
-            v = pull(push(v))[0]
+            v = pull(jax.jvp(f, (y,), (v,))[1])[0]
             return v / jnp.maximum(jnp.sqrt(jnp.sum(v**2)), 1e-30)
 
         v = jr.normal(key, y.shape, y.dtype)
-        v = jax.lax.fori_loop(0, iterations, body, v)
+        with forward_mode():
+            v = jax.lax.fori_loop(0, iterations, body, v)
+            image = jax.jvp(f, (y,), (v,))[1]
         # A Jacobian of zeros makes the vector zero.
-        image = push(v)
         return jnp.sqrt(jnp.sum(image**2) / jnp.maximum(jnp.sum(v**2), 1e-30))
 
     return jnp.max(jax.vmap(one)(states, jr.split(key, len(states))))

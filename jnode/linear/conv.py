@@ -35,7 +35,6 @@ def forward_mode() -> AbstractContextManager[None]:
     return _forward(True)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def convolve(
     x: Float[Array, "batch height width in"],
     kernel: Float[Array, "rows columns in out"],
@@ -47,30 +46,40 @@ def convolve(
     **Arguments:** images, the kernel's taps, the strides, and how many zeros are put
     before and after each axis.
     """
-    return _general(x, kernel, stride, padding, ("NHWC", "HWIO", "NHWC"))
+    window = {"stride": stride, "padding": padding}
+    on_cpu, elsewhere = (partial(form, **window) for form in (_ordered, _general))
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
-@convolve.defjvp
-def _convolve_jvp(stride, padding, primals, tangents):
+def _general(x, kernel, stride, padding, order=("NHWC", "HWIO", "NHWC")):
+    return jax.lax.conv_general_dilated(
+        x, kernel, stride, padding, None, None, order, precision=state_precision()
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _ordered(x, kernel, stride, padding):
+    return _general(x, kernel, stride, padding)
+
+
+@_ordered.defjvp
+def _ordered_jvp(stride, padding, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
     if _forward.value:
-        by_x = convolve(dx, kernel, stride, padding)
-        by_kernel = convolve(x, dkernel, stride, padding)
+        by_x = _ordered(dx, kernel, stride, padding)
+        by_kernel = _ordered(x, dkernel, stride, padding)
     else:
         # Of a transpose, in and out change places in the kernel ...
         swapped = kernel.swapaxes(2, 3)
         by_x = _general(dx, swapped, stride, padding, ("NHWC", "HWOI", "NHWC"))
-        # ... or batch and channels in the images, of which the others are the kernel.
-        turned = x.transpose(3, 1, 2, 0), dkernel.transpose(2, 0, 1, 3)
-        by_kernel = _general(*turned, stride, padding, ("CHWN", "IHWO", "HWNC"))
-        by_kernel = by_kernel.transpose(2, 0, 1, 3)
-    return convolve(x, kernel, stride, padding), by_x + by_kernel
-
-
-def _general(x, kernel, stride, padding, order):
-    return jax.lax.conv_general_dilated(
-        x, kernel, stride, padding, None, None, order, precision=state_precision()
-    )
+        # ... or batch and channels in the images, of which the others are the kernel;
+        # several images at a time, whose patches stay in the cache.
+        turned, dkernel = x.transpose(3, 1, 2, 0), dkernel.transpose(2, 0, 1, 3)
+        size, order = max(16, len(x) // 16), ("CHWN", "IHWO", "HWNC")
+        few = (turned[..., i : i + size] for i in range(0, len(x), size))
+        parts = [_general(some, dkernel, stride, padding, order) for some in few]
+        by_kernel = jnp.concatenate(parts, axis=2).transpose(2, 0, 1, 3)
+    return _ordered(x, kernel, stride, padding), by_x + by_kernel
 
 
 class Conv(AbstractPlain):
@@ -99,11 +108,9 @@ class Conv(AbstractPlain):
         self, x: Float[Array, "height width *batch in"]
     ) -> Float[Array, "height width *batch out"]:
         check_grid(x.shape, self.grid)
-        by_kernel = lambda x: _by_kernel(self.kernel, x)  # noqa: E731
-        by_frequencies = self.spectral or by_kernel
-        return jax.lax.platform_dependent(
-            x, cpu=lambda x: by_frequencies(x), default=by_kernel
-        )
+        by_kernel = partial(_by_kernel, self.kernel)
+        on_cpu = self.spectral or by_kernel
+        return jax.lax.platform_dependent(x, cpu=lambda x: on_cpu(x), default=by_kernel)
 
     @property
     def T(self) -> "Conv":
