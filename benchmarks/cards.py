@@ -72,22 +72,30 @@ def write_table() -> None:
 
 
 def table() -> str:
-    """Markdown, one row for each model of the package."""
+    """Markdown, one row for each model of the package, and for each seed beside it."""
     lines = [
         "| model | training images | minutes | weights | clean % | certified % at L2 |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for name in shipped.names():
         told = shipped.card(name)
-        proven = ", ".join(
-            f"{100 * row['certified_accuracy']:.1f} at {label(row['radius'])}"
-            for row in told["certified_accuracy"]
-        )
         lines.append(
             f"| `{name}` | {told['num_train']:,} | {told['minutes']:.0f} | "
-            f"{told['parameters']:,} | {100 * told['clean_accuracy']:.1f} | {proven} |"
+            f"{told['parameters']:,} | {_shares(told)} |"
         )
+        lines += [
+            f"| the same, seed {other['seed']} | | | | {_shares(other)} |"
+            for other in told["seeds"]
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _shares(row: dict) -> str:
+    proven = ", ".join(
+        f"{100 * at['certified_accuracy']:.1f} at {label(at['radius'])}"
+        for at in row["certified_accuracy"]
+    )
+    return f"{100 * row['clean_accuracy']:.1f} | {proven}"
 
 
 def attacks_table() -> str:
