@@ -76,7 +76,7 @@ def _ordered_jvp(stride, padding, primals, tangents):
         # several images at a time, whose patches stay in the cache.
         turned, dkernel = x.transpose(3, 1, 2, 0), dkernel.transpose(2, 0, 1, 3)
         size, order = max(16, len(x) // 16), ("CHWN", "IHWO", "HWNC")
-        few = (turned[..., i : i + size] for i in range(0, len(x), size))
+        few = (turned[..., i : i + size] for i in range(0, len(x) or 1, size))
         parts = [_general(some, dkernel, stride, padding, order) for some in few]
         by_kernel = jnp.concatenate(parts, axis=2).transpose(2, 0, 1, 3)
     return _ordered(x, kernel, stride, padding), by_x + by_kernel
