@@ -136,7 +136,7 @@ def same_bytes(run: Path, other: Path) -> bool:
 def markdown(rows: list[dict], steps: int, command: str) -> str:
     yes = {True: "yes", False: "**no**"}
     lines = [
-        f"`{command}`, {steps} steps, killed by SIGKILL and gone on with:",
+        f"`{command}`, {steps} steps, killed by SIGKILL and resumed:",
         "",
         "| kill | last checkpoint | rows of metrics | half-written checkpoints | "
         "model identical | metrics identical |",
