@@ -4,7 +4,7 @@
 
 Each fault is real: a file system that is full or read-only, files cut short, signals
 sent, a learning rate that explodes, an address space that is too small. After those
-that a user can mend, the run is gone on with and must end bit-identical to an
+that a user can mend, the run is resumed and must end bit-identical to an
 undisturbed one.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/kill.py
 
 One undisturbed run; then many runs of the same command, each killed by SIGKILL at a
-random moment (a random time after a random checkpoint) and gone on with by --resume.
+random moment (a random time after a random checkpoint) and continued by --resume.
 Every one must end with the same model, byte for byte, and the same metrics.
 """
 

@@ -160,7 +160,7 @@ def finish(process):
 
 @pytest.mark.slow
 def test_killed_resumed_and_repeated_runs_are_the_same(tmp_path):
-    """Four processes: undisturbed, killed by SIGKILL, gone on with, repeated."""
+    """Four processes: undisturbed, killed by SIGKILL, resumed, repeated."""
     options = ["--epochs", "6", "--batch-size", "32", "--data.num-train", "96"]
     whole, broken, again = (tmp_path / name for name in ("whole", "broken", "again"))
     extra = ["--tensorboard", "--profile", "2"]
