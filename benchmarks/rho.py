@@ -99,22 +99,16 @@ def table(rows: dict) -> str:
 
 
 def figure(rows: dict) -> None:
-    """Draws certified accuracy over clean accuracy, a line for each radius."""
+    """Draws clean accuracy and certified accuracy at each radius over rho."""
     _, axes = plt.subplots(1, len(CURVES), figsize=(9, 3.6), layout="constrained")
     for ax, (preset, (_, radii, _)) in zip(axes, CURVES.items(), strict=True):
         of_preset = [row for row in rows.values() if row["preset"] == preset]
-        clean = [100 * row["accuracies"][0] for row in of_preset]
-        for i, radius in enumerate(radii):
-            certified = [100 * row["accuracies"][i + 1] for row in of_preset]
-            ax.plot(clean, certified, "o-", label=f"certified at {label(radius)}")
-        for x, row in zip(clean, of_preset, strict=True):
-            ax.axvline(x, color="0.9", zorder=0)
-            ax.annotate(
-                f"{row['rho']:g}", (x, 1.01), xycoords=("data", "axes fraction"),
-                ha="center", fontsize=8,
-            )  # fmt: skip
-        ax.set(xlabel="clean accuracy (%)", ylabel="certified accuracy (%)")
-        ax.set_title(f"{preset}: rho", pad=16, fontsize=10)
+        names = ["clean", *(f"certified at {label(radius)}" for radius in radii)]
+        for i, name in enumerate(names):
+            shares = [100 * row["accuracies"][i] for row in of_preset]
+            ax.plot([row["rho"] for row in of_preset], shares, "o-", label=name)
+        ax.set(xlabel="rho", ylabel="accuracy (%)", ylim=(0, None))
+        ax.set_title(preset, fontsize=10)
         ax.legend(fontsize=8)
     plt.savefig(RESULTS / "rho.png", dpi=150)
 

@@ -210,7 +210,14 @@ def test_tables_are_those_that_the_benchmarks_wrote():
         assert (results / f"{name}.md").read_text().strip() in readme, name
     pages = {
         "fields": ("fields",),
-        "training": ("kill", "faults", "checkpoints", "architectures", "card_attacks"),
+        "training": (
+            "kill",
+            "faults",
+            "checkpoints",
+            "architectures",
+            "card_attacks",
+            "rho",
+        ),
         "evaluation": ("masking",),
         "attacks": ("attacks",),
         "speed": ("speed", "adjoints", "precision"),
