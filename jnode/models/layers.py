@@ -192,7 +192,7 @@ class ConvEncoder(AbstractLayer):
 
 
 def _convolved(conv: eqx.nn.Conv2d, x: Float[Array, "height width channels"]):
-    assert conv.bias is not None
+    assert conv.bias is not None and not isinstance(conv.padding, str)
     kernel = conv.weight.transpose(2, 3, 1, 0)
     y = convolve(x[None], kernel, conv.stride, conv.padding)[0]
     return add_bias(y, conv.bias[:, 0, 0])
