@@ -217,6 +217,7 @@ def test_tables_are_those_that_the_benchmarks_wrote():
             "architectures",
             "card_attacks",
             "rho",
+            "second_opinion",
         ),
         "evaluation": ("masking",),
         "attacks": ("attacks",),
