@@ -108,9 +108,10 @@ class Conv(AbstractPlain):
         self, x: Float[Array, "height width *batch in"]
     ) -> Float[Array, "height width *batch out"]:
         check_grid(x.shape, self.grid)
-        by_kernel = partial(_by_kernel, self.kernel)
-        on_cpu = self.spectral or by_kernel
-        return jax.lax.platform_dependent(x, cpu=lambda x: on_cpu(x), default=by_kernel)
+        by_kernel, other = partial(_by_kernel, self.kernel), self.spectral
+        if other is None:
+            return by_kernel(x)
+        return jax.lax.platform_dependent(x, cpu=lambda x: other(x), default=by_kernel)
 
     @property
     def T(self) -> "Conv":

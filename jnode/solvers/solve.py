@@ -380,7 +380,6 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine):
 
 def _together(field, y0, engine):
     """Whether a field of one segment can solve a batch as one array."""
-    fast = engine.adjoint == "direct" and is_fast(y0) and y0.ndim > 1
     # A function may close over arrays that are being differentiated.
     suits = isinstance(field, eqx.Module) if engine.chooses else takes_batches(field)
-    return fast and suits
+    return suits and engine.adjoint == "direct" and is_fast(y0) and y0.ndim > 1
