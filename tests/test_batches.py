@@ -1,5 +1,7 @@
 """Batches solved as one array: what `jax.vmap` of a single solve gives."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jnode.solvers import solve_batch
 from tests.helpers import slow_but, small_model
 
 SHAPE = (4, 3, 6)
+BOTH = [jnode.Solver("tsit5"), jnode.Solver("rk4", steps=4)]
 FIELDS = {
     "ortho": (jnode.OrthoField, {"time": True, "hidden": 8, "activation": "maxmin"}),
     "gradient_flow": (jnode.GradientFlowField, {"hidden": 4, "lipschitz": 3.0}),
@@ -318,3 +321,109 @@ def test_adaptive_steps_of_fields_that_move_and_take_one_state(getkey, times):
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(b, a, atol=1e-8 * np.abs(a).max())
     np.testing.assert_allclose(batch_grads[2:], expected[2:], rtol=1e-2)
+
+
+def compare(field, y0, solver, **options):
+    """A batch beside solves alone: states and statistics are the same."""
+    options = {"throw": False, **options}
+    alone = jax.vmap(lambda y: jnode.solve(field, y, solver, **options))
+    one, two = jax.jit(alone)(y0), solve_batch(field, y0, solver, **options)
+    for name in one.stats:
+        np.testing.assert_array_equal(two.stats[name], one.stats[name], name)
+    return one, two
+
+
+def test_a_trial_step_that_is_not_a_number_is_rejected():
+    # Too long a step ends below 0, where the field is not defined.
+    field = lambda t, y, _: -20 * (jnp.sqrt(y) - 0.1)
+    y0, solver = jnp.asarray([[4.0], [0.5]]), jnode.Solver("bosh3", rtol=1e-2)
+    one, two = compare(field, y0, solver, t1=0.25)
+    assert (two.stats["num_failed"] == 0).all()
+    assert (two.stats["num_rejected_steps"] > 0).all()
+    np.testing.assert_allclose(two.y, one.y, rtol=1e-4)
+
+
+def test_a_ladder_that_gives_up_on_one_sample():
+    field = lambda t, y, _: jnp.where(y > 0.5, jnp.nan, 1.0)
+    solver = jnode.Solver("heun", controller="ladder", max_steps=100)
+    _, two = compare(field, jnp.asarray([[0.0], [-3.0]]), solver)
+    np.testing.assert_array_equal(two.stats["num_failed"], [1, 0])
+    assert two.stats["num_steps"][0] < 100
+
+
+def test_a_finished_sample_is_not_evaluated_outside_its_times():
+    # 1/t is infinite at 0, where no step begins.
+    field = lambda t, y, _: y * y / t
+    y0, solver = jnp.asarray([[0.01], [1.0]]), jnode.Solver("heun", max_steps=64)
+    options = {"t0": 1.0, "t1": 2.0, "throw": False}
+    single = lambda y: jnode.solve(field, y, solver, **options).y
+    one = jax.grad(lambda y: jnp.sum(jax.vmap(single)(y)))(y0)
+    two = jax.grad(lambda y: jnp.sum(solve_batch(field, y, solver, **options).y))(y0)
+    assert jnp.isfinite(two).all()
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        jnode.Solver("rk4", steps=7),
+        jnode.Solver("dopri8", rtol=1e-1, atol=1e-1),
+        jnode.Solver("dopri8", rtol=1e-1, atol=1e-1, controller="ladder"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("times", [(0.0, 0.7), (0.7, 0.0)])
+def test_no_stage_lies_beyond_the_end(solver, batch, times):
+    # In float32 0.6 + 0.1 is larger than 0.7.
+    low, high = jnp.float32(min(times)), jnp.float32(max(times))
+    ones = lambda t, y, _: jnp.where((t < low) | (t > high), jnp.nan, 1.0) + 0 * y
+    solve = solve_batch if batch else jnode.solve
+    y0 = jnp.zeros((2, 1))
+    found = solve(ones, y0, solver, t0=times[0], t1=times[1], throw=False)
+    np.testing.assert_allclose(found.y, times[1] - times[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "solver", [jnode.Solver("tsit5"), jnode.Solver("rk4", steps=4)]
+)
+@pytest.mark.parametrize("number", [1.0, np.float32(1), jnp.asarray(1.0)])
+def test_gradients_with_respect_to_any_number(solver, number):
+    class Decay(eqx.Module):
+        rate: jax.Array
+
+        def __call__(self, t, y, args):
+            return -self.rate * y
+
+    class Holds(eqx.Module):
+        fn: Callable
+
+        def __call__(self, t, y, args):
+            return self.fn(y)
+
+    y0 = jnp.asarray([[1.0], [0.5]])
+    end = lambda field, args=None: jnp.sum(solve_batch(field, y0, solver, args=args).y)
+    ways = (
+        lambda a: end(Decay(a)),
+        lambda a: end(lambda t, y, rate: -rate * y, a),
+        lambda a: end(lambda t, y, _: -a * y),
+        lambda a: end(Holds(lambda y: -a * y)),
+    )
+    for way in ways:
+        np.testing.assert_allclose(jax.grad(way)(number), -1.5 * np.exp(-1), rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "solver", [jnode.Solver("tsit5"), jnode.Solver("rk4", steps=4)]
+)
+def test_empty_batches(solver, getkey):
+    fields = (
+        (jnode.OrthoField((3,), key=getkey()), (3,)),
+        (jnode.OrthoField((4, 3, 4), key=getkey()), (4, 3, 4)),
+        (jnode.FreeField((4, 3, 4), time=True, key=getkey()), (4, 3, 4)),
+    )
+    for field, shape in fields:
+        loss = lambda y: jnp.sum(solve_batch(field, y, solver).y)
+        assert jax.grad(loss)(jnp.zeros((0, *shape))).shape == (0, *shape)
+    model = small_model(getkey(), solver=solver)
+    assert jnode.batched(model)(jnp.zeros((0, 8, 8, 1))).shape == (0, 4)

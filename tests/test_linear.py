@@ -285,7 +285,7 @@ def test_no_lapack_in_the_transform(getkey):
         (lambda k: constrained((4, 4, 0), 3, key=k), "channels must be"),
         (lambda k: constrained((4, 0, 2), 3, key=k), "width must be"),
         (lambda k: constrained((3,), -1, key=k), "out must be"),
-        (lambda k: Conv(jnp.ones((4, 4, 3, 3))), "kernel must have an odd size"),
+        (lambda k: Conv(jnp.ones((4, 4, 3, 3))), "kernel must be square, of odd size"),
         (lambda k: SpaceToDepth(0), "size must be"),
         (lambda k: SpaceToDepth(2)(jnp.zeros((3, 4, 1))), "divide the grid's sides"),
         (lambda k: DepthToSpace(2)(jnp.zeros((3, 4, 6))), "divide the channels"),

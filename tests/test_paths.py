@@ -35,7 +35,7 @@ METHODS = {
 
 def attempt(field, method, h, y):
     """The next state and the error estimate, in NumPy's double precision."""
-    a, b, e = embedded_pair(method)
+    a, b, _, e = embedded_pair(method)
     ks = []
     for i in range(len(b)):
         inner = y + h * sum((a[i, j] * ks[j] for j in range(i)), np.zeros_like(y))

@@ -136,7 +136,7 @@ def attempt_noise(
     `Constants`); the sizes; and the number of entries of a state. **Returns:** the
     noise; that of $s$ is relative, and comes from its norms alone.
     """
-    a, b, e = (x.tolist() for x in embedded_pair(method))
+    a, b, _, e = (x.tolist() for x in embedded_pair(method))
     (h, share, lipschitz), dtype = step, sizes.before.dtype
     sums = gamma(len(b) + 4, dtype)
     biases = h * jnp.maximum(lipschitz, 1) * sizes.biases
@@ -167,7 +167,7 @@ def _stage_constants(method, h, shortest, bounds, grown):
     the first part leaves little: $\sum e_i = 0$, so $\|h\sum e_i\Delta k_i\| \le
     h\lambda(\sum_j |\sum_i e_i a_{ij}|\,\ell_j + \sum_i |e_i|\,n_i)$.
     """
-    a, b, e = embedded_pair(method)
+    a, b, _, e = embedded_pair(method)
     hl = h * bounds.lipschitz
     c, one = bounds.cocoercivity, jnp.ones_like(hl)
     pull = jnp.where(c > 0, h / (2 * jnp.where(c > 0, c, 1)), 0)

@@ -33,7 +33,7 @@ from jnode.certify.decisions import Constants, Sizes, attempt_noise, constants
 from jnode.certify.rounding import inner_size
 from jnode.solvers.fixed import RightHandSide, combine
 from jnode.solvers.ladder import DEPTH, LadderController, Rung
-from jnode.solvers.tableaus import embedded_pair
+from jnode.solvers.tableaus import embedded_pair, stage_time
 
 WIDTH = 6
 """How many nodes of one time and next step are kept before two are merged."""
@@ -265,8 +265,7 @@ def _children(solve: Solve, table: Constants, node: Nodes):
 def _attempt(solve: Solve, here: Constants, node: Nodes):
     r"""The next state, $G_1$ and $G_\theta$, their rounding, and that of the state."""
     ladder, y = solve.ladder, node.state
-    a, b, e = (x.tolist() for x in embedded_pair(solve.method))
-    c = [0.0, *solve.method.tableau.c.tolist()]  # pyright: ignore[reportAttributeAccessIssue]  # one tableau
+    a, b, c, e = (x.tolist() for x in embedded_pair(solve.method))
     begin, end = (
         ladder.time(position, *(jnp.asarray(t, y.dtype) for t in solve.times))
         for position in (
@@ -278,7 +277,7 @@ def _attempt(solve: Solve, here: Constants, node: Nodes):
     inner, ks = [], []
     for i in range(len(b)):
         inner.append(y + combine(h, a[i][:i], ks, y))
-        ks.append(side(begin + jnp.asarray(c[i], y.dtype) * h, inner[-1]))
+        ks.append(side(stage_time(c[i], begin, end), inner[-1]))
     y1, error = y + combine(h, b, ks, y), combine(h, e, ks, y)
     scale, size = ladder.measure(y, y1, error)
     more = gamma(y.size + 8, y.dtype)

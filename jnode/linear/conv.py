@@ -30,8 +30,8 @@ _forward = jax.make_user_context(False)
 
 
 def forward_mode() -> AbstractContextManager[None]:
-    """Inside this context derivatives of `convolve` are ordered in forward mode, and
-    not in reverse mode."""
+    """In functions that are traced and differentiated inside this context, derivatives
+    of `convolve` are ordered in forward mode, and not in reverse mode."""
     return _forward(True)
 
 
@@ -45,6 +45,10 @@ def convolve(
 
     **Arguments:** images, the kernel's taps, the strides, and how many zeros are put
     before and after each axis.
+
+    On CPU the kernel's gradient is that of several images at a time, so under `jax.jit`
+    a batch should not be spread over devices outside of `jax.shard_map`, and it is
+    slower if images are mapped one by one by `jax.vmap`.
     """
     window = {"stride": stride, "padding": padding}
     on_cpu, elsewhere = (partial(form, **window) for form in (_ordered, _general))
@@ -91,7 +95,7 @@ class Conv(AbstractPlain):
     - `spectral`: the same map by frequencies, or `None`. Where it is given, it is used
         on CPU (see `zero_padded`), and the kernel elsewhere.
 
-    **Raises:** `ValueError` for a kernel of even size.
+    **Raises:** `ValueError` for a kernel that is not square, or of even size.
     """
 
     kernel: Float[Array, "size size in out"]
@@ -99,9 +103,10 @@ class Conv(AbstractPlain):
     spectral: SpectralConv | None = None
 
     def __check_init__(self):
-        if self.kernel.shape[0] % 2 == 0:
+        rows, columns = self.kernel.shape[:2]
+        if rows != columns or rows % 2 == 0:
             raise ValueError(
-                f"kernel must have an odd size, not {self.kernel.shape[0]}."
+                f"kernel must be square, of odd size, not {rows} x {columns}."
             )
 
     def __call__(

@@ -9,6 +9,7 @@ accepted steps with their lengths held constant. The times $t_0$ and $t_1$ shift
 steps, and affect the length of the last one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jnode.solvers.fixed import RightHandSide, combine
-from jnode.solvers.tableaus import embedded_pair, evaluations
+from jnode.solvers.tableaus import embedded_pair, evaluations, stage_time
 
 # How many states the backward pass stores. With more steps, some are recomputed.
 CHECKPOINTS = 16
@@ -50,10 +51,17 @@ class Together(eqx.Module):
 class Each(eqx.Module):
     """A field of one state, at the times of a batch's states."""
 
-    field: RightHandSide
+    field: Callable[[Any, Array, Any], Array]
 
     def __call__(self, t: Float[Array, " batch"], y: Array) -> Array:
-        return jax.vmap(self.field, (0, -2), -2)(t, y)
+        return jax.vmap(self.field, (0, -2, None), -2)(t, y, None)
+
+
+def each(field: RightHandSide, t: Float[Array, ""], y: Array) -> Each:
+    """A field of one state, for a batch `y` with its axis before the last. Arrays that
+    the field closes over, and which may be differentiated, become parts of it."""
+    one = jax.ShapeDtypeStruct((*y.shape[:-2], y.shape[-1]), y.dtype)
+    return Each(eqx.filter_closure_convert(field, t, one, None))
 
 
 def solve_adaptive(
@@ -145,26 +153,31 @@ def _solve_bwd(
     residuals, cotangent, perturbed, differentiable, control, method, max_steps, sign
 ):
     del control
-    (_, accepted, failed), (starts, lengths) = residuals
+    (_, accepted, failed), steps = residuals
     clocks = any(jax.tree.leaves(perturbed[2]))
 
     def replay(differentiable):
         field, y0, (t0, t1) = differentiable
         held = jax.lax.stop_gradient(t0)
         span = turned(sign, t1 - t0)
-        # Zero: how a time affects the last step of a sample that reached the end.
-        shift = jnp.where(failed > 0, 0, span - jax.lax.stop_gradient(span))
+        # Zeros: how the times move all steps, and the end of the last one of a sample
+        # that reached it.
+        moved = turned(sign, t0 - held)
+        longer = jnp.where(failed > 0, 0, span - jax.lax.stop_gradient(span))
 
         def going(carry):
             return carry[0] < jnp.max(accepted)
 
         def body(carry):
             i, y = carry
-            h = jnp.where(i < accepted, lengths[i], 0)
+            # A finished sample waits where its last step began.
+            last = jnp.maximum(accepted - 1, 0)
+            t, end = steps[:, jnp.minimum(i, last), jnp.arange(len(last))]
+            end = jnp.where(i < accepted, end, t)
             if clocks:
-                h = h + jnp.where(i == accepted - 1, shift, 0)
-            t = turned(sign, starts[i]) + (t0 - held)
-            return i + 1, _step(field, t, h, y, None, method, sign)[0]
+                t = t + moved
+                end = end + moved + jnp.where(i == last, longer, 0)
+            return i + 1, _step(field, t, end, y, None, method, sign)[0]
 
         first = (jnp.zeros((), accepted.dtype), y0)
         return eqxi.while_loop(
@@ -176,20 +189,29 @@ def _solve_bwd(
             checkpoints=min(CHECKPOINTS, max_steps),
         )[1]
 
-    _, pull = eqx.filter_vjp(replay, differentiable)
+    # A number that JAX differentiates may arrive as a Python float, which Equinox would
+    # take for a constant.
+    arrays = jax.tree.map(
+        lambda x, moves: jnp.asarray(x) if moves else x, differentiable, perturbed
+    )
+    _, pull = eqx.filter_vjp(replay, arrays)
     return pull(cotangent[0])[0]
 
 
-def _step(field, t, h, y, k, method, sign):
-    """The state, the error and the last stage of a step of each sample."""
-    a, b, error = (x.tolist() for x in embedded_pair(method))
-    length = turned(sign, h)
-    h = _along(length, y)
+def _step(field, t, end, y, k, method, sign):
+    """The state, the error and the last stage of a step of each sample, between times
+    that run forwards."""
+    a, b, c, error = (x.tolist() for x in embedded_pair(method))
+    t, end = turned(sign, t), turned(sign, end)
+    h = _along(end - t, y)
     ks = [field(t, y) if k is None else k]
-    for row in (a[i][:i] for i in range(1, len(b))):
-        ks.append(field(t + sum(row) * length, y + combine(h, row, ks, y)))
+    for i in range(1, len(b)):
+        inside = y + combine(h, a[i][:i], ks, y)
+        ks.append(field(stage_time(c[i], t, end), inside))
     y1 = y + combine(h, b, ks, y)
-    return y1, combine(h, error, ks, y), ks[-1]
+    # Not a number counts as too large: the step is rejected, and a shorter one tried.
+    error = combine(h, error, ks, y)
+    return y1, jnp.where(jnp.isnan(error), jnp.inf, error), ks[-1]
 
 
 def _along(samples, y):
@@ -221,12 +243,13 @@ def _forward(differentiable, control, method, max_steps, sign):
         return control.init(term, t0, t1, y, length, None, method.func, order)
 
     end, memory = jax.vmap(start, in_axes=axis)(y0)
-    adapt = jax.vmap(
-        lambda t, end, y, y1, error, memory: control.adapt_step_size(
-            t, end, y, y1, None, error, order, memory
-        ),
-        in_axes=(0, 0, axis, axis, axis, 0),
-    )
+
+    def decide(t, end, y, y1, error, memory):
+        inputs = (t, end, y, y1, None, error, order, memory)
+        *found, result = control.adapt_step_size(*inputs)
+        return *found, diffrax.is_okay(result)
+
+    adapt = jax.vmap(decide, in_axes=(0, 0, axis, axis, axis, 0))
     fsal = method.tableau.fsal  # pyright: ignore[reportAttributeAccessIssue]  # a Runge-Kutta method's
 
     def going(carry):
@@ -234,15 +257,13 @@ def _forward(differentiable, control, method, max_steps, sign):
         return jnp.any(~done & (taken < max_steps))
 
     def body(carry):
-        done, taken, accepted, t, end, memory, y, k, starts, lengths = carry
-        y1, error, last = _step(field, turned(sign, t), end - t, y, k, method, sign)
-        keep, start, ahead, _, after, _ = adapt(t, end, y, y1, error, memory)
+        done, taken, accepted, t, end, memory, y, k, steps = carry
+        y1, error, last = _step(field, t, end, y, k, method, sign)
+        keep, start, ahead, _, after, goes_on = adapt(t, end, y, y1, error, memory)
         new = keep & ~done
-        rows = jnp.arange(batch)
         # Finished samples write beyond the end, which is dropped.
-        slot = jnp.where(new, accepted, max_steps)
-        starts = starts.at[slot, rows].set(t, mode="drop")
-        lengths = lengths.at[slot, rows].set(end - t, mode="drop")
+        slot = (slice(None), jnp.where(new, accepted, max_steps), jnp.arange(batch))
+        steps = steps.at[slot].set(jnp.stack([t, end]), mode="drop")
         y = jnp.where(_along(new, y), y1, y)
         k = jnp.where(_along(new, y), last, k) if fsal else None
         taken = taken + (~done).astype(taken.dtype)
@@ -252,14 +273,15 @@ def _forward(differentiable, control, method, max_steps, sign):
         ahead = jnp.where(ahead > floor, halfway, ahead)
         end = jnp.where(done, end, ahead)
         memory = jax.tree.map(lambda a, b: jnp.where(done, a, b), memory, after)
-        done = done | (t >= t1)
-        return done, taken, accepted, t, end, memory, y, k, starts, lengths
+        # A controller that gives up has failed, as Diffrax would say.
+        done = done | (t >= t1) | ~goes_on
+        return done, taken, accepted, t, end, memory, y, k, steps
 
-    each = lambda t: jnp.broadcast_to(t, batch)  # noqa: E731
+    spread = lambda t: jnp.broadcast_to(t, batch)  # noqa: E731
     counts = jnp.zeros((2, batch), jnp.int32)
-    steps = jnp.zeros((2, max_steps, batch), y0.dtype)
-    k = field(each(begin), y0) if fsal else None
-    first = (each(t0 >= t1), *counts, each(t0), jnp.minimum(end, t1), memory, y0, k)
-    carry = jax.lax.while_loop(going, body, (*first, *steps))
-    done, taken, accepted, _, _, _, y1, _, *steps = carry
-    return y1, (taken, accepted, (~done).astype(jnp.int32)), steps
+    steps = jnp.broadcast_to(t0, (2, max_steps, batch)).astype(y0.dtype)
+    k = field(spread(begin), y0) if fsal else None
+    end = jnp.minimum(end, t1)
+    first = (spread(t0 >= t1), *counts, spread(t0), end, memory, y0, k, steps)
+    _, taken, accepted, t, _, _, y1, _, steps = jax.lax.while_loop(going, body, first)
+    return y1, (taken, accepted, (t < t1).astype(jnp.int32)), steps

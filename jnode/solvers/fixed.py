@@ -17,7 +17,7 @@ from jnode.fields.base import TwoLayer, add_bias, as_two_layer
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import compiled, statistics
 from jnode.solvers.spectral import SpectralState, spectral_field
-from jnode.solvers.tableaus import Rows
+from jnode.solvers.tableaus import Rows, stage_time
 
 
 class RightHandSide(eqx.Module):
@@ -58,13 +58,19 @@ def combine(h, weights, ks, y):
 
 
 def step(
-    field: Any, t: Any, h: Any, y: Float[Array, "*state"], method: Rows
+    field: Any,
+    times: tuple[Any, Any],
+    h: Any,
+    y: Float[Array, "*state"],
+    method: Rows,
 ) -> Float[Array, "*state"]:
-    """One step of length `h` of an explicit method (`jnode.solvers.tableaus.rows`)."""
+    """One step of an explicit method (`jnode.solvers.tableaus.rows`), from its start
+    to its end, of length `h` without their rounding."""
     a, b, c = method
     ks = []
     for i in range(len(b)):
-        ks.append(field(t + c[i] * h, y + combine(h, a[i][:i], ks, y), None))
+        inside = y + combine(h, a[i][:i], ks, y)
+        ks.append(field(stage_time(c[i], *times), inside, None))
     return y + combine(h, b, ks, y)
 
 
@@ -126,11 +132,11 @@ def walk_fixed(
 
 def _scan(side, y, part, method, *, keep):
     def body(y, this):
-        start, length = this
-        after = step(side, start, length, y, method)
+        after = step(side, this[:2], this[2], y, method)
         return after, after if keep else None
 
-    return jax.lax.scan(body, y, (part.starts[0], part.lengths[0]))
+    times = part.times
+    return jax.lax.scan(body, y, (times[:-1], times[1:], part.lengths[0]))
 
 
 def _solve_hidden(form: TwoLayer, y0, method: Rows, times, lengths):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jnode.constraints import plain
 from jnode.fields import AbstractVectorField
 from jnode.fields.base import takes_batches, time_invariant
-from jnode.solvers.adaptive import Each, Together, controller, solve_adaptive
+from jnode.solvers.adaptive import Together, controller, each, solve_adaptive
 from jnode.solvers.fixed import RightHandSide, solve_fixed, walk_fixed
 from jnode.solvers.ladder import LadderController
 from jnode.solvers.schedule import Schedule, checked_times, is_known, plan
@@ -351,7 +351,8 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine):
         assert most is not None, "a Solver has a limit"
         inputs = (engine.method, control, most, (part.t0, part.t1), sign)
         together = takes_batches(tree[0]) and time_invariant(tree[0])
-        states = (Together if together else Each)(RightHandSide(*tree))
+        side = RightHandSide(*tree)
+        states = Together(side) if together else each(side, part.t0, y)
         y1, found = solve_adaptive(states, y, *inputs)
         return y1, jax.tree.map(lambda x: x[None], statistics(*found))
 
@@ -380,6 +381,6 @@ def _batch(tree, y0, schedule: Schedule, engine: Engine):
 
 def _together(field, y0, engine):
     """Whether a field of one segment can solve a batch as one array."""
-    # A function may close over arrays that are being differentiated.
-    suits = isinstance(field, eqx.Module) if engine.chooses else takes_batches(field)
-    return suits and engine.adjoint == "direct" and is_fast(y0) and y0.ndim > 1
+    suits = engine.chooses or takes_batches(field)
+    direct = engine.adjoint == "direct"
+    return suits and direct and is_fast(y0) and y0.ndim > 1 and len(y0) > 0

@@ -64,27 +64,32 @@ def tableau(method: Any) -> Tableau:
     found = _butcher(method)
     if found is None:
         return np.zeros((1, 1)), np.ones(1), np.zeros(1)
-    a, b, _ = _full(found)
-    c = np.concatenate([[found.c1], found.c])
+    a, b, c = _full(found)
     # Drops a last stage of weight zero (first-same-as-last pairs).
     while len(b) > 1 and b[-1] == 0:
         a, b, c = a[:-1, :-1], b[:-1], c[:-1]
     return a, b, c
 
 
-def embedded_pair(method: Any) -> Tableau:
-    r"""$(A, b, e)$ of an adaptive method, all its stages: $h\sum_i e_i k_i$ estimates
-    the error of the step. Arguments and errors are those of `tableau`."""
+def embedded_pair(method: Any) -> tuple[Float[np.ndarray, " stages *_"], ...]:
+    r"""$(A, b, c, e)$ of an adaptive method, all its stages: $h\sum_i e_i k_i$ is its
+    estimate of a step's error. Arguments and errors are those of `tableau`."""
     found = _butcher(method)
     if found is None:
         raise TypeError("method must have an error estimate, which euler has not.")
-    return _full(found)
+    return *_full(found), np.asarray(found.b_error, float)
 
 
 def rows(parts: Tableau) -> Rows:
     """A tableau's numbers as tuples."""
     a, b, c = (x.tolist() for x in parts)
     return tuple(tuple(row) for row in a), tuple(b), tuple(c)
+
+
+def stage_time(c: float, t: Any, end: Any) -> Any:
+    """The time of a stage of a step from `t` to `end`; in no rounding beyond it, where
+    the field may not be defined."""
+    return end if c == 1 else t + c * (end - t)
 
 
 def evaluations(method: Any, steps: Any, starts: int = 1) -> Any:
@@ -111,7 +116,7 @@ def _full(found: diffrax.ButcherTableau) -> Tableau:
     a = np.zeros((stages, stages))
     for i, row in enumerate(found.a_lower):
         a[i + 1, : i + 1] = row
-    return a, np.asarray(found.b_sol, float), np.asarray(found.b_error, float)
+    return a, np.asarray(found.b_sol, float), np.concatenate([[found.c1], found.c])
 
 
 def _butcher(method: Any) -> diffrax.ButcherTableau | None:
