@@ -64,7 +64,7 @@ def by_scan(field, solver):
     def solve(field, y):
         field = bake(field)
         method = rows(tableau(solver.name))
-        body = lambda y, _: (rk_step(field, h, h, y, method), None)
+        body = lambda y, _: (rk_step(field, (0 * h, h), h, y, method), None)
         y = jnp.moveaxis(y, 0, -2)
         return jnp.moveaxis(jax.lax.scan(body, y, length=solver.steps)[0], -2, 0)
 

@@ -11,7 +11,7 @@ import pytest
 import jnode
 from jnode import constraints
 from jnode.constraints import constrained
-from jnode.fields.base import takes_batches, time_invariant
+from jnode.fields.base import as_two_layer, takes_batches, time_invariant
 from jnode.linear import SpectralConv
 from jnode.solvers import solve_batch
 from tests.helpers import slow_but, small_model
@@ -384,9 +384,7 @@ def test_no_stage_lies_beyond_the_end(solver, batch, times):
     np.testing.assert_allclose(found.y, times[1] - times[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "solver", [jnode.Solver("tsit5"), jnode.Solver("rk4", steps=4)]
-)
+@pytest.mark.parametrize("solver", BOTH)
 @pytest.mark.parametrize("number", [1.0, np.float32(1), jnp.asarray(1.0)])
 def test_gradients_with_respect_to_any_number(solver, number):
     class Decay(eqx.Module):
@@ -413,9 +411,21 @@ def test_gradients_with_respect_to_any_number(solver, number):
         np.testing.assert_allclose(jax.grad(way)(number), -1.5 * np.exp(-1), rtol=5e-3)
 
 
-@pytest.mark.parametrize(
-    "solver", [jnode.Solver("tsit5"), jnode.Solver("rk4", steps=4)]
-)
+@pytest.mark.parametrize("shape", [(8,), (4, 3, 8)])
+def test_a_batch_of_one_is_not_solved_in_the_hidden_space(getkey, shape):
+    """There the product of the two maps would cost more than it saves."""
+    field, solver = jnode.OrthoField(shape, key=getkey()), jnode.Solver("rk4", steps=1)
+    y0 = jax.random.normal(getkey(), (16, *shape))
+    form = as_two_layer(field.bake())
+    assert form is not None
+    cheaper = [form.hidden_is_cheaper(4, jnp.moveaxis(y0[:n], 0, -2)) for n in (1, 16)]
+    assert cheaper == [False, True] and form.hidden_is_cheaper(4, y0[0])
+    one = [solve_batch(field, y0[k : k + 1], solver).y for k in range(2)]
+    many = solve_batch(field, y0, solver).y[:2]
+    np.testing.assert_allclose(jnp.concatenate(one), many, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", BOTH)
 def test_empty_batches(solver, getkey):
     fields = (
         (jnode.OrthoField((3,), key=getkey()), (3,)),

@@ -258,7 +258,7 @@ def test_multiples_and_roundings_pass_on_their_form(getkey):
         field = jax.tree.map(lambda w: w + 0.1, field).bake()
         for changed in (-0.5 * field, LowPrecisionField(2.0 * field)):
             form = as_two_layer(changed)
-            assert form is not None and form.hidden_is_cheaper(4, 4)
+            assert form is not None and form.hidden_is_cheaper(4, y)
             assert jnp.abs(form(0.3, y) - changed(0.3, y)).max() < 1e-6
             solver = jnode.Solver("rk4", steps=2)
             close = 1e-5 if isinstance(changed, Scaled) else 0.03

@@ -296,12 +296,16 @@ class TwoLayer(eqx.Module):
         loop = self.w_in @ self.w_out
         return None if isinstance(loop, Product) else loop
 
-    def hidden_is_cheaper(self, evaluations: int, channels: int) -> bool:
+    def hidden_is_cheaper(self, evaluations: int, y: Float[Array, "*state"]) -> bool:
         """Whether this many evaluations take fewer multiplications in the hidden
-        space."""
-        hidden = len(self.bias)
-        outer = 2 * channels * hidden
-        if outer + (evaluations - 1) * hidden**2 >= evaluations * outer:
+        space, for a state or a batch of states (its axis before the last), counting
+        the product of the two maps. A state by itself may be one of many under
+        `jax.vmap`, which share that product, so then it does not count."""
+        hidden, channels = len(self.bias), y.shape[-1]
+        outer, product = 2 * channels * hidden, 0.0
+        if y.ndim in (2, 4):
+            product = channels * hidden**2 / max(y.shape[-2], 1)
+        if outer + (evaluations - 1) * hidden**2 + product >= evaluations * outer:
             return False
         return self.w_hidden() is not None
 

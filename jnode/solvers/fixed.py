@@ -89,7 +89,7 @@ def solve_fixed(
     tree = plain(tree)
     first = as_two_layer(schedule.at(tree, 0)[0])
     in_hidden = first is not None and any(
-        first.hidden_is_cheaper(part.steps * len(method[1]), y0.shape[-1])
+        first.hidden_is_cheaper(part.steps * len(method[1]), y0)
         for part in schedule.parts
     )
     spectral = not in_hidden and spectral_field(first, y0) is not None
@@ -101,7 +101,7 @@ def solve_fixed(
         if among_frequencies is not None:
             return _scan(among_frequencies, y, part, method, keep=False)
         evaluations = part.steps * len(method[1])
-        if form is not None and form.hidden_is_cheaper(evaluations, y0.shape[-1]):
+        if form is not None and form.hidden_is_cheaper(evaluations, y0):
             return _solve_hidden(form, y, method, part.starts[0], part.lengths[0]), None
         return _scan(RightHandSide(field, args), y, part, method, keep=False)
 
