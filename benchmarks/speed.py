@@ -186,8 +186,7 @@ def _started(command, env):
 
 
 def at_sizes(args):
-    """The operations of a few, one size changed at a time."""
-    rows = []
+    """The operations of a few, one size changed at a time; row by row."""
     for axis, values in (QUICK if args.quick else SIZES).items():
         for value in values:
             sizes = sizes_of(args)._replace(**{axis: value})
@@ -196,9 +195,8 @@ def at_sizes(args):
                 row = {"axis": axis, "value": value, "group": group, "times": times}
                 if "dopri5" in group:
                     row["nfe"] = nfe(sizes)
-                rows.append(row)
                 print(row, flush=True)
-    return rows
+                yield row
 
 
 def sizes_of(args):
@@ -253,7 +251,9 @@ def main():
             keep(groups=result["groups"] | {group: times})
             print(group, times, flush=True)
     if "sizes" in args.part:
-        keep(sizes=at_sizes(args))
+        keep(sizes=[])
+        for row in at_sizes(args):
+            keep(sizes=[*result["sizes"], row])
     if "starts" in args.part:
         keep(starts=starts(args, groups))
     print(table(result))
