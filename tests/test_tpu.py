@@ -90,7 +90,7 @@ def rows():
         name = tuple(row[k] for k in KEY)
         if name in QUICK:
             yield pytest.param(row, id="-".join(map(str, name)))
-        elif name[2:4] == ("v5e", 1):
+        elif name[2:] == ("v5e", 1, 256):
             slow = pytest.mark.slow
             yield pytest.param(row, id="-".join(map(str, name)), marks=slow)
 
