@@ -186,7 +186,7 @@ def _started(command, env):
 
 
 def at_sizes(args):
-    """The operations of a few, one size changed at a time; row by row."""
+    """Yields the operations of a few, one size changed at a time."""
     for axis, values in (QUICK if args.quick else SIZES).items():
         for value in values:
             sizes = sizes_of(args)._replace(**{axis: value})
@@ -251,9 +251,10 @@ def main():
             keep(groups=result["groups"] | {group: times})
             print(group, times, flush=True)
     if "sizes" in args.part:
-        keep(sizes=[])
+        rows = []
         for row in at_sizes(args):
-            keep(sizes=[*result["sizes"], row])
+            rows.append(row)
+            keep(sizes=rows)
     if "starts" in args.part:
         keep(starts=starts(args, groups))
     print(table(result))

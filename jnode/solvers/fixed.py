@@ -64,8 +64,10 @@ def step(
     y: Float[Array, "*state"],
     method: Rows,
 ) -> Float[Array, "*state"]:
-    """One step of an explicit method (`jnode.solvers.tableaus.rows`), from its start
-    to its end, of length `h` without their rounding."""
+    """One step of an explicit method (`jnode.solvers.tableaus.rows`) between two times.
+
+    Its length `h` is given too, since the difference of rounded times is less exact.
+    """
     a, b, c = method
     ks = []
     for i in range(len(b)):

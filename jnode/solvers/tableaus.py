@@ -87,8 +87,8 @@ def rows(parts: Tableau) -> Rows:
 
 
 def stage_time(c: float, t: Any, end: Any) -> Any:
-    """The time of a stage of a step from `t` to `end`; in no rounding beyond it, where
-    the field may not be defined."""
+    """The time of a stage of a step from `t` to `end`: the end itself for the last one,
+    since `t + (end - t)` may be rounded beyond it, where a field may not be defined."""
     return end if c == 1 else t + c * (end - t)
 
 
