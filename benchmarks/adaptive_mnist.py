@@ -225,10 +225,11 @@ def main(args: Args) -> None:
             name = f"{field} {method} {tolerance:.4g}"
             if name not in rows:
                 found = row_of(model, tolerance, test, args.attacked)
-                rows[name] = {"field": field, "method": method, **found}
+                kind = {"field": field, "method": method, "epochs": config.epochs}
+                rows[name] = kind | found
                 write_json(path, rows)
             print(name, rows[name], flush=True)
-    facts = {"rows": list(rows.values()), "epochs": args.epochs, "versions": versions()}
+    facts = {"rows": list(rows.values()), "versions": versions()}
     (RESULTS / "adaptive_mnist.json").write_text(json.dumps(facts, indent=1) + "\n")
     (RESULTS / "adaptive_mnist.md").write_text(table(list(rows.values())))
 
