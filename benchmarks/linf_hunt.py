@@ -79,7 +79,9 @@ def distances(model, images, epsilon, sides, steps: int):
 
     x = jax.lax.stop_gradient(jax.lax.fori_loop(0, steps, body, images))
     moved = features(x) - found.centre
-    ratio = jnp.sum(wanted * moved, 1) / jnp.sum(jnp.abs(wanted) * reach, 1)
+    # A feature that no pixel moves has a ratio of 0, and no slope that overflows.
+    allowed = jnp.maximum(jnp.sum(jnp.abs(wanted) * reach, axis=1), 1e-12)
+    ratio = jnp.sum(wanted * moved, axis=1) / allowed
     return ratio, jnp.any(jnp.abs(moved) > reach, axis=1)
 
 
