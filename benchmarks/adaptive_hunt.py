@@ -365,7 +365,7 @@ def fold_row(dtype) -> dict[str, Any]:
     little that a small move changes it. The whole ball is tried, pixel by pixel.
     """
     found: dict[str, Any] = {"dtype": np.dtype(dtype).name}
-    count = dict.fromkeys(("instances", "changed", "refuted"), 0)
+    count: dict[str, int] = {"instances": 0, "changed": 0, "refuted": 0}
     line = jnp.linspace(-1, 1, 401, dtype=dtype)[:, None, None, None]
     cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x
     for slope in np.linspace(0.2, 0.8, 8).tolist():
