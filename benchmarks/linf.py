@@ -3,7 +3,7 @@
 Certifies the model of a run by intervals on the test images, and attacks some of them
 with AutoAttack in the same norm. Then leaves out its ODE blocks, y(1) = y(0): with the
 trained head, and with a head that was trained by the same loss without them, which is a
-linear classifier. Writes benchmarks/results/linf.json and .md.
+linear classifier. Writes OUT.json and OUT.md.
 """
 
 import dataclasses
@@ -51,6 +51,9 @@ class Args:
 
     batch_size: int = 200
     """Of its training."""
+
+    out: str = str(RESULTS / "linf")
+    """Where to write: OUT.json and OUT.md."""
 
 
 def without_blocks(model: ODEClassifier) -> ODEClassifier:
@@ -156,8 +159,9 @@ def main(args: Args) -> None:
         "flags": seen.summary["flags"],
         "versions": versions(),
     }
-    (RESULTS / "linf.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / "linf.md").write_text(table(facts))
+    # Not `with_suffix`, which would cut off the fraction of a radius.
+    Path(f"{args.out}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    Path(f"{args.out}.md").write_text(table(facts))
     print(table(facts))
 
 
