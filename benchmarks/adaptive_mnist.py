@@ -43,8 +43,8 @@ FIELDS = {
 FIRST_STEPS = {"ortho": 1.0, "contractive": 0.5}
 # Circle contractivity allows Heun's method steps of h L = 2, and Bosh3 of 1.79.
 LIPSCHITZ = {("contractive", "bosh3"): 3.5}
-# Factors of the logits in training: a smaller one gives larger margins, until fewer
-# than 97 % are classified correctly (of training images, in short runs).
+# Factors of the logits in training, chosen in short runs by training images: a smaller
+# one gives larger margins, and fewer right predictions.
 LOGIT_SCALES = {"ortho": 2.0, "contractive": 4.0}
 METHODS = ("heun", "bosh3")
 # At each of two tolerances, which attempt parts the images, and the share that keeps
