@@ -146,6 +146,12 @@ def embedded(model, image, attempts: int = ATTEMPTS):
     return y.ravel(), jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
 
 
+def margin(logits, y):
+    """By how much class `y` leads."""
+    others = jnp.where(jnp.arange(len(logits)) == y, -jnp.inf, logits)
+    return logits[y] - jnp.max(others)
+
+
 def search(model, image, radius, mode, key, steps: int, attempts: int = ATTEMPTS):
     """The image in the ball that an attack found last, in float arithmetic inside it.
 
@@ -164,10 +170,8 @@ def search(model, image, radius, mode, key, steps: int, attempts: int = ATTEMPTS
 
     def objectives(x):
         features, record = embedded(model, x, attempts)
-        logits = model.head(features)
-        others = jnp.where(jnp.arange(len(logits)) == y, -jnp.inf, logits)
         both = jnp.concatenate([record["first"], record["second"]])
-        return logits[y] - jnp.max(others), sign * both[chosen]
+        return margin(model.head(features), y), sign * both[chosen]
 
     def projected(x):
         move = x - image
@@ -228,11 +232,7 @@ def hardened(model, tolerances, images, radii, keys):
             found = search(frozen, image, radius, jnp.asarray(2), key, 24)
             logits, moved = (model.head(embedded(model, x)[0]) for x in (image, found))
             y = jnp.argmax(logits)
-            margins = [
-                z[y] - jnp.max(jnp.where(jnp.arange(CLASSES) == y, -jnp.inf, z))
-                for z in (logits, moved)
-            ]
-            return margins[1] / jnp.maximum(margins[0], 1e-6)
+            return margin(moved, y) / jnp.maximum(margin(logits, y), 1e-6)
 
         return jnp.mean(jax.vmap(one)(images, radii, keys))
 
@@ -269,6 +269,11 @@ class Args:
     """Times that each attack starts."""
 
 
+def typed(model, dtype):
+    cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x
+    return jax.tree.map(cast, model)
+
+
 def parting(model, images, seed: int):
     """Tolerances at which the images' first steps part, or later ones."""
     share = (0.7, 0.5, 0.2)[seed % 3] * (1, 0.25)[seed // 3 % 2]
@@ -284,8 +289,7 @@ def row_of(kind, name, dtype, args: Args) -> dict[str, Any]:
     for seed in range(args.seeds):
         solver = Solver(name, rtol=1e-3, atol=1e-3, controller="ladder", max_steps=64)
         model = model_of(kind, solver, jr.key(seed))
-        cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x
-        model = jax.tree.map(cast, model)
+        model = typed(model, dtype)
         key = jr.key(100 + seed)
         images = 1.5 * jr.normal(key, (args.images, 4, 4, 1), dtype)
         tolerances = parting(model, images, seed)
@@ -367,10 +371,9 @@ def fold_row(dtype) -> dict[str, Any]:
     found: dict[str, Any] = {"dtype": np.dtype(dtype).name}
     count: dict[str, int] = {"instances": 0, "changed": 0, "refuted": 0}
     line = jnp.linspace(-1, 1, 401, dtype=dtype)[:, None, None, None]
-    cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x
     for slope in np.linspace(0.2, 0.8, 8).tolist():
         bias = (fold_end(slope, 1) + fold_end(slope, 2)) / 2
-        model = jax.tree.map(cast, fold_model(1.0, bias, slope))
+        model = typed(fold_model(1.0, bias, slope), dtype)
         for excess in (0.002, 0.005, 0.01, 0.02, 0.04):
             # The error of one step is a fifth of the slope.
             tolerances = jnp.asarray([1e-12, 0.2 * slope * (1 + excess)], dtype)
