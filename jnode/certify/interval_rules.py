@@ -5,6 +5,7 @@ and its arguments, and returns the results. `MOVING` and `JOINING` only move num
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jnode.certify.enclosures import ULPS, Arithmetic, Enclosure
+from jnode.linear import convolve
+from jnode.linear.products import training_precision
 
 # The results of these consist of entries of their first argument.
 _ORDERED = ("reshape", "squeeze", "expand_dims", "copy", "copy_p")
@@ -27,6 +30,8 @@ MOVING = (
     "transpose",
 )
 JOINING = ("concatenate", "stack")
+# Images by batch, height, width, channels; kernels by height, width, in, out.
+_ORDER = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _ELEMENTARY = tuple(name for name in ULPS if name not in ("sin", "cos", "softplus"))
 
 
@@ -138,7 +143,35 @@ def _product(arithmetic, eqn, args):
         length = int(np.prod(shapes[1])) // shapes[1][kernel[0]]
         if params["batch_group_count"] != 1:
             raise refusal("convolution with batch groups")
-    return [arithmetic.bilinear(lambda a, b: _full(eqn, a, b), x, y, length)]
+    form = partial(_full, eqn)
+    if name == "conv_general_dilated" and _is_ordered(params):
+        form = _together(eqn)
+    return [arithmetic.bilinear(form, x, y, length)]
+
+
+def _is_ordered(params: dict) -> bool:
+    """Whether a convolution is one of those that `jnode.linear.convolve` computes."""
+    steps = (params["feature_group_count"], *params["lhs_dilation"])
+    steps = (*steps, *params["rhs_dilation"])
+    return params["dimension_numbers"] == _ORDER and set(steps) == {1}
+
+
+def _together(eqn: Any) -> Callable[[Array, Array], Array]:
+    """The convolution, which `jax.vmap` applies to all images together: training is a
+    loop, in which the derivatives of single ones are many times slower on CPU."""
+    single = partial(_full, eqn)
+    form = jax.custom_batching.custom_vmap(single)
+    window = eqn.params["window_strides"], eqn.params["padding"]
+
+    @form.def_vmap
+    def mapped(size, moves, a, b):
+        if moves != [True, False]:
+            return jax.vmap(single, [0 if each else None for each in moves])(a, b), True
+        with training_precision("highest"):
+            out = convolve(a.reshape(-1, *a.shape[2:]), b, *window)
+        return out.reshape(size, -1, *out.shape[1:]), True
+
+    return form
 
 
 def _full(eqn: Any, a: Array, b: Array) -> Array:

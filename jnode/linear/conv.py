@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode.linear.operators import AbstractLinear, AbstractPlain
-from jnode.linear.products import state_precision
+from jnode.linear.products import state_matmul, state_precision
 from jnode.linear.spectral_conv import (
     SpectralConv,
     check_grid,
@@ -142,6 +142,9 @@ class Conv(AbstractPlain):
 
 
 def _by_kernel(kernel, x):
+    if len(kernel) == 1:
+        # A matrix product, all of whose derivatives are fast too.
+        return state_matmul(x, kernel[0, 0])
     r, images = len(kernel) // 2, x.reshape(*x.shape[:2], -1, x.shape[-1])
     y = convolve(jnp.moveaxis(images, 2, 0), kernel, padding=((r, r), (r, r)))
     return jnp.moveaxis(y, 0, 2).reshape(*x.shape[:-1], y.shape[-1])

@@ -66,10 +66,10 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         ModelConfig(
             field="free",
             features=32,
-            hidden=48,
+            hidden=64,
             kernel_size=1,
             dense=1,
-            dense_hidden=128,
+            dense_hidden=256,
             unit_norm=False,
         ),
         Solver("euler", steps=2),

@@ -235,9 +235,9 @@ PRESETS: dict[str, TrainConfig] = {
         "linf_mnist",
         data=DataConfig("mnist"),
         loss=LossConfig("ibp", epsilon=0.1, kappa=0.3, ramp=0.5),
-        epochs=20,
+        epochs=180,
         batch_size=200,
-        learning_rate=1.5e-3,
+        learning_rate=3e-3,
         weight_decay=0.0,
     ),
     # Trained as usual, for comparison.
