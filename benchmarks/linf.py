@@ -3,7 +3,8 @@
 Certifies the model of a run by intervals on the test images, and attacks some of them
 with AutoAttack in the same norm. Then leaves out its ODE blocks, y(1) = y(0): with the
 trained head, and with a head that was trained by the same loss without them, which is a
-linear classifier. Writes OUT.json and OUT.md.
+linear classifier. Writes benchmarks/results/linf-DATA-RADIUS.json, and linf.md of all
+such files.
 """
 
 import dataclasses
@@ -51,9 +52,6 @@ class Args:
 
     batch_size: int = 200
     """Of its training."""
-
-    out: str = str(RESULTS / "linf")
-    """Where to write: OUT.json and OUT.md."""
 
 
 def without_blocks(model: ODEClassifier) -> ODEClassifier:
@@ -131,16 +129,16 @@ def movement(model: ODEClassifier, images) -> float:
 
 
 def main(args: Args) -> None:
-    config, _ = RunDir(args.run_dir).read_config()
+    run_dir = RunDir(args.run_dir)
+    config, _ = run_dir.read_config()
     epsilon = config.loss.epsilon if args.epsilon is None else args.epsilon
     model = jnode.load(args.run_dir)
     test = data.load(config.data.name, split="test")
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
     some, whole = slice(args.attacked), model.bake()
-    rows: dict[str, Any] = {"with the trajectory": whole}
     still = without_blocks(whole)
-    rows |= {"y(1) = y(0)": still}
-    rows |= {"y(1) = y(0), head trained anew": retrained(still, epsilon, args)}
+    rows: dict[str, Any] = {"trajectory": whole, "none": still}
+    rows["linear"] = retrained(still, epsilon, args)
     rows = {k: accuracies(m, images, test.labels, epsilon) for k, m in rows.items()}
     print(rows, flush=True)
     trials = attacks.autoattack(Budget("linf", epsilon))
@@ -149,8 +147,12 @@ def main(args: Args) -> None:
     )
     (worst,) = seen.summary["worst_case"]
     facts = {
-        "run": config.model.field,
+        "dataset": config.data.name,
         "epsilon": epsilon,
+        "epochs": config.epochs,
+        "training": json.loads(run_dir.metrics.read_text().splitlines()[-1])[
+            "certified"
+        ],
         "examples": len(test),
         "rows": rows,
         "attacked": len(test.labels[some]),
@@ -159,29 +161,33 @@ def main(args: Args) -> None:
         "flags": seen.summary["flags"],
         "versions": versions(),
     }
-    # Not `with_suffix`, which would cut off the fraction of a radius.
-    Path(f"{args.out}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    Path(f"{args.out}.md").write_text(table(facts))
-    print(table(facts))
+    path = RESULTS / f"linf-{config.data.name}-{epsilon:.3g}.json"
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    found = [json.loads(x.read_text()) for x in sorted(RESULTS.glob("linf-*.json"))]
+    (RESULTS / "linf.md").write_text(table(found))
+    print(table(found))
 
 
-def table(facts: dict[str, Any]) -> str:
-    """The rows, and what was attacked."""
+def table(found: list[dict[str, Any]]) -> str:
+    """A row for each model."""
     lines = [
-        f"| model | clean | certified at Linf {facts['epsilon']:g} |",
-        "| --- | ---: | ---: |",
+        "| data | radius | epochs | clean | certified | in training | "
+        "left by AutoAttack | certified with y(1) = y(0) | with a head trained for "
+        "that | movement | flags |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    lines += [
-        f"| {name} | {100 * row['clean_accuracy']:.2f} | "
-        f"{100 * row['certified_accuracy']:.2f} |"
-        for name, row in facts["rows"].items()
-    ]
-    lines += [
-        "",
-        f"{facts['examples']} test images. AutoAttack leaves "
-        f"{100 * facts['autoattack']:.1f} % of the first {facts['attacked']} right. "
-        f"The trajectory moves the state by {facts['movement']:.2f} times its norm.",
-    ]
+    for f in found:
+        clean = 100 * f["rows"]["trajectory"]["clean_accuracy"]
+        whole, still, linear = (
+            f"{100 * f['rows'][name]['certified_accuracy']:.1f}"
+            for name in ("trajectory", "none", "linear")
+        )
+        lines.append(
+            f"| {f['dataset']} | {f['epsilon']:.3g} | {f['epochs']} | {clean:.1f} | "
+            f"{whole} | {100 * f['training']:.1f} | {100 * f['autoattack']:.1f} of "
+            f"{f['attacked']:,} | {still} | {linear} | {f['movement']:.2f} | "
+            f"{', '.join(f['flags']) or 'none'} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """What several tests need."""
 
 import contextlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -59,3 +60,16 @@ def slow_but(values, *quick, unpack=False):
         *(value if unpack else [value]), marks=pytest.mark.slow
     )
     return [value if value in quick else mark(value) for value in values]
+
+
+CONV_ORDER = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+"""The order of axes in which convolutions are fast on CPU, as StableHLO writes it."""
+
+
+def conv_orders(function, *args):
+    """The order of axes of each convolution of a program; or "grouped"."""
+    text = jax.jit(function).lower(*args).as_text()
+    lines = [x for x in text.splitlines() if "stablehlo.convolution" in x]
+    order = re.compile(r"dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])")
+    grouped = re.compile(r"group_count = (?!1 )")
+    return ["grouped" if grouped.search(x) else order.search(x)[1] for x in lines]

@@ -1,16 +1,14 @@
 """Convolutions of one order of axes."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 
-from jnode.linear.conv import convolve, forward_mode
+from jnode.linear.conv import Conv, convolve, forward_mode
+from tests.helpers import CONV_ORDER, conv_orders
 
-ORDER = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
 FORMS = [
     ((1, 1), ((1, 1), (1, 1))),
     ((2, 1), ((1, 0), (2, 1))),
@@ -54,12 +52,6 @@ def test_values_and_derivatives_are_those_of_lax(getkey, stride, padding):
             np.testing.assert_allclose(a, b, atol=1e-5 * scale)
 
 
-def orders(function, *args):
-    """The order of each convolution of a program, as StableHLO writes it."""
-    text = jax.jit(function).lower(*args).as_text()
-    return re.findall(r"dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])", text)
-
-
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_all_convolutions_of_a_loop_and_its_gradient_have_the_order(stride, mapped):
@@ -76,12 +68,20 @@ def test_all_convolutions_of_a_loop_and_its_gradient_have_the_order(stride, mapp
             return jnp.sum(jax.vmap(one, (None, 0))(kernel, x[:, None]))
         return one(kernel, x)
 
-    found = orders(jax.grad(loss, (0, 1)), kernel, x)
-    assert len(found) == 3 and set(found) == {ORDER}
+    found = conv_orders(jax.grad(loss, (0, 1)), kernel, x)
+    assert len(found) == 3 and set(found) == {CONV_ORDER}
 
     def push(kernel, x):
         with forward_mode():
             return jax.jvp(loss, (kernel, x), (kernel, x))[1]
 
-    found = orders(push, kernel, x)
-    assert len(found) == 3 and set(found) == {ORDER}
+    found = conv_orders(push, kernel, x)
+    assert len(found) == 3 and set(found) == {CONV_ORDER}
+
+
+def test_one_tap_is_a_matrix_product(getkey):
+    kernel, x = jr.normal(getkey(), (1, 1, 3, 5)), jr.normal(getkey(), (4, 6, 7, 3))
+    ours = lambda kernel, x: jax.vmap(Conv(kernel))(x)
+    assert not conv_orders(ours, kernel, x)
+    expected = by_lax(x, kernel, (1, 1), ((0, 0),) * 2)
+    np.testing.assert_allclose(ours(kernel, x), expected, atol=1e-5)

@@ -12,12 +12,12 @@ import pytest
 
 import jnode
 from jnode.attacks import PGD, Budget
-from jnode.certify import linf
+from jnode.certify import interval_rules, linf
 from jnode.certify.enclosures import Arithmetic
 from jnode.models import Head, ODEClassifier
 from jnode.models.layers import Flatten, ODEBlock
 from jnode.train import DataConfig, LossConfig, TrainConfig, ibp, train
-from tests.helpers import small_model
+from tests.helpers import CONV_ORDER, conv_orders, small_model
 
 
 def images(key, number=4):
@@ -154,6 +154,32 @@ def test_training_encloses_convolutions_by_their_kernels(getkey):
     ]
     assert jnp.all(by_kernels >= entropies[0] - 1e-4)
     assert jnp.all(by_kernels < entropies[1] / 3)
+
+
+def test_enclosed_convolutions_are_those_of_all_images(getkey, monkeypatch):
+    """Single ones have the derivatives of a grouped convolution, in another order."""
+    config = jnode.ModelConfig("free", patch=4, features=20, hidden=6)
+    how = {"image_shape": (16, 16, 1), "classes": 3, "key": getkey()}
+    model = jnode.build(config, jnode.Solver("euler", steps=2), **how)
+    x, labels = jr.uniform(getkey(), (4, 16, 16, 1)), jnp.asarray([0, 1, 2, 0])
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+
+    def slope(arrays, x):
+        def loss(arrays):
+            model = jnode.constraints.plain(eqx.combine(arrays, rest))
+            worst, _ = ibp.worst_entropy(model, x, labels, jnp.full(4, 0.01), 1.0)
+            return jnp.mean(worst)
+
+        return jax.grad(loss)(arrays)
+
+    assert set(conv_orders(slope, arrays, x)) == {CONV_ORDER}
+    found = jax.jit(slope)(arrays, x)
+    monkeypatch.setattr(interval_rules, "_is_ordered", lambda params: False)
+    jax.clear_caches()
+    assert set(conv_orders(slope, arrays, x)) != {CONV_ORDER}
+    single = jax.jit(slope)(arrays, x)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(single), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_the_ramp():
