@@ -16,7 +16,7 @@ from jnode.certify import interval_rules, linf
 from jnode.certify.enclosures import Arithmetic
 from jnode.models import Head, ODEClassifier
 from jnode.models.layers import Flatten, ODEBlock
-from jnode.train import DataConfig, LossConfig, TrainConfig, ibp, train
+from jnode.train import DataConfig, LossConfig, RunDir, TrainConfig, ibp, train
 from tests.helpers import CONV_ORDER, conv_orders, small_model
 
 
@@ -215,5 +215,6 @@ def test_training_by_intervals_certifies(tmp_path, standard_promotion):
     assert found["widest"] < found["features"]
     told = rounding_run(tmp_path / "run", num_examples=20)
     assert 0 < told["largest_proven"] < 1e-2
+    assert RunDir(tmp_path / "run").unknown() == []  # so it may be overwritten
     with pytest.raises(ValueError, match="ibp loss needs steps"):
         dataclasses.replace(config, solver=jnode.Solver("bosh3"))

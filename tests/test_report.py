@@ -188,6 +188,16 @@ def test_table_shows_only_radii_that_were_attacked_unless_none_was(three):
     assert "certified L2 0" not in found
 
 
+def test_table_shows_what_intervals_certify_beside_attacks(three):
+    rows = [{"norm": "linf", "radius": 0.1, "certified_accuracy": 0.4}]
+    of_all = {"num_examples": 1000, "certified_accuracy": rows}
+    some = of_all | {"num_examples": 5}
+    runs = [dataclasses.replace(three[0], intervals=of_all), three[1]]
+    assert grid(report.table(runs))["certified Linf 0.1"] == ["40.0", "–"]
+    found = grid(report.table([dataclasses.replace(three[0], intervals=some)]))
+    assert found["certified Linf 0.1, 5 images"] == ["40.0"]
+
+
 def test_table_lines_are_equally_long_and_names_cannot_break_them():
     text = report.table([example("a|b\nc"), example("plain")])
     assert len({len(line) for line in text.splitlines()}) == 1
@@ -576,6 +586,7 @@ def test_folders_that_are_no_run_or_not_evaluated(folder, tmp_path):
         ("evaluation.json", b"{"),
         ("evaluation.json", b"\xff\xfe"),
         ("metrics.jsonl", b'{"step": 1}\n{"st'),
+        ("certificate-linf.json", b"{"),
         ("config.json", b"[]"),
         ("pictures.npz", b"PK\x03\x04 not a zip"),
         ("pictures.npz", b""),

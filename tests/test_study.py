@@ -10,6 +10,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
@@ -33,6 +34,7 @@ from jnode.study.report import figures
 from jnode.study.tables import amount, spread, tables
 from jnode.train import DataConfig, RunDir, TrainConfig
 from jnode.train.step import init_state
+from tests.helpers import small_model
 from tests.test_scripts import script
 
 TINY = TrainConfig(
@@ -367,12 +369,36 @@ def test_a_function_is_measured(tmp_path):
         ({"labels": GIVEN["labels"] + 5}, "labels must lie"),
         ({"model": lambda image: image}, "a vector of logits"),
         ({"measures": Measures(tightness=True)}, "belong to an ODEClassifier"),
+        ({"measures": Measures(linf=(0.1,))}, "belong to an ODEClassifier"),
     ],
 )
 def test_a_subject_is_checked(change, words):
     with pytest.raises(ValueError, match=words):
         given = {"name": "given", "model": linear, **GIVEN, "measures": Measures()}
         Subject(**given | change)
+
+
+def test_linf_is_certified_by_intervals(getkey, tmp_path):
+    model = small_model(getkey(), "free", jnode.Solver("euler", steps=1))
+    images = np.asarray(jr.uniform(getkey(), (5, 8, 8, 1)))
+    labels = np.asarray(jnp.argmax(jax.vmap(model)(images), axis=1))
+    given = {"images": images, "labels": labels}
+    one = Subject("free", model, **given, measures=Measures(linf=(0.0, 1.0)))
+    (row,) = run_study([one], tmp_path, progress=False)
+    assert [
+        (e["norm"], e["radius"], e["certified_accuracy"])
+        for e in row["certified_accuracy"]
+    ] == [("linf", 0.0, 1.0), ("linf", 1.0, 0.0)]
+    (table,) = tables([row])
+    assert table.head[-2:] == ["certified Linf 0", "certified Linf 1"]
+    assert table.rows[0][-2:] == ["100.0", "0.0"]
+    adaptive = model.with_solver(jnode.Solver("bosh3"))
+    for bad, words in (
+        (lambda: Subject("a", adaptive, **given, measures=one.measures), "fixed steps"),
+        (lambda: dataclasses.replace(GOOD, measures=Measures(linf=(-1.0,))), "least 0"),
+    ):
+        with pytest.raises(ValueError, match=f"measures.linf .*{words}"):
+            bad()
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ class RunReport:
     - `name`: its name in tables and figures.
     - `config`, `evaluation`: what `config.json` and `evaluation.json` hold.
     - `metrics`: the rows of `metrics.jsonl`.
+    - `intervals`: what `certificate-linf.json` holds, if it is there.
     - `pictures`: attacked images and their trajectories, where there are some.
     """
 
@@ -45,6 +46,7 @@ class RunReport:
     config: dict[str, Any]
     evaluation: dict[str, Any]
     metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    intervals: dict[str, Any] | None = None
     pictures: Pictures | None = None
 
     @property
@@ -85,11 +87,13 @@ def read_run(run_dir: str | os.PathLike) -> RunReport:
         metrics = _read(
             run.metrics, lambda text: [json.loads(line) for line in text.splitlines()]
         )
+    intervals = run.path / "certificate-linf.json"
+    enclosed = _read(intervals, json.loads) if intervals.is_file() else None
     pictures = None
     if Pictures.path(run.path).is_file():
         pictures = Pictures.load(run.path)
     name = absolute(run.path).name
-    return RunReport(name, config, evaluation, metrics, pictures)
+    return RunReport(name, config, evaluation, metrics, enclosed, pictures)
 
 
 def _read(path: Path, parse) -> Any:
@@ -195,7 +199,8 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
                 for r in e["certified_accuracy"]
                 if r["radius"] in radii
             ]
-            for e in evaluations
+            + _enclosed(run)
+            for e, run in zip(evaluations, runs, strict=True)
         ]
     )
     found = [
@@ -218,6 +223,18 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
         ),
     ]
     return [section for section in found if section.lines]
+
+
+def _enclosed(run: RunReport) -> list[tuple[str, float]]:
+    """What intervals certify in Linf, of as many images as were evaluated or not."""
+    found, number = run.intervals, run.evaluation["num_examples"]
+    if found is None:
+        return []
+    of = "" if found["num_examples"] == number else f", {found['num_examples']} images"
+    return [
+        (f"certified {budget_label('linf', r['radius'])}{of}", r["certified_accuracy"])
+        for r in found["certified_accuracy"]
+    ]
 
 
 def _nfe_under_attack(evaluations: Sequence[dict]) -> list[Line]:

@@ -39,6 +39,8 @@ class Measures:
         the first `num_ensemble` test images that are still robust.
     - `radii`: the L2 radii at which certified robust accuracy is reported, on all test
         images.
+    - `linf`: Linf radii at which models with fixed steps are certified by intervals, on
+        all test images. Models that were not trained for that get 0.
     - `tightness`: whether to search for a lower bound on the Lipschitz constant (slow).
     - `adaptive`: an adaptive solver whose evaluations are counted for the same weights.
     """
@@ -49,8 +51,21 @@ class Measures:
     budgets: tuple[Budget, ...] = ()
     num_ensemble: int = 200
     radii: tuple[float, ...] = ()
+    linf: tuple[float, ...] = ()
     tightness: bool = False
     adaptive: Solver | None = None
+
+
+def check_enclosable(measures: Measures, solver: Solver) -> None:
+    """**Raises:** `ValueError` if Linf certificates are wanted of an adaptive solver,
+    or at a negative radius."""
+    if measures.linf and solver.adaptive:
+        raise ValueError(
+            f"measures.linf needs fixed steps, and {solver} chooses them: leave it out."
+        )
+    for radius in measures.linf:
+        if not radius >= 0:
+            raise ValueError(f"measures.linf must be at least 0, not {radius!r}.")
 
 
 Images = (
@@ -97,12 +112,15 @@ class Subject:
                 f"not {self.name!r}."
             )
         wanted = self.measures
-        only = (wanted.via, wanted.adaptive, wanted.tightness or None)
-        if not isinstance(self.model, ODEClassifier) and any(only):
-            raise ValueError(
-                "measures must leave out via, adaptive and tightness for a function: "
-                "they belong to an ODEClassifier, or to a study.Cell."
-            )
+        only = (wanted.via, wanted.adaptive, wanted.tightness or None, wanted.linf)
+        if not isinstance(self.model, ODEClassifier):
+            if any(only):
+                raise ValueError(
+                    "measures must leave out via, adaptive, tightness and linf for a "
+                    "function: they belong to an ODEClassifier, or to a study.Cell."
+                )
+        else:
+            check_enclosable(wanted, self.model.solver)
         check_images(self.images)
         logits = jax.eval_shape(self.classifier, self.images[0])
         if logits.ndim != 1:
@@ -170,6 +188,9 @@ class Cell:
     train: TrainConfig
     measures: Measures
     solver: Solver | None = None
+
+    def __post_init__(self):
+        check_enclosable(self.measures, self.evaluated)
 
     @property
     def trained(self) -> str:

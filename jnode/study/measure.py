@@ -87,10 +87,12 @@ def _logits(subject: Subject, images: np.ndarray) -> Float[np.ndarray, "n classe
 def _certified(
     subject: Subject, images: np.ndarray, labels: np.ndarray, logits: np.ndarray
 ) -> dict[str, Any]:
-    """Certified accuracy in L2 and the constant it follows from, or why there is
-    none."""
-    model, radii = subject.model, subject.measures.radii
+    """Certified accuracy, and the constant from which that in L2 follows, or why there
+    is none."""
+    model, radii, rows = subject.model, subject.measures.radii, []
     if isinstance(model, ODEClassifier):
+        linf = subject.measures.linf
+        rows = certify.linf_certified_accuracy(model, images, labels, linf)
         refusal, constant = certify.refusal(model), float(model.lipschitz())
         if refusal is None:
             proven = certify.certified_radii(model, images, labels, batch_size=BATCH)
@@ -100,8 +102,8 @@ def _certified(
         if constant is not None:
             proven = _radii_of_margins(logits, labels, constant)
     if refusal is not None:
-        return {"certified_accuracy": [], "certificate": f"none: {refusal}"}
-    rows = certify.certified_accuracy(proven, radii)
+        return {"certified_accuracy": rows, "certificate": f"none: {refusal}"}
+    rows = [*certify.certified_accuracy(proven, radii), *rows]
     return {"lipschitz": constant, "certified_accuracy": rows}
 
 

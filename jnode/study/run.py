@@ -199,7 +199,7 @@ def _run(cell: Cell | Subject, folder: Path, data_dir, progress: bool) -> None:
         row["error"] = f"{type(error).__name__}: {error}"
         row["traceback"] = traceback.format_exc()
         tqdm.write(f"{cell.name} failed: {row['error']}")
-        run_dir.mkdir(exist_ok=True)
+    run_dir.mkdir(exist_ok=True)  # without attacks nothing was written there
     row["seconds"] = round(time.perf_counter() - start, 1)
     row["versions"] = versions()
     row["settings"] = _settings(cell)

@@ -94,17 +94,27 @@ def budgets(rows: Sequence[Row]) -> list[tuple[str, float]]:
     return []
 
 
-def certified(row: Row, radius: float) -> float | None:
-    """Certified robust accuracy at an L2 radius; `None` without a certificate."""
+def certified(row: Row, radius: float, norm: str = "l2") -> float | None:
+    """Certified robust accuracy at a radius; `None` without a certificate."""
     for entry in row["certified_accuracy"]:
-        if entry["radius"] == radius:
+        if (entry["norm"], entry["radius"]) == (norm, radius):
             return entry["certified_accuracy"]
     return None
 
 
-def radii(rows: Sequence[Row]) -> list[float]:
-    """The radii at which any of the rows certifies."""
-    return sorted({e["radius"] for row in rows for e in row["certified_accuracy"]})
+def radii(rows: Sequence[Row], norm: str = "l2") -> list[float]:
+    """The radii at which any of the rows certifies in a norm."""
+    entries = [e for row in rows for e in row["certified_accuracy"]]
+    return sorted({e["radius"] for e in entries if e["norm"] == norm})
+
+
+def _balls(rows: Sequence[Row]) -> list[tuple[float, str]]:
+    """Radii and norms of certified accuracy."""
+    return [(r, norm) for norm in ("l2", "linf") for r in radii(rows, norm)]
+
+
+def _heads(balls: Sequence[tuple[float, str]]) -> list[str]:
+    return [f"certified {NORMS[norm]} {amount(r)}" for r, norm in balls]
 
 
 def amount(value: float) -> str:
@@ -145,11 +155,11 @@ def _models(rows: list[Row]) -> Table:
             for entry in row.get("alone", {}).get("attacks", ())
         )
     )
-    limits, balls = budgets(rows), radii(rows)
+    limits, balls = budgets(rows), _balls(rows)
     head = ["model", "training", "parameters", "NFE", "train s", "clean"]
     head += tried
     head += [f"AutoAttack {NORMS[n]} {amount(e)}" for n, e in limits]
-    head += [f"certified L2 {amount(r)}" for r in balls]
+    head += _heads(balls)
     lines = []
     for (model, training), group in grouped(rows, "model", "training").items():
         cells = [model, training, f"{group[0]['parameters']:,}"]
@@ -158,15 +168,15 @@ def _models(rows: list[Row]) -> Table:
         cells.append(spread([r["clean_accuracy"] for r in group], percent))
         cells += [spread([_alone(r, name) for r in group], percent) for name in tried]
         cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
-        cells += [spread([certified(r, x) for r in group], percent) for x in balls]
+        cells += [spread([certified(r, *x) for r in group], percent) for x in balls]
         lines.append(cells)
     return Table(_title("Models", rows), _note(rows), head, lines, 2)
 
 
 def _lipschitz(rows: list[Row]) -> Table:
-    limits, balls = budgets(rows), radii(rows)
+    limits, balls = budgets(rows), _balls(rows)
     head = ["L", "clean", *(f"robust {NORMS[n]} {amount(e)}" for n, e in limits)]
-    head += [f"certified L2 {amount(r)}" for r in balls]
+    head += _heads(balls)
     head += [
         "Lipschitz constant, certified",
         "Lipschitz constant, found",
@@ -178,7 +188,7 @@ def _lipschitz(rows: list[Row]) -> Table:
         cells = [constant_label(model)]
         cells.append(spread([r["clean_accuracy"] for r in group], percent))
         cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
-        cells += [spread([certified(r, x) for r in group], percent) for x in balls]
+        cells += [spread([certified(r, *x) for r in group], percent) for x in balls]
         for name in ("certified_upper_bound", "empirical_lower_bound"):
             cells.append(_numbers([r["tightness"][name] for r in group]))
         cells.append(_short(group[0]["nfe"]))
@@ -194,12 +204,12 @@ def constant_label(model: str) -> str:
 
 
 def _solvers(rows: list[Row]) -> Table:
-    limits, balls = budgets(rows), radii(rows)
+    limits, balls = budgets(rows), _balls(rows)
     head = ["model", "solver", "NFE", "ms / image", "clean"]
     for norm, epsilon in limits:
         budget = f"{NORMS[norm]} {amount(epsilon)}"
         head += [f"own attacks {budget}", f"transferred {budget}", f"robust {budget}"]
-    head += [f"certified L2 {amount(r)}" for r in balls]
+    head += _heads(balls)
     lines = []
     for row in sorted(rows, key=lambda r: (r["model"], r["solver_name"], r["nfe"])):
         cells = [row["model"], row["solver"], _short(row["nfe"])]
@@ -210,7 +220,7 @@ def _solvers(rows: list[Row]) -> Table:
                 percent(attacked(row, *budget, transferred=True)),
                 percent(worst(row, *budget)),
             ]
-        cells += [percent(certified(row, x)) for x in balls]
+        cells += [percent(certified(row, *x)) for x in balls]
         lines.append(cells)
     sources = {
         entry["via"] for r in rows for entry in r["alone"]["attacks"] if entry["via"]
@@ -248,9 +258,9 @@ def _steps(rows: list[Row]) -> Table:
 
 def _own(rows: list[Row]) -> Table:
     head = ["cell", "solver", "NFE", "largest", "ms / image", "clean"]
-    limits, balls = budgets(rows), radii(rows)
+    limits, balls = budgets(rows), _balls(rows)
     head += [f"robust {NORMS[n]} {amount(e)}" for n, e in limits]
-    head += [f"certified L2 {amount(r)}" for r in balls]
+    head += _heads(balls)
     lines = []
     for row in rows:
         counts = [row["nfe"], row["nfe_largest"]]
@@ -261,7 +271,7 @@ def _own(rows: list[Row]) -> Table:
         for limit in limits:
             entry = found.get(limit)
             cells.append(NONE if entry is None else _with_interval(entry))
-        cells += [percent(certified(row, x)) for x in balls]
+        cells += [percent(certified(row, *x)) for x in balls]
         lines.append(cells)
     flags = [f"{row['cell']}: {' '.join(row['flags'])}" for row in rows if row["flags"]]
     note = f"Accuracy in %, of {rows[0]['num_test']:,} test images; robust accuracy "

@@ -44,6 +44,8 @@ CONTENTS = (
     "pictures.npz",
     "certificate.json",
     "certificate.png",
+    "certificate-linf.json",
+    "certificate-rounding.json",
     "certificate-smoothed.json",
     # Reports and studies.
     "report.html",
