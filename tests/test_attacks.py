@@ -163,6 +163,16 @@ def test_flat_gradients_are_flagged(problem):
     assert any("zero gradients" in flag for flag in result.summary["flags"])
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_one_pixel_without_a_gradient(norm):
+    """No attack becomes a NaN, of whatever shape the images are."""
+    flat = lambda x: jnp.tile(jnp.asarray([1.0, 0.0]), (len(x), 1)) + 0 * x[:, 0, 0]
+    images = np.full((2, 1, 1, 1), 0.5, np.float32)
+    trial = attacks.PGD(steps=5), Budget(norm, 0.1)
+    result = evaluate(flat, images, np.zeros(2, int), [trial], progress=False)
+    assert result.summary["attacks"][0]["robust_accuracy"] == 1
+
+
 def test_attack_outside_its_budget_is_caught(problem):
     model, images, labels = problem
 

@@ -360,6 +360,32 @@ def test_a_function_is_measured(tmp_path):
     assert "54.5 [28.0, 78.7]" in table.markdown()
 
 
+def test_rows_are_compared_image_by_image(tmp_path):
+    """Robust are images 0, 1, 2, 8, 9, 10 of one model, and 0 to 4 of the other."""
+    measures = Measures(("pgd:l2:0.25:5",), 11)
+    constant = lambda image: jnp.asarray([0.0, 1.0]) + 0 * jnp.sum(image)
+    models = {"linear": lambda x: linear(x)[0], "constant": constant}
+    cells = [
+        Subject(name, model, **GIVEN, measures=measures)
+        for name, model in models.items()
+    ]
+    first, second = run_study(cells, tmp_path, progress=False)
+    found = study.paired(first, second)
+    assert (found["only_first"], found["only_second"]) == (6, 0)
+    assert found["p_value"] == pytest.approx(2 / 2**6)
+    assert found["difference"] == pytest.approx(6 / 11)
+    found = study.paired(first, second, ("l2", 0.25))
+    assert (found["only_first"], found["only_second"]) == (3, 2)
+    assert found["p_value"] == pytest.approx(1)
+    assert study.paired(first, first)["p_value"] == 1
+    with pytest.raises(ValueError, match="budget must be one at which linear"):
+        study.paired(first, second, ("l2", 0.5))
+    with pytest.raises(ValueError, match="must be of the same images"):
+        study.paired(first, second | {"data": "others"})
+    with pytest.raises(ValueError, match="and given does not: it failed"):
+        study.paired({"cell": "given", "error": "no"}, second)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

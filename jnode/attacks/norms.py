@@ -70,7 +70,8 @@ def unit(x: Images, norm: str) -> Images:
     # Scaled first: squares of gradients below 1e-19 would vanish in float32.
     top = wide(size(x, "linf"))
     scaled = x / jnp.maximum(top, 1e-30)
-    return scaled / wide(jnp.maximum(size(scaled, norm), 1e-12))
+    # XLA may divide once, by the product of both, which must not vanish either.
+    return scaled / wide(jnp.maximum(size(scaled, norm), 1e-6))
 
 
 def steepest(

@@ -101,7 +101,10 @@ def _numbers(
         "clean_accuracy": _share(outcome.predictions == outcome.labels),
         "successive": successive,
         "attacks": rows,
-        "worst_case": _worst_case(rows, robust),
+        "worst_case": [
+            {"norm": norm, "epsilon": epsilon, "robust_accuracy": _share(mask)}
+            for (norm, epsilon), mask in worst_masks(rows, robust).items()
+        ],
         "flags": flags,
     }
 
@@ -128,24 +131,26 @@ def _share(mask: Bool[np.ndarray, " n"]) -> float:
     return float(np.mean(mask)) if len(mask) else math.nan
 
 
-def _worst_case(
-    rows: list[dict], robust: Bool[np.ndarray, "trials n"]
-) -> list[dict[str, Any]]:
-    """Per norm and epsilon, the share of samples that are robust to every such attack.
+def worst_masks(
+    rows: Sequence[dict], robust: Bool[np.ndarray, "trials n"]
+) -> dict[tuple[str, float], Bool[np.ndarray, " n"]]:
+    """Per norm and epsilon, the samples that are robust to every such attack.
 
     An attack with a smaller budget counts for larger ones too, and transferred attacks
     count like any other.
+
+    **Arguments:** the rows `attacks` of a summary; `Outcome.robust`.
     """
-    worst = []
-    for norm, epsilon in sorted({(r["norm"], r["epsilon"]) for r in rows}):
-        masks = [
-            mask
-            for row, mask in zip(rows, robust, strict=True)
-            if row["norm"] == norm and row["epsilon"] <= epsilon
-        ]
-        accuracy = _share(np.logical_and.reduce(masks))
-        worst.append({"norm": norm, "epsilon": epsilon, "robust_accuracy": accuracy})
-    return worst
+    return {
+        (norm, epsilon): np.logical_and.reduce(
+            [
+                mask
+                for row, mask in zip(rows, robust, strict=True)
+                if row["norm"] == norm and row["epsilon"] <= epsilon
+            ]
+        )
+        for norm, epsilon in sorted({(r["norm"], r["epsilon"]) for r in rows})
+    }
 
 
 def interval(count: int, total: int) -> tuple[float, float]:

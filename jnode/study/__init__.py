@@ -7,9 +7,10 @@ from jnode.study.cells import Cell as Cell
 from jnode.study.cells import Measures as Measures
 from jnode.study.cells import Subject as Subject
 from jnode.study.cells import configure as configure
+from jnode.study.compare import paired as paired
+from jnode.study.compare import pareto as pareto
+from jnode.study.compare import pareto_figure as pareto_figure
 from jnode.study.measure import measure as measure
-from jnode.study.pareto import pareto as pareto
-from jnode.study.pareto import pareto_figure as pareto_figure
 from jnode.study.report import write_study as write_study
 from jnode.study.run import gather as gather
 from jnode.study.run import read_rows as read_rows

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jnode import attacks, certify
 from jnode._process import versions
@@ -26,7 +26,8 @@ from jnode.evaluation import (
     evaluate,
     interval,
 )
-from jnode.evaluation.store import described
+from jnode.evaluation.accuracy import worst_masks
+from jnode.evaluation.store import described, fingerprint
 from jnode.models import ODEClassifier
 from jnode.models.batched import batched
 from jnode.study.cells import Subject
@@ -54,9 +55,12 @@ def measure(
     wanted, model = subject.measures, subject.model
     images, labels = np.asarray(subject.images), np.asarray(subject.labels)
     logits = _logits(subject, images)
+    right = classes_of(logits) == labels
     found: dict[str, Any] = {
         "num_test": len(labels),
-        "clean_accuracy": float(np.mean(classes_of(logits) == labels)),
+        "data": fingerprint(images, labels),
+        "clean_accuracy": float(np.mean(right)),
+        "right": packed(right),
         **_certified(subject, images, labels, logits),
         **_evaluations(subject, images[:BATCH]),
         "ms_per_image": _milliseconds(subject, images[:BATCH]),
@@ -73,6 +77,16 @@ def measure(
         if tried:
             found[name] = _attacked(subject, name, tried, Path(folder), progress)
     return found | _robust(found)
+
+
+def packed(right: Bool[np.ndarray, " n"]) -> str:
+    """A mask of images as text: four of them in each hexadecimal digit."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(text: str, number: int) -> Bool[np.ndarray, " n"]:
+    """The mask of so many images."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=number) > 0
 
 
 def _logits(subject: Subject, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
@@ -183,12 +197,17 @@ def _attacked(
             successive=together,
             keep=store.attack,
             progress=progress,
-        ).summary
+        )
+    outcome, seen = seen.outcome, seen.summary
+    masks = worst_masks(seen["attacks"], outcome.robust)
     flags = seen["flags"]
     if isinstance(subject.model, ODEClassifier):
         flags = [*flags, *checks.adjoint(subject.model.solver)["flags"]]
     names = ("num_examples", "clean_accuracy", "attacks", "worst_case")
-    return {**{name: seen[name] for name in names}, "flags": flags}
+    found = {name: seen[name] for name in names}
+    for worst in found["worst_case"]:
+        worst["right"] = packed(masks[worst["norm"], worst["epsilon"]])
+    return {**found, "flags": flags}
 
 
 def _robust(found: dict[str, Any]) -> dict[str, Any]:
@@ -197,17 +216,15 @@ def _robust(found: dict[str, Any]) -> dict[str, Any]:
     It is that under AutoAttack where it ran, and else under all other attacks.
     """
     seen = {
-        (worst["norm"], worst["epsilon"]): (worst["robust_accuracy"], part)
+        (worst["norm"], worst["epsilon"]): (worst, part["num_examples"])
         for part in (found.get("alone"), found.get("ensemble"))
         if part is not None
         for worst in part["worst_case"]
     }
     rows = []
-    for (norm, epsilon), (accuracy, part) in seen.items():
-        n = part["num_examples"]
-        row = {"norm": norm, "epsilon": epsilon, "robust_accuracy": accuracy}
-        row["interval"] = interval(round(n * accuracy), n)
-        rows.append(row | {"num_examples": n})
+    for worst, n in seen.values():
+        bounds = interval(round(n * worst["robust_accuracy"]), n)
+        rows.append(worst | {"interval": bounds, "num_examples": n})
     parts = [found[name] for name in ("alone", "ensemble") if name in found]
     flags = list(dict.fromkeys(flag for part in parts for flag in part["flags"]))
     return {"robust": rows, "flags": flags, "device": versions()["device"]}

@@ -21,7 +21,7 @@ from jnode.report.style import (
     tidy,
     to_png,
 )
-from jnode.study.pareto import front, logarithmic, pareto_figure
+from jnode.study.compare import front, logarithmic, pareto_figure
 from jnode.study.tables import (
     Row,
     amount,

@@ -255,11 +255,12 @@ def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, An
             resume = (run.path / "config.json").is_file()
             train(config, run.path, resume=resume, progress=progress)
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    last = json.loads(run.metrics.read_text().splitlines()[-1])
+    *before, last = (json.loads(x) for x in run.metrics.read_text().splitlines())
     _, facts = run.read_config()
     return {
         "num_train": facts["num_train"],
         "epochs": last["epoch"],
+        "loss_fall": 1 - last["loss"] / before[-1]["loss"] if before else None,
         "training_seconds": round(last["seconds"], 1),
         "images_per_second": round(last["images_per_second"]),
         "parameters": _parameters(cell, facts),

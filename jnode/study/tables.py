@@ -9,6 +9,8 @@ from typing import Any
 from jnode.report.results import NONE, NORMS, attack_label, percent
 
 Row = dict[str, Any]
+FALLING = 0.02
+"""A loss that falls by a larger share in the last epoch marks its cell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,6 +338,10 @@ def _note(rows: list[Row]) -> str:
     ]
     # The flags themselves are in the rows.
     note += f" Flags of masked gradients: {', '.join(flagged)}." if flagged else ""
+    falling = [row["cell"] for row in rows if (row.get("loss_fall") or 0) > FALLING]
+    if falling:
+        note += f" Trained too little, the loss fell by more than {FALLING:.0%} in the "
+        note += f"last epoch: {', '.join(falling)}."
     return note
 
 

@@ -1,7 +1,10 @@
-"""Time against worst-case robust accuracy: the front, and its figure."""
+"""Which rows are better: by time and robust accuracy, and by paired tests."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool
 
 from jnode.report.results import NORMS
 from jnode.report.style import (
@@ -15,6 +18,7 @@ from jnode.report.style import (
     share_axis,
     tidy,
 )
+from jnode.study.measure import unpacked
 from jnode.study.tables import Row, amount, budgets, worst
 
 if TYPE_CHECKING:
@@ -42,6 +46,62 @@ def pareto(rows: Sequence[Row], budget: tuple[str, float] | None = None) -> list
             found.append(rows[i])
             best = -negative
     return found
+
+
+def paired(
+    first: Row, second: Row, budget: tuple[str, float] | None = None
+) -> dict[str, float | int]:
+    r"""The difference of two accuracies on the same images, and whether it may be
+    chance.
+
+    Only the images count on which the two disagree: if neither model is better, each
+    is as likely to be the one that is right. The p-value is that of McNemar's exact
+    two-sided test. Of two accuracies measured on the same images the intervals may
+    overlap although the difference is certain.
+
+    **Arguments:** two rows of `run_study`; the norm and epsilon of attacks, by default
+    none: clean accuracy.
+
+    **Returns:** `difference` (the first accuracy minus the second, a share);
+    `only_first` and `only_second`, the numbers of images that only one of them gets
+    right; `p_value`; and `num_examples`.
+
+    **Raises:** `ValueError` for rows of other images, or that were not attacked so, or
+    that hold no outcomes of images: failed ones, and those of older versions.
+    """
+    from scipy.stats import binomtest
+
+    for row in (first, second):
+        if "right" not in row:
+            raise ValueError(
+                f"first and second must hold what was right, and {row['cell']} does "
+                "not: it failed, or is of an older version."
+            )
+    a, b = (_right(row, budget) for row in (first, second))
+    if first["data"] != second["data"] or len(a) != len(b):
+        raise ValueError(
+            "first and second must be of the same images: they are of "
+            f"{first['dataset']} ({len(a)}) and {second['dataset']} ({len(b)})."
+        )
+    only = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    return {
+        "difference": (only[0] - only[1]) / len(a),
+        "only_first": only[0],
+        "only_second": only[1],
+        "p_value": float(binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0,
+        "num_examples": len(a),
+    }
+
+
+def _right(row: Row, budget: tuple[str, float] | None) -> Bool[np.ndarray, " n"]:
+    """The images that are classified correctly, in a budget if one is given."""
+    if budget is None:
+        return unpacked(row["right"], row["num_test"])
+    wanted = (budget[0], round(budget[1], 7))
+    for entry in row["robust"]:
+        if (entry["norm"], entry["epsilon"]) == wanted:
+            return unpacked(entry["right"], entry["num_examples"])
+    raise ValueError(f"budget must be one at which {row['cell']} was attacked.")
 
 
 def _budget(rows: Sequence[Row], budget: Any) -> tuple[str, float]:
