@@ -48,8 +48,8 @@ ULPS = {
 }
 """The largest error of XLA's elementary functions, relative, in units of 2u.
 
-With a margin above what `benchmarks/elementary.py` measures on CPU: over all float32
-numbers, or as many as benchmarks/results/elementary.md says; of float64, over a sample.
+With a margin above what `benchmarks/elementary.py` measures on CPU, over all float32
+numbers, and a sample of float64 numbers.
 """
 
 
