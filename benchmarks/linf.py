@@ -3,8 +3,8 @@
 Certifies the model of a run by intervals on the test images, and attacks some of them
 with AutoAttack in the same norm. Then leaves out its ODE blocks, y(1) = y(0): with the
 trained head, and with a head that was trained by the same loss without them, which is a
-linear classifier. Writes benchmarks/results/linf-DATA-RADIUS.json, and linf.md of all
-such files.
+linear classifier. Writes benchmarks/results/linf-DATA-RADIUS-of-RADIUS.json, named by
+the certified radius and that of the training, and linf.md, the table of all such files.
 """
 
 import dataclasses
@@ -141,6 +141,7 @@ def main(args: Args) -> None:
     rows["linear"] = retrained(still, epsilon, args)
     rows = {k: accuracies(m, images, test.labels, epsilon) for k, m in rows.items()}
     print(rows, flush=True)
+    last = json.loads(run_dir.metrics.read_text().splitlines()[-1])
     trials = attacks.autoattack(Budget("linf", epsilon))
     seen = evaluate(
         batched(whole), images[some], test.labels[some], trials, successive=True
@@ -150,9 +151,8 @@ def main(args: Args) -> None:
         "dataset": config.data.name,
         "epsilon": epsilon,
         "epochs": config.epochs,
-        "training": json.loads(run_dir.metrics.read_text().splitlines()[-1])[
-            "certified"
-        ],
+        "radius_in_training": config.loss.epsilon,
+        "training": last["certified"],
         "examples": len(test),
         "rows": rows,
         "attacked": len(test.labels[some]),
@@ -161,7 +161,8 @@ def main(args: Args) -> None:
         "flags": seen.summary["flags"],
         "versions": versions(),
     }
-    path = RESULTS / f"linf-{config.data.name}-{epsilon:.3g}.json"
+    name = f"linf-{config.data.name}-{epsilon:.3g}-of-{config.loss.epsilon:.3g}.json"
+    path = RESULTS / name
     path.write_text(json.dumps(facts, indent=1) + "\n")
     found = [json.loads(x.read_text()) for x in sorted(RESULTS.glob("linf-*.json"))]
     (RESULTS / "linf.md").write_text(table(found))
@@ -171,10 +172,10 @@ def main(args: Args) -> None:
 def table(found: list[dict[str, Any]]) -> str:
     """A row for each model."""
     lines = [
-        "| data | radius | epochs | clean | certified | in training | "
-        "left by AutoAttack | certified with y(1) = y(0) | with a head trained for "
-        "that | movement | flags |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| data | radius | radius in training | epochs | clean | certified | "
+        "certified in training | left by AutoAttack | certified with y(1) = y(0) | "
+        "with a head trained for that | movement | flags |",
+        "| --- |" + " ---: |" * 11,
     ]
     for f in found:
         clean = 100 * f["rows"]["trajectory"]["clean_accuracy"]
@@ -183,12 +184,18 @@ def table(found: list[dict[str, Any]]) -> str:
             for name in ("trajectory", "none", "linear")
         )
         lines.append(
-            f"| {f['dataset']} | {f['epsilon']:.3g} | {f['epochs']} | {clean:.1f} | "
+            f"| {f['dataset']} | {f['epsilon']:.3g} | {f['radius_in_training']:.3g} | "
+            f"{f['epochs']} | {clean:.1f} | "
             f"{whole} | {100 * f['training']:.1f} | {100 * f['autoattack']:.1f} of "
             f"{f['attacked']:,} | {still} | {linear} | {f['movement']:.2f} | "
-            f"{', '.join(f['flags']) or 'none'} |"
+            f"{len(f['flags'])} |"
         )
-    return "\n".join(lines) + "\n"
+    flags = [
+        f"{f['dataset']}, trained at {f['radius_in_training']:.3g}: {x}"
+        for f in found
+        for x in f["flags"]
+    ]
+    return "\n".join([*lines, "", *(f"- {flag}" for flag in flags)]).rstrip() + "\n"
 
 
 if __name__ == "__main__":

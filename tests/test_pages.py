@@ -223,7 +223,7 @@ def test_tables_are_those_that_the_benchmarks_wrote():
         "attacks": ("attacks",),
         "speed": ("speed", "start", "work_precision", "adjoints", "precision"),
         "adaptive": ("adaptive_mnist", "adaptive_hunt"),
-        "linf": ("linf_hunt",),
+        "linf": ("linf", "linf_hunt"),
         "distributed": ("tpu", "scaling"),
         "contest": ("contest",),
         "study": tuple(f"study/{name}" for name in STUDIED),

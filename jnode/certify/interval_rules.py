@@ -151,9 +151,9 @@ def _product(arithmetic, eqn, args):
 
 def _is_ordered(params: dict) -> bool:
     """Whether a convolution is one of those that `jnode.linear.convolve` computes."""
-    steps = (params["feature_group_count"], *params["lhs_dilation"])
-    steps = (*steps, *params["rhs_dilation"])
-    return params["dimension_numbers"] == _ORDER and set(steps) == {1}
+    ones = (params["feature_group_count"], *params["lhs_dilation"])
+    ones = (*ones, *params["rhs_dilation"])
+    return params["dimension_numbers"] == _ORDER and set(ones) == {1}
 
 
 def _together(eqn: Any) -> Callable[[Array, Array], Array]:

@@ -226,7 +226,8 @@ def sections(runs: Sequence[RunReport]) -> list[Section]:
 
 
 def _enclosed(run: RunReport) -> list[tuple[str, float]]:
-    """What intervals certify in Linf, of as many images as were evaluated or not."""
+    """What intervals certify in Linf, with the number of images if it is not that of
+    the evaluation."""
     found, number = run.intervals, run.evaluation["num_examples"]
     if found is None:
         return []
