@@ -286,9 +286,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{r['paths']} | {r['commonest_share']:.0%} | {r['attempts']:.1f} | "
             f"{r['milliseconds']:.1f} | {r['attacked']} | {r['changed_grids']} | "
             f"{r['changed_predictions']} | "
-            f"{r['parted_halves']} of {r['halves']} |"
+            f"{_parted(r)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _parted(row: dict[str, Any]) -> str:
+    # Older rows were not searched so.
+    return f"{row['parted_halves']} of {row['halves']}" if "halves" in row else "–"
 
 
 if __name__ == "__main__":
