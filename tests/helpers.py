@@ -72,4 +72,4 @@ def conv_orders(function, *args):
     lines = [x for x in text.splitlines() if "stablehlo.convolution" in x]
     order = re.compile(r"dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])")
     grouped = re.compile(r"group_count = (?!1 )")
-    return ["grouped" if grouped.search(x) else order.search(x)[1] for x in lines]
+    return ["grouped" if grouped.search(x) else order.findall(x)[0] for x in lines]

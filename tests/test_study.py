@@ -406,9 +406,9 @@ def test_a_subject_is_checked(change, words):
 
 def test_linf_is_certified_by_intervals(getkey, tmp_path):
     model = small_model(getkey(), "free", jnode.Solver("euler", steps=1))
-    images = np.asarray(jr.uniform(getkey(), (5, 8, 8, 1)))
-    labels = np.asarray(jnp.argmax(jax.vmap(model)(images), axis=1))
-    given = {"images": images, "labels": labels}
+    images = jr.uniform(getkey(), (5, 8, 8, 1))
+    labels = jnp.argmax(jax.vmap(model)(images), axis=1)
+    given: dict = {"images": np.asarray(images), "labels": np.asarray(labels)}
     one = Subject("free", model, **given, measures=Measures(linf=(0.0, 1.0)))
     (row,) = run_study([one], tmp_path, progress=False)
     assert [
