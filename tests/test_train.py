@@ -16,6 +16,7 @@ import optax
 import pytest
 
 import jnode
+from jnode.attacks import Budget
 from jnode.constraints import plain
 from jnode.fields import Decay
 from jnode.runs import certify_run
@@ -384,6 +385,36 @@ def test_losses(getkey):
             LossConfig(**wrong)
 
 
+def test_trades_is_the_divergence_from_an_adversarial_example(getkey):
+    """No budget leaves it 0; steps raise it above a random point's."""
+    model = small_model(getkey(), lipschitz=2.0)
+    images = jr.uniform(getkey(), (8, 8, 8, 1))
+    labels, keys = jnp.arange(8) % 4, jr.split(jr.key(0), 8)
+    logits = jax.vmap(model)(images)
+
+    @eqx.filter_jit
+    def penalty(model=model, **kw):
+        config = LossConfig("trades", logit_scale=3.0, **kw)
+        clean = jax.vmap(model)(images)
+        return losses.trades_penalty(model, images, clean, keys, config)
+
+    assert np.allclose(penalty(epsilon=0.0), 0, atol=1e-6)
+    reached = penalty(epsilon=0.1, steps=10)
+    start = Budget("linf", 0.1).of_each(images).random_starts(images, keys)
+    p, q = (
+        np.asarray(jax.nn.softmax(3 * z), np.float64)
+        for z in (logits, jax.vmap(model)(start))
+    )
+    before = np.sum(p * np.log(p / q), axis=1)
+    assert (np.asarray(reached) > 1.5 * before).all()
+    config = LossConfig("trades", logit_scale=3.0, weight=2.0, epsilon=0.1)
+    value, aux = eqx.filter_jit(make_loss(config))(model, images, labels, keys)
+    expected = float(jnp.mean(reached))
+    assert float(aux["penalty"]) == pytest.approx(expected, rel=1e-5)
+    entropy = -np.mean(np.log(p[np.arange(8), np.asarray(labels)]))
+    assert float(value) == pytest.approx(entropy + 2 * expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("unit_norm", [True, False])
 def test_margin_loss_by_its_formula(getkey, unit_norm):
     """Written out in NumPy, class by class."""
@@ -452,7 +483,7 @@ def test_unrest_of_a_field_at_rest(getkey):
         losses.steady_state_penalty(moving, states, keys)
 
 
-@pytest.mark.parametrize("name", slow_but(["steady_state", "lyapunov"], "steady_state"))
+@pytest.mark.parametrize("name", slow_but(losses.PENALISED, "steady_state"))
 def test_training_lowers_the_penalty(getkey, name):
     model = small_model(getkey(), "free", jnode.Solver("rk4", steps=2))
     images = jr.uniform(getkey(), (16, 8, 8, 1))
@@ -491,7 +522,7 @@ def test_explosion_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LossConfig("hinge"), "natural, margin, ibp, steady_state"),
+        (lambda: LossConfig("hinge"), "natural, margin, ibp, trades, steady_state"),
         (lambda: LossConfig(rho=-1.0), "rho must be at least 0"),
         (lambda: LossConfig(epsilon=-0.1), "epsilon must be at least 0"),
         (lambda: LossConfig(logit_scale=0.0), "logit_scale must be positive"),

@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from jnode.attacks.norms import NORMS, Images, shortened, size, steepest, unit, wide
 
@@ -123,6 +123,15 @@ class Budget(eqx.Module):
         share = jr.uniform(radius_key, (len(images), 1, 1, 1), dtype)
         radius = wide(self.epsilon) * share ** (1 / math.prod(shape[1:]))
         return self.project(images + radius * direction, images)
+
+    def random_starts(self, images: Images, keys: Key[Array, " batch"]) -> Images:
+        """As `random_start`, with a key for each image and, in `epsilon`, a number."""
+
+        def begin(image, epsilon, key):
+            alone = Budget(self.norm, epsilon[None])
+            return alone.random_start(image[None], key)[0]
+
+        return jax.vmap(begin)(images, self.epsilon, keys)
 
     def check(self, name: str, images: ArrayLike, adversarial: ArrayLike) -> None:
         """Checks the images of the attack `name`: in [0, 1], and in the ball.

@@ -124,12 +124,7 @@ class PGD(AbstractAttack):
 def _from_keys(attack, model, images, goal, budget, keys):
     model = AsImages(model)
     clean = model(images)
-
-    def begin(image, epsilon, key):
-        alone = Budget(budget.norm, epsilon[None])
-        return alone.random_start(image[None], key)[0]
-
-    start = jax.vmap(begin)(images, budget.epsilon, keys)
+    start = budget.random_starts(images, keys)
     best = _unbeaten(images, goal, clean)
     # Keys of the steps, which only a model that draws random numbers uses.
     both = jr.split(keys[0])

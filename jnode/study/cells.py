@@ -245,6 +245,7 @@ TRAININGS: dict[str, dict] = {
     # Half clean images, half noisy copies (after Yan et al., ICLR 2020).
     "noise": {"inputs": "noise", "sigma": 100 / 255, "share": 0.5},
     "adversarial": {"inputs": "adversarial", "steps": 5},
+    "trades": {"name": "trades", "weight": 6.0, "steps": 5},
     "margin": {"name": "margin"},
 }
 

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jnode.attacks import PGD, Budget
+from jnode.attacks.losses import loss_and_gradient
 from jnode.constraints import resolve
 from jnode.fields.base import takes_batches, time_invariant
 from jnode.models import ODEBlock, ODEClassifier
@@ -19,7 +20,8 @@ from jnode.models.batched import logits as logits_of
 from jnode.solvers import trajectory
 from jnode.train import ibp
 
-LOSSES = ("natural", "margin", "ibp", "steady_state", "lyapunov")
+PENALISED = ("trades", "steady_state", "lyapunov")
+LOSSES = ("natural", "margin", "ibp", *PENALISED)
 INPUTS = ("clean", "noise", "adversarial")
 # The number of rows of each image's Jacobian that the Lyapunov loss uses.
 ROWS = 8
@@ -30,9 +32,10 @@ class LossConfig:
     """What training minimises.
 
     - `name`: "natural" (cross-entropy), "margin" (Lipschitz-margin training), "ibp"
-        (certified in Linf by intervals, `jnode.train.ibp`), "steady_state" (TisODE) or
-        "lyapunov" (SODEF): cross-entropy plus a penalty that makes the end of the
-        trajectory an equilibrium.
+        (certified in Linf by intervals, `jnode.train.ibp`), "trades" (cross-entropy of
+        the clean images plus a penalty on how far an attack moves the predicted
+        distribution), "steady_state" (TisODE) or "lyapunov" (SODEF): cross-entropy plus
+        a penalty that makes the end of the trajectory an equilibrium.
     - `inputs`: the images of the loss: "clean", "noise" (some with Gaussian noise) or
         "adversarial" (attacked by PGD).
     - `logit_scale`: the positive factor of the logits in the cross-entropy (an inverse
@@ -41,12 +44,13 @@ class LossConfig:
         demands of each image. A larger one gives larger radii and less clean accuracy.
     - `sigma`, `share`: for "noise", its standard deviation, in pixel units, and the
         fraction of noisy images.
-    - `norm`, `epsilon`, `steps`: for "adversarial", the PGD attack, in pixel units; for
-        "ibp", `epsilon` is the Linf radius at the end of the ramp.
+    - `norm`, `epsilon`, `steps`: for "adversarial" and "trades", the PGD attack, in
+        pixel units; for "ibp", `epsilon` is the Linf radius at the end of the ramp.
     - `kappa`, `ramp`: for "ibp", the weight of the clean cross-entropy at the end of
         the ramp, which starts at 1; and the fraction of training after which the ramp
         ends.
-    - `weight`: for "steady_state" and "lyapunov", the weight of the penalty.
+    - `weight`: for "trades", "steady_state" and "lyapunov", the weight of the penalty;
+        for "trades" 6 is usual.
 
     **Raises:** `ValueError` for a value out of its range, naming the option.
     """
@@ -99,8 +103,8 @@ def make_loss(config: LossConfig) -> Loss:
 
     `aux` holds the batch's accuracy (on the images of the loss), mean `nfe`, and
     `failed`, the fraction of solves that stopped at `max_steps`, whose last state is
-    used; for "steady_state" and "lyapunov" the `penalty`; for "ibp" `certified`, the
-    fraction of images proven right at the radius of this step.
+    used; for "trades", "steady_state" and "lyapunov" the `penalty`; for "ibp"
+    `certified`, the fraction of images proven right at the radius of this step.
     """
 
     def loss(model, images, labels, keys, progress=None):
@@ -130,9 +134,13 @@ def make_loss(config: LossConfig) -> Loss:
             aux["certified"] = jnp.mean(proven.astype(jnp.float32))
             kappa = 1 - (1 - config.kappa) * ramp
             return jnp.mean(kappa * entropy + (1 - kappa) * worst), aux
-        if config.name not in _RESTS:
+        if config.name not in PENALISED:
             return jnp.mean(entropy), aux
-        penalty = jnp.mean(_RESTS[config.name](model, solutions.y, keys))
+        if config.name == "trades":
+            moved = trades_penalty(model, images, logits, keys, config)
+        else:
+            moved = _RESTS[config.name](model, solutions.y, keys)
+        penalty = jnp.mean(moved)
         aux["penalty"] = penalty
         return jnp.mean(entropy) + config.weight * penalty, aux
 
@@ -163,6 +171,41 @@ def add_margins(
     gaps = jnp.sqrt(jnp.maximum(squares, 1e-12))
     gaps = jnp.where(jnp.eye(len(rows), dtype=bool), 0, gaps)
     return logits + reach * gaps[labels]
+
+
+def trades_penalty(
+    model: ODEClassifier,
+    images: Float[Array, "b height width channels"],
+    logits: Float[Array, "b classes"],
+    keys: Key[Array, " b"],
+    config: LossConfig,
+) -> Float[Array, " b"]:
+    r"""The Kullback-Leibler divergence $D(p(x) \| p(x'))$ of the predictions for an
+    image and its adversarial example.
+
+    $x'$ is found by PGD on the divergence itself, from a random start (TRADES; Zhang et
+    al., ICML 2019). `logits` are those of the clean `images`; both distributions are
+    softmaxes at `logit_scale`.
+    """
+    budget = Budget(config.norm, config.epsilon).of_each(images)
+    length = 2.5 * budget.epsilon / config.steps
+    classify = partial(batched(model), throw=False)
+    fixed = partial(batched(_without_gradient(model)), throw=False)
+
+    def divergence(clean, moved):
+        clean, moved = (
+            jax.nn.log_softmax(config.logit_scale * z) for z in (clean, moved)
+        )
+        return jnp.sum(jnp.exp(clean) * (clean - moved), axis=1)
+
+    def step(_, moved):
+        value = partial(divergence, jax.lax.stop_gradient(logits))
+        _, _, gradient = loss_and_gradient(fixed, moved, value)
+        return budget.step(moved, gradient, length, images)
+
+    start = budget.random_starts(images, keys)
+    found = jax.lax.fori_loop(0, config.steps, step, start)
+    return divergence(logits, classify(jax.lax.stop_gradient(found)))
 
 
 def steady_state_penalty(
@@ -258,9 +301,12 @@ def _noisy(images, keys, config):
 
 
 def _adversarial(model, images, labels, keys, config):
-    frozen = jax.lax.stop_gradient
-    model = jax.tree.map(lambda x: frozen(x) if hasattr(x, "dtype") else x, model)
-
     attack, budget = PGD(steps=config.steps), Budget(config.norm, config.epsilon)
-    classify = partial(batched(model), throw=False)
-    return frozen(attack.from_keys(classify, images, labels, budget, keys))
+    classify = partial(batched(_without_gradient(model)), throw=False)
+    found = attack.from_keys(classify, images, labels, budget, keys)
+    return jax.lax.stop_gradient(found)
+
+
+def _without_gradient(model):
+    frozen = jax.lax.stop_gradient
+    return jax.tree.map(lambda x: frozen(x) if hasattr(x, "dtype") else x, model)

@@ -18,7 +18,7 @@ from jnode.models import Head, ODEClassifier, build
 from jnode.sharding import averaged
 from jnode.train.config import TrainConfig
 from jnode.train.ibp import narrowed
-from jnode.train.losses import Loss, LossConfig, make_loss
+from jnode.train.losses import PENALISED, Loss, LossConfig, make_loss
 from jnode.train.run_dir import NonFiniteLossError, SolverFailedError
 
 
@@ -255,7 +255,7 @@ class RunningMetrics(eqx.Module):
 
 def empty_metrics(loss: LossConfig) -> RunningMetrics:
     """The totals at an epoch's start, with the names that this loss has."""
-    rest = ("penalty",) if loss.name in ("steady_state", "lyapunov") else ()
+    rest = ("penalty",) if loss.name in PENALISED else ()
     rest = ("certified",) if loss.name == "ibp" else rest
     names = ("loss", "accuracy", "nfe", "failed", *rest)
     number, count = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
