@@ -15,7 +15,7 @@ from jnode._batches import check_images, check_labels
 from jnode._checks import check_choice
 from jnode.attacks.losses import logits_of
 from jnode.evaluation.store import fingerprint
-from jnode.models import ModelConfig, ODEClassifier, presets
+from jnode.models import ModelConfig, ODEClassifier
 from jnode.models.batched import batched
 from jnode.solvers import Solver
 from jnode.train import DataConfig, LossConfig, TrainConfig
@@ -213,30 +213,49 @@ class Cell:
         return self.train.solver if self.solver is None else self.solver
 
 
-FREE, RK4 = presets.MODELS["unconstrained"]
-WIDTHS = {1: 32, 3: 64}
-"""The channels of the state for each number of image channels."""
+RK4 = Solver("rk4", steps=2)
+# The networks of the literature: a free encoder of three convolutions, group norm.
+_USUAL = ModelConfig("free", encoder="conv", features=16, group_norm=True)
+# What is compared with its constraint and without: an isometric encoder, 32 channels
+# on a grid of 7 x 7, and two maps around MaxMin.
+_ORTHO = ModelConfig("ortho", position=True, activation="maxmin")
 
-# They differ only in the field and its solver: all have the same encoder (isometric),
-# width and head, and as many parameters as two 3x3 convolutions of that width.
 MODELS: dict[str, tuple[ModelConfig, Solver]] = {
-    "cnn": (FREE, Solver("euler", steps=1)),
+    # A residual block is one Euler step.
+    "cnn": (_USUAL, Solver("euler", steps=1)),
+    "cnn_wide": (
+        dataclasses.replace(_USUAL, features=32),
+        Solver("euler", steps=1),
+    ),
     "resnet": (
-        dataclasses.replace(FREE, segments=(4,), hidden=8),
+        dataclasses.replace(_USUAL, segments=(4,)),
         Solver("euler", steps=4),
     ),
-    "odenet": (FREE, RK4),
-    "tisode": (FREE, RK4),
-    "ortho": (ModelConfig("ortho"), RK4),
+    "odenet": (dataclasses.replace(_USUAL, time=True), RK4),
+    "tisode": (_USUAL, RK4),
+    "free": (
+        dataclasses.replace(_ORTHO, field="free", padding="circular"),
+        RK4,
+    ),
+    "ortho": (_ORTHO, RK4),
     # Steps of hL = 2, each with weights of its own: after one step the state is at
     # equilibrium for its weights.
     "contractive": (
-        ModelConfig("gradient_flow", lipschitz=8.0, hidden=16, segments=(4,)),
+        ModelConfig(
+            "gradient_flow",
+            features=64,
+            hidden=16,
+            kernel_size=5,
+            segments=(4,),
+            position=True,
+            lipschitz=8.0,
+        ),
         Solver("euler", steps=4),
     ),
-    "skew": (ModelConfig("skew", lipschitz=2.0, damping=0.5), RK4),
+    "skew": (ModelConfig("skew", lipschitz=2.0, damping=0.5, position=True), RK4),
 }
-"""A configuration and its solver, at 32 channels, as in `jnode.models.MODELS`."""
+"""The models of the studies, as configurations and solvers, for grey images; for colour
+they have twice the channels."""
 LOSSES = {"tisode": "steady_state"}
 """The trainings, by name: losses other than plain cross-entropy."""
 
@@ -267,22 +286,22 @@ def configure(
     """The training run of a model of `MODELS` under a training of `TRAININGS`.
 
     **Arguments:** their names, the data, the channels of their images, the epochs and
-    the seed; the Linf budget of adversarial training; another Lipschitz constant, or
-    solver, than the model's; the radius and the logit scale of margin training.
+    the seed; the Linf budget of adversarial training and TRADES; another Lipschitz
+    constant, or solver, than the model's; the radius of margin training; and the factor
+    of the logits in the cross-entropy.
 
     **Raises:** `ValueError` for an unknown name.
     """
     check_choice("model", model, MODELS)
     check_choice("training", training, TRAININGS)
-    (described, default), width = MODELS[model], WIDTHS[channels]
-    options: dict = {"features": width}
+    (described, default), factor = MODELS[model], 1 if channels == 1 else 2
+    options: dict = {"features": factor * described.features}
     if described.hidden is not None:
-        options["hidden"] = described.hidden * width // described.features
+        options["hidden"] = factor * described.hidden
     if lipschitz is not None:
         options["lipschitz"] = lipschitz
     loss = {"name": LOSSES.get(model, "natural"), **TRAININGS[training]}
-    if training == "margin":
-        loss |= {"rho": rho, "logit_scale": logit_scale}
+    loss |= {"rho": rho, "logit_scale": logit_scale}
     return TrainConfig(
         data=data,
         model=dataclasses.replace(described, **options),

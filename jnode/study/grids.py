@@ -38,6 +38,7 @@ def models(
     measures: Measures,
     epsilon: float = 0.2,
     rho: float = 0.5,
+    logit_scale: float = 1.0,
 ) -> Iterator[Cell]:
     """Cells for each seed, training and model, ordered by seed."""
     for seed in seeds:
@@ -52,6 +53,7 @@ def models(
                     seed=seed,
                     epsilon=epsilon,
                     rho=rho,
+                    logit_scale=logit_scale,
                 )
                 yield Cell("models", model, training, config, measures)
 
@@ -84,7 +86,7 @@ def lipschitz(
     seeds: Sequence[int],
     measures: Measures,
 ) -> Iterator[Cell]:
-    """The Ortho field at several constants, and the free field of the same form."""
+    """The Ortho field at several constants, and without its constraint."""
     for seed in seeds:
         for constant in constants:
             config = configure(
@@ -98,7 +100,7 @@ def lipschitz(
             )
             yield Cell("lipschitz", f"ortho-L{constant:g}", "natural", config, measures)
         config = configure(
-            "odenet", "natural", dataset, channels=1, epochs=epochs, seed=seed
+            "free", "natural", dataset, channels=1, epochs=epochs, seed=seed
         )
         yield Cell("lipschitz", "ortho-Linf", "natural", config, measures)
 

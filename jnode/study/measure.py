@@ -73,10 +73,19 @@ def measure(
     if isinstance(model, ODEClassifier) and wanted.tightness:
         found["tightness"] = tightness(model, images, seed=0)
     trials = {"alone": _alone(subject), "ensemble": ensemble(subject, logits.shape[1])}
+    robust: dict[tuple[str, float], dict[str, Any]] = {}
     for name, tried in trials.items():
         if tried:
-            found[name] = _attacked(subject, name, tried, Path(folder), progress)
-    return found | _robust(found)
+            seen, masks = _attacked(subject, name, tried, Path(folder), progress)
+            found[name] = seen
+            # AutoAttack comes last, and counts where it ran.
+            robust |= {budget: _robust(budget, mask) for budget, mask in masks.items()}
+    parts = [found[name] for name in trials if name in found]
+    return found | {
+        "robust": list(robust.values()),
+        "flags": list(dict.fromkeys(flag for part in parts for flag in part["flags"])),
+        "device": versions()["device"],
+    }
 
 
 def packed(right: Bool[np.ndarray, " n"]) -> str:
@@ -178,8 +187,9 @@ def ensemble(subject: Subject, classes: int) -> list[Trial]:
 
 def _attacked(
     subject: Subject, name: str, tried: Sequence[Trial], folder: Path, progress: bool
-) -> dict[str, Any]:
-    """The summary of attacks, each on all images, or of AutoAttack, in turn."""
+) -> tuple[dict[str, Any], dict[tuple[str, float], Bool[np.ndarray, " n"]]]:
+    """The summary of attacks, each on all images, or of AutoAttack, in turn; and which
+    images are robust in each budget."""
     together = name == "ensemble"
     wanted = subject.measures
     count = wanted.num_ensemble if together else wanted.num_alone
@@ -204,27 +214,16 @@ def _attacked(
     if isinstance(subject.model, ODEClassifier):
         flags = [*flags, *checks.adjoint(subject.model.solver)["flags"]]
     names = ("num_examples", "clean_accuracy", "attacks", "worst_case")
-    found = {name: seen[name] for name in names}
-    for worst in found["worst_case"]:
-        worst["right"] = packed(masks[worst["norm"], worst["epsilon"]])
-    return {**found, "flags": flags}
+    return {**{name: seen[name] for name in names}, "flags": flags}, masks
 
 
-def _robust(found: dict[str, Any]) -> dict[str, Any]:
-    """Robust accuracy in each budget with its 95 % interval, and all flags.
-
-    It is that under AutoAttack where it ran, and else under all other attacks.
-    """
-    seen = {
-        (worst["norm"], worst["epsilon"]): (worst, part["num_examples"])
-        for part in (found.get("alone"), found.get("ensemble"))
-        if part is not None
-        for worst in part["worst_case"]
+def _robust(budget: tuple[str, float], mask: Bool[np.ndarray, " n"]) -> dict[str, Any]:
+    """Robust accuracy in a budget with its 95 % interval, and the robust images."""
+    return {
+        "norm": budget[0],
+        "epsilon": budget[1],
+        "robust_accuracy": float(np.mean(mask)),
+        "interval": interval(int(np.sum(mask)), len(mask)),
+        "num_examples": len(mask),
+        "right": packed(mask),
     }
-    rows = []
-    for worst, n in seen.values():
-        bounds = interval(round(n * worst["robust_accuracy"]), n)
-        rows.append(worst | {"interval": bounds, "num_examples": n})
-    parts = [found[name] for name in ("alone", "ensemble") if name in found]
-    flags = list(dict.fromkeys(flag for part in parts for flag in part["flags"]))
-    return {"robust": rows, "flags": flags, "device": versions()["device"]}
