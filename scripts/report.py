@@ -9,7 +9,7 @@ import tyro
 from jnode import report
 from jnode._files import absolute, as_path
 from jnode._process import run
-from jnode.study import read_rows, tables, write_study
+from jnode.study import read_rows, write_study
 from jnode.study.run import RESULTS
 
 
@@ -50,8 +50,8 @@ def tell_study(args: Args) -> None:
     out = Path(args.out or folder / "report.html")
     rows = read_rows(args.run_dirs)
     page = write_study(rows, out.parent, out.stem)
-    print("\n\n".join(table.markdown() for table in tables(rows)))
-    print(f"\nReport: {page.resolve()}")
+    print(page.with_suffix(".md").read_text())
+    print(f"Report: {page.resolve()}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from jnode.study import (
     write_study,
 )
 from jnode.study.cells import PARTS
+from jnode.study.measure import packed
 from jnode.study.report import figures
 from jnode.study.tables import amount, spread, tables
 from jnode.train import DataConfig, RunDir, TrainConfig
@@ -376,12 +377,34 @@ def test_rows_are_compared_image_by_image(tmp_path):
     assert (found["only_first"], found["only_second"]) == (3, 2)
     assert found["p_value"] == pytest.approx(1)
     assert study.paired(first, first)["p_value"] == 1
+    (table,) = study.orders([second, first])
+    assert table.rows == [
+        ["own images", "clean", "linear ≈ constant"],
+        ["own images", "L2 0.25", "linear ≈ constant"],
+    ]
     with pytest.raises(ValueError, match="budget must be one at which linear"):
         study.paired(first, second, ("l2", 0.5))
     with pytest.raises(ValueError, match="must be of the same images"):
         study.paired(first, second | {"data": "others"})
     with pytest.raises(ValueError, match="and given does not: it failed"):
         study.paired({"cell": "given", "error": "no"}, second)
+
+
+def test_an_order_is_claimed_only_where_it_is_certain():
+    """Of 40 images b gets 8 fewer than a, which is certain, and c one fewer than b."""
+
+    def made(model, number, seed=0, training="natural"):
+        right = packed(np.arange(40) < number)
+        seen = {"right": right, "num_test": 40, "data": "these"}
+        seen |= {"alone": {}, "ensemble": {}}
+        return row("models", model, seed, training=training, **seen)
+
+    rows = [made("c", 31), made("a", 40), made("b", 32), made("a", 0, seed=1)]
+    (table,) = study.orders([*rows, made("a", 30, training="margin")])
+    clean = {line[0]: line[2] for line in table.rows if line[1] == "clean"}
+    assert clean["mnist5k, natural"] == "a > b ≈ c"
+    assert clean["mnist5k, a"] == "natural > margin"
+    assert study.orders([row("models", "old")]) == []
 
 
 @pytest.mark.parametrize(

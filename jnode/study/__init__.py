@@ -7,6 +7,7 @@ from jnode.study.cells import Cell as Cell
 from jnode.study.cells import Measures as Measures
 from jnode.study.cells import Subject as Subject
 from jnode.study.cells import configure as configure
+from jnode.study.compare import orders as orders
 from jnode.study.compare import paired as paired
 from jnode.study.compare import pareto as pareto
 from jnode.study.compare import pareto_figure as pareto_figure

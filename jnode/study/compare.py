@@ -1,5 +1,6 @@
 """Which rows are better: by time and robust accuracy, and by paired tests."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from jnode.report.style import (
     tidy,
 )
 from jnode.study.measure import unpacked
-from jnode.study.tables import Row, amount, budgets, worst
+from jnode.study.tables import Row, Table, amount, budgets, grouped, worst
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +92,60 @@ def paired(
         "p_value": float(binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0,
         "num_examples": len(a),
     }
+
+
+SURE = 0.01
+"""The p-value below which an order of two rows is not put down to chance."""
+
+
+def orders(rows: Sequence[Row]) -> list[Table]:
+    """A table of who is better on the same images, by paired tests of neighbours.
+
+    In each line the rows are in order of their accuracy, clean or in a budget of
+    AutoAttack; > stands where p < 0.01, and ≈ where the order may be chance. Models of
+    one training are compared, and trainings of one model, each by its first seed. Rows
+    of older versions, which do not say what was right, are left out.
+    """
+    known = [row for row in rows if "right" in row and row["part"] in ("models", "own")]
+    lines = []
+    for among, name in (("training", "model"), ("model", "training"), ("part", "cell")):
+        part = "own" if among == "part" else "models"
+        chosen = [row for row in known if row["part"] == part]
+        for (_, value), group in grouped(chosen, "data", among).items():
+            firsts = {row[name]: row for row in reversed(group)}
+            if len(firsts) < 2:
+                continue
+            where = group[0]["dataset"]
+            what = where if part == "own" else f"{where}, {value}"
+            for budget in (None, *budgets(group)):
+                lines.append([what, _label(budget), _chain(firsts, budget)])
+    if not lines:
+        return []
+    note = (
+        "From the best to the worst on the same images: > for p < 0.01 between "
+        "neighbours (McNemar's exact test), ≈ where the order may be chance. One seed."
+    )
+    return [Table("In order", note, ["among", "images", "order"], lines, 3)]
+
+
+def _label(budget: tuple[str, float] | None) -> str:
+    return "clean" if budget is None else f"{NORMS[budget[0]]} {amount(budget[1])}"
+
+
+def _chain(named: dict[str, Row], budget: tuple[str, float] | None) -> str:
+    """The names in order of accuracy, those that were measured."""
+    tested = {
+        name: row
+        for name, row in named.items()
+        if budget is None or worst(row, *budget) is not None
+    }
+    share = {name: np.mean(_right(row, budget)) for name, row in tested.items()}
+    names = sorted(tested, key=lambda name: -share[name])
+    text = names[0] if names else ""
+    for better, other in itertools.pairwise(names):
+        p = paired(tested[better], tested[other], budget)["p_value"]
+        text += f" {'>' if p < SURE else '≈'} {other}"
+    return text
 
 
 def _right(row: Row, budget: tuple[str, float] | None) -> Bool[np.ndarray, " n"]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
+from jnode.evaluation import interval
 from jnode.report.results import NONE, NORMS, attack_label, percent
 
 Row = dict[str, Any]
@@ -317,6 +318,15 @@ def _title(what: str, rows: list[Row]) -> str:
     return f"{what} on {rows[0]['dataset']}"
 
 
+_ATTACKED = {"alone": "single attacks", "ensemble": "AutoAttack"}
+
+
+def _half(total: int) -> float:
+    """Half of the longest 95 % interval of a share of so many."""
+    low, high = interval(total // 2, total)
+    return (high - low) / 2
+
+
 def _note(rows: list[Row]) -> str:
     """A note on the numbers of images and epochs."""
     row = rows[0]
@@ -324,17 +334,20 @@ def _note(rows: list[Row]) -> str:
         f"Accuracy in %: clean and certified of {row['num_test']:,} test images; "
         f"trained on {row['num_train']:,} for {_all(rows, 'epochs')} epochs"
     ]
-    for name, says in (("alone", "single attacks"), ("ensemble", "AutoAttack")):
+    for name, says in _ATTACKED.items():
         if name in row:
             parts.append(f"{says} on the first {row[name]['num_examples']:,}")
     note = "; ".join(parts) + "."
+    counts = {row["num_test"], *(row[x]["num_examples"] for x in _ATTACKED if x in row)}
+    widths = [f"{percent(_half(n))} of {n:,}" for n in sorted(counts, reverse=True)]
+    note += f" The 95 % intervals are at most ± these points: {', '.join(widths)}."
     seeds = len({row["seed"] for row in rows})
     if seeds > 1:
         note += f" ± is half the range of up to {seeds} seeds."
     flagged = [
         row["cell"]
         for row in rows
-        if any(row.get(name, {}).get("flags") for name in ("alone", "ensemble"))
+        if any(row.get(name, {}).get("flags") for name in _ATTACKED)
     ]
     # The flags themselves are in the rows.
     note += f" Flags of masked gradients: {', '.join(flagged)}." if flagged else ""
