@@ -436,6 +436,11 @@ def test_linf_is_certified_by_intervals(getkey, tmp_path):
         (e["norm"], e["radius"], e["certified_accuracy"])
         for e in row["certified_accuracy"]
     ] == [("linf", 0.0, 1.0), ("linf", 1.0, 0.0)]
+    starts = [np.asarray(model.encode(x)).ravel() for x in images]
+    ends = [np.asarray(model.embed(x)) for x in images]
+    lengths = [np.linalg.norm(y - x) for x, y in zip(starts, ends, strict=True)]
+    shares = np.divide(lengths, [np.linalg.norm(x) for x in starts])
+    assert row["movement"] == pytest.approx(np.mean(shares), rel=1e-5)
     (table,) = tables([row])
     assert table.head[-2:] == ["certified Linf 0", "certified Linf 1"]
     assert table.rows[0][-2:] == ["100.0", "0.0"]

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from jnode import attacks, certify
 from jnode._process import versions
@@ -28,7 +28,7 @@ from jnode.evaluation import (
 )
 from jnode.evaluation.accuracy import worst_masks
 from jnode.evaluation.store import described, fingerprint
-from jnode.models import ODEClassifier
+from jnode.models import ODEBlock, ODEClassifier
 from jnode.models.batched import batched
 from jnode.study.cells import Subject
 
@@ -65,6 +65,10 @@ def measure(
         **_evaluations(subject, images[:BATCH]),
         "ms_per_image": _milliseconds(subject, images[:BATCH]),
     }
+    if isinstance(model, ODEClassifier):
+        found["movement"] = float(
+            np.mean(_movement(model, jnp.asarray(images[:BATCH])))
+        )
     if isinstance(model, ODEClassifier) and wanted.adaptive is not None:
         other = model.with_solver(wanted.adaptive).bake()
         counts = count_evaluations(other, images[:BATCH], BATCH)
@@ -152,6 +156,23 @@ def _evaluations(subject: Subject, images: np.ndarray) -> dict[str, Any]:
     if counts is None:
         return {"nfe": None, "nfe_largest": None}
     return {"nfe": float(np.mean(counts)), "nfe_largest": int(np.max(counts))}
+
+
+@eqx.filter_jit
+def _movement(model: ODEClassifier, images) -> Float[Array, " n"]:
+    """How far the blocks move each image's state: the distance of a block's end from
+    its start over the norm of the start, added up over the blocks."""
+
+    def one(image):
+        before, total = image, 0.0
+        for layer, after in zip(model.layers, model.states(image), strict=True):
+            if isinstance(layer, ODEBlock):
+                length = jnp.linalg.norm((after - before).ravel())
+                total += length / jnp.maximum(jnp.linalg.norm(before.ravel()), 1e-12)
+            before = after
+        return total
+
+    return jax.vmap(one)(images)
 
 
 def _milliseconds(subject: Subject, images: np.ndarray) -> float:

@@ -159,7 +159,7 @@ def _models(rows: list[Row]) -> Table:
         )
     )
     limits, balls = budgets(rows), _balls(rows)
-    head = ["model", "training", "parameters", "NFE", "train s", "clean"]
+    head = ["model", "training", "parameters", "NFE", "movement", "train s", "clean"]
     head += tried
     head += [f"AutoAttack {NORMS[n]} {amount(e)}" for n, e in limits]
     head += _heads(balls)
@@ -167,6 +167,7 @@ def _models(rows: list[Row]) -> Table:
     for (model, training), group in grouped(rows, "model", "training").items():
         cells = [model, training, f"{group[0]['parameters']:,}"]
         cells.append(_short(group[0]["nfe"]))
+        cells.append(_maybe(group[0].get("movement")))
         cells.append(_short(sum(r["training_seconds"] for r in group) / len(group)))
         cells.append(spread([r["clean_accuracy"] for r in group], percent))
         cells += [spread([_alone(r, name) for r in group], percent) for name in tried]
@@ -208,7 +209,7 @@ def constant_label(model: str) -> str:
 
 def _solvers(rows: list[Row]) -> Table:
     limits, balls = budgets(rows), _balls(rows)
-    head = ["model", "solver", "NFE", "ms / image", "clean"]
+    head = ["model", "solver", "NFE", "movement", "ms / image", "clean"]
     for norm, epsilon in limits:
         budget = f"{NORMS[norm]} {amount(epsilon)}"
         head += [f"own attacks {budget}", f"transferred {budget}", f"robust {budget}"]
@@ -216,6 +217,7 @@ def _solvers(rows: list[Row]) -> Table:
     lines = []
     for row in sorted(rows, key=lambda r: (r["model"], r["solver_name"], r["nfe"])):
         cells = [row["model"], row["solver"], _short(row["nfe"])]
+        cells += [_maybe(row.get("movement"))]
         cells += [_short(row["ms_per_image"]), percent(row["clean_accuracy"])]
         for budget in limits:
             cells += [
@@ -364,6 +366,10 @@ def _all(rows: list[Row], name: str) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _maybe(value: float | None) -> str:
+    return NONE if value is None else _short(value)
 
 
 def _line(text: str) -> str:
