@@ -164,7 +164,7 @@ def _movement(model: ODEClassifier, images) -> Float[Array, " n"]:
     its start over the norm of the start, added up over the blocks."""
 
     def one(image):
-        before, total = image, 0.0
+        before, total = image, jnp.zeros((), image.dtype)
         for layer, after in zip(model.layers, model.states(image), strict=True):
             if isinstance(layer, ODEBlock):
                 length = jnp.linalg.norm((after - before).ravel())
