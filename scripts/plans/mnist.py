@@ -5,11 +5,12 @@ TRADES. The cells are ordered by how much they answer for their time: 12 hours o
 core for the first seed, and 10 for each of the others.
 """
 
-from jnode.study import MODELS, Measures, grids
+from jnode.study import Measures, grids
 from jnode.train import DataConfig
 
 SAME, BOUNDED = ("free", "ortho", "contractive"), ("ortho", "contractive")
-OTHERS = tuple(name for name in MODELS if name not in SAME)
+QUICK = ("skew", "cnn")
+SLOW = ("resnet", "odenet", "tisode", "cnn_wide")
 COMMON = {
     "dataset": DataConfig("mnist", pad=1),
     "channels": 1,
@@ -24,13 +25,11 @@ COMMON = {
         radii=grids.DIGIT_RADII,
     ),
 }
-same = [("natural", SAME), ("margin", BOUNDED)]
-others = [("natural", OTHERS)]
+quick = [("natural", SAME), ("margin", BOUNDED), ("natural", QUICK)]
 attacked = [("adversarial", SAME), ("trades", SAME)]
+slow = [("natural", SLOW)]
 
 cells = [
-    *grids.models(trained=same, seeds=(0,), **COMMON),
-    *grids.models(trained=attacked, seeds=(0,), **COMMON),
-    *grids.models(trained=others, seeds=(0,), **COMMON),
-    *grids.models(trained=[*same, *others], seeds=(1, 2), **COMMON),
+    *grids.models(trained=[*quick, *attacked, *slow], seeds=(0,), **COMMON),
+    *grids.models(trained=[*quick, *slow], seeds=(1, 2), **COMMON),
 ]
