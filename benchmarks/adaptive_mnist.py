@@ -260,9 +260,11 @@ def main(args: Args) -> None:
                 rows[name] = kind | found
                 write_json(path, rows)
             print(name, rows[name], flush=True)
-    facts = {"rows": list(rows.values()), "versions": versions()}
+    kinds = list(itertools.product(FIELDS, METHODS))
+    found = sorted(rows.values(), key=lambda r: kinds.index((r["field"], r["method"])))
+    facts = {"rows": found, "versions": versions()}
     (RESULTS / "adaptive_mnist.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / "adaptive_mnist.md").write_text(table(list(rows.values())))
+    (RESULTS / "adaptive_mnist.md").write_text(table(found))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -286,14 +288,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{r['paths']} | {r['commonest_share']:.0%} | {r['attempts']:.1f} | "
             f"{r['milliseconds']:.1f} | {r['attacked']} | {r['changed_grids']} | "
             f"{r['changed_predictions']} | "
-            f"{_parted(r)} |"
+            f"{r['parted_halves']} of {r['halves']} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _parted(row: dict[str, Any]) -> str:
-    # Older rows were not searched so.
-    return f"{row['parted_halves']} of {row['halves']}" if "halves" in row else "–"
 
 
 if __name__ == "__main__":
