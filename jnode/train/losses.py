@@ -137,10 +137,10 @@ def make_loss(config: LossConfig) -> Loss:
         if config.name not in PENALISED:
             return jnp.mean(entropy), aux
         if config.name == "trades":
-            moved = trades_penalty(model, images, logits, keys, config)
+            each = trades_penalty(model, images, logits, keys, config)
         else:
-            moved = _RESTS[config.name](model, solutions.y, keys)
-        penalty = jnp.mean(moved)
+            each = _RESTS[config.name](model, solutions.y, keys)
+        penalty = jnp.mean(each)
         aux["penalty"] = penalty
         return jnp.mean(entropy) + config.weight * penalty, aux
 
