@@ -526,6 +526,7 @@ def test_explosion_is_named(tmp_path, monkeypatch):
         (lambda: LossConfig(rho=-1.0), "rho must be at least 0"),
         (lambda: LossConfig(epsilon=-0.1), "epsilon must be at least 0"),
         (lambda: LossConfig(logit_scale=0.0), "logit_scale must be positive"),
+        (lambda: LossConfig("trades", steps=0), "steps must be at least 1"),
         (lambda: LossConfig("lyapunov", weight=-1.0), "weight must be at least 0"),
         (
             lambda: TrainConfig(

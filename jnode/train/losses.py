@@ -82,6 +82,8 @@ class LossConfig:
                 raise ValueError(
                     f"{name} must be in [0, 1], not {getattr(self, name)!r}."
                 )
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps!r}.")
         if not self.logit_scale > 0:
             raise ValueError(f"logit_scale must be positive, not {self.logit_scale!r}.")
         for name in ("rho", "sigma", "epsilon", "weight"):
