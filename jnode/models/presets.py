@@ -66,10 +66,10 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         ModelConfig(
             field="free",
             features=32,
-            hidden=64,
+            hidden=96,
             kernel_size=1,
             dense=1,
-            dense_hidden=256,
+            dense_hidden=384,
             unit_norm=False,
         ),
         Solver("euler", steps=2),
