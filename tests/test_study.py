@@ -154,6 +154,10 @@ def test_a_failed_cell_stops_no_other(finished):
     # The same weights under another solver.
     assert solved["trained_with"] == "eulerx2" and solved["solver"] == "rk4x1"
     assert (good["nfe"], solved["nfe"]) == (2, 4)
+    sizes: dict = {"image_shape": (28, 28, 1), "classes": 10, "key": jr.key(0)}
+    model = jnode.build(TINY.model, TINY.solver, **sizes)
+    arrays = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    assert good["parameters"] == sum(x.size for x in arrays)
     assert str(jnode.load(folder / SOLVED.name).solver) == "rk4x1"
     lines = (folder / "results.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows

@@ -355,8 +355,9 @@ def _note(rows: list[Row]) -> str:
     note += f" Flags of masked gradients: {', '.join(flagged)}." if flagged else ""
     falling = [row["cell"] for row in rows if (row.get("loss_fall") or 0) > FALLING]
     if falling:
+        names = "all" if len(falling) == len(rows) else ", ".join(falling)
         note += f" Trained too little, the loss fell by more than {FALLING:.0%} in the "
-        note += f"last epoch: {', '.join(falling)}."
+        note += f"last epoch: {names}."
     return note
 
 
