@@ -1,8 +1,8 @@
 """All models on MNIST: AutoAttack, certificates, and the protocol of TisODE.
 
 Three seeds for the models that are trained naturally and for margins, one for PGD and
-TRADES. The cells are ordered by how much they answer for their time: 12 hours of one
-core for the first seed, and 10 for each of the others.
+TRADES. The cells are ordered by how much they answer for their time; the first seven
+take an hour of one core.
 """
 
 from jnode.study import Measures, grids
