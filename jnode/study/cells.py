@@ -213,7 +213,7 @@ class Cell:
         return self.train.solver if self.solver is None else self.solver
 
 
-RK4 = Solver("rk4", steps=2)
+_RK4 = Solver("rk4", steps=2)
 # The networks of the literature: a free encoder of three convolutions, group norm.
 _USUAL = ModelConfig("free", encoder="conv", features=16, group_norm=True)
 # What is compared with its constraint and without: an isometric encoder, 32 channels
@@ -223,21 +223,15 @@ _ORTHO = ModelConfig("ortho", position=True, activation="maxmin")
 MODELS: dict[str, tuple[ModelConfig, Solver]] = {
     # A residual block is one Euler step.
     "cnn": (_USUAL, Solver("euler", steps=1)),
-    "cnn_wide": (
-        dataclasses.replace(_USUAL, features=32),
-        Solver("euler", steps=1),
-    ),
+    "cnn_wide": (dataclasses.replace(_USUAL, features=32), Solver("euler", steps=1)),
     "resnet": (
         dataclasses.replace(_USUAL, segments=(4,)),
         Solver("euler", steps=4),
     ),
-    "odenet": (dataclasses.replace(_USUAL, time=True), RK4),
-    "tisode": (_USUAL, RK4),
-    "free": (
-        dataclasses.replace(_ORTHO, field="free", padding="circular"),
-        RK4,
-    ),
-    "ortho": (_ORTHO, RK4),
+    "odenet": (dataclasses.replace(_USUAL, time=True), _RK4),
+    "tisode": (_USUAL, _RK4),
+    "free": (dataclasses.replace(_ORTHO, field="free", padding="circular"), _RK4),
+    "ortho": (_ORTHO, _RK4),
     # Steps of hL = 2, each with weights of its own: after one step the state is at
     # equilibrium for its weights.
     "contractive": (
@@ -252,7 +246,7 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         ),
         Solver("euler", steps=4),
     ),
-    "skew": (ModelConfig("skew", lipschitz=2.0, damping=0.5, position=True), RK4),
+    "skew": (ModelConfig("skew", lipschitz=2.0, damping=0.5, position=True), _RK4),
 }
 """The models of the studies, as configurations and solvers, for grey images; for colour
 they have twice the channels."""

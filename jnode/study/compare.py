@@ -122,7 +122,7 @@ def orders(rows: Sequence[Row]) -> list[Table]:
     if not lines:
         return []
     note = (
-        "From the best to the worst on the same images: > for p < 0.01 between "
+        f"From the best to the worst on the same images: > for p < {SURE} between "
         "neighbours (McNemar's exact test), ≈ where the order may be chance. One seed."
     )
     return [Table("In order", note, ["among", "images", "order"], lines, 3)]

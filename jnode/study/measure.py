@@ -66,16 +66,15 @@ def measure(
         "ms_per_image": _milliseconds(subject, images[:BATCH]),
     }
     if isinstance(model, ODEClassifier):
-        found["movement"] = float(
-            np.mean(_movement(model, jnp.asarray(images[:BATCH])))
-        )
-    if isinstance(model, ODEClassifier) and wanted.adaptive is not None:
-        other = model.with_solver(wanted.adaptive).bake()
-        counts = count_evaluations(other, images[:BATCH], BATCH)
-        name = str(wanted.adaptive)
-        found["adaptive"] = {"solver": name, "nfe": float(np.mean(counts))}
-    if isinstance(model, ODEClassifier) and wanted.tightness:
-        found["tightness"] = tightness(model, images, seed=0)
+        first = images[:BATCH]
+        found["movement"] = float(np.mean(_movement(model, jnp.asarray(first))))
+        if wanted.adaptive is not None:
+            other = model.with_solver(wanted.adaptive).bake()
+            counts = count_evaluations(other, first, BATCH)
+            name = str(wanted.adaptive)
+            found["adaptive"] = {"solver": name, "nfe": float(np.mean(counts))}
+        if wanted.tightness:
+            found["tightness"] = tightness(model, images, seed=0)
     trials = {"alone": _alone(subject), "ensemble": ensemble(subject, logits.shape[1])}
     robust: dict[tuple[str, float], dict[str, Any]] = {}
     for name, tried in trials.items():
