@@ -6,8 +6,9 @@ All contestants do the same work on the same states, in turn, round after round;
 row is the median of its rounds (of one round, where a call takes over a second) and
 its ratio to jnode's. Then the sizes are changed one after another, and each contestant
 is started in a process of its own, twice, to see its first step, its first step with
-JAX's compilation cache, and its memory. Needs the other libraries (CONTRIBUTING.md) and
-a C++ compiler for torch.compile. Writes benchmarks/results/speed.{json,md,png}; with
+JAX's compilation cache, and its memory. JAX and PyTorch
+use a GPU if there is one. Needs the other libraries (CONTRIBUTING.md) and a C++
+compiler for torch.compile. Writes benchmarks/results/speed.{json,md,png}; with
 `--part` only some of it. `--quick` runs every row once, at a small size.
 """
 

@@ -24,6 +24,9 @@ from jax_peers import (
 import jnode
 from jnode.solvers import solve_batch
 
+# On GPUs JAX would multiply in TF32 where a contestant asks for nothing else.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 FIXED = jnode.Solver("rk4", steps=4)
 ADAPTIVE = jnode.Solver("dopri5", rtol=1e-3, atol=1e-4)
 TSIT5 = jnode.Solver("tsit5", rtol=1e-3, atol=1e-4)
@@ -40,6 +43,7 @@ class Sizes(NamedTuple):
 _ERRORS_ARE_NAN = {"EQX_ON_ERROR": "nan"}
 _SINGLE = {"GRADSOLVE_X64": "0"}
 COMPILED = ", torch.compile"
+MODE = "reduce-overhead" if peers.DEVICE == "cuda" else "default"
 FAQ = "Diffrax by its FAQ"
 
 
@@ -92,8 +96,8 @@ def jax_runs(make_solve, field, solver, states, labels):
 
 
 def torch_runs(model, states, labels):
-    y = torch.as_tensor(states).permute(0, 3, 1, 2).contiguous()
-    labels = torch.as_tensor(labels)
+    y = torch.as_tensor(states, device=peers.DEVICE).permute(0, 3, 1, 2).contiguous()
+    labels = torch.as_tensor(labels, device=peers.DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     loss = lambda y: torch.nn.functional.cross_entropy(model(y), labels)
 
@@ -110,7 +114,16 @@ def torch_runs(model, states, labels):
         x = y.clone().requires_grad_(True)
         torch.autograd.grad(loss(x), x)
 
-    return {"training step": train, "inference": infer, "attack step": attack}
+    def finished(run):
+        def call():
+            run()
+            if peers.DEVICE == "cuda":
+                torch.cuda.synchronize()
+
+        return call
+
+    runs = {"training step": train, "inference": infer, "attack step": attack}
+    return {name: finished(run) for name, run in runs.items()}
 
 
 def contestants(sizes):
@@ -130,9 +143,10 @@ def contestants(sizes):
 
     def theirs(field, solve, *, compiled=False):
         def runs():
-            model = peers.Classifier(field(), channels, side, solve)
-            # What the compiler cannot follow, it leaves to Python.
-            model = torch.compile(model) if compiled else model
+            model = peers.Classifier(field(), channels, side, solve).to(peers.DEVICE)
+            # What the compiler cannot follow, it leaves to Python. On a GPU the mode
+            # records CUDA graphs.
+            model = torch.compile(model, mode=MODE) if compiled else model
             return torch_runs(model, states, labels)
 
         return runs

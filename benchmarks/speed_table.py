@@ -12,6 +12,9 @@ def table(result: dict) -> str:
 
 def _groups(result) -> str:
     peak, nfe = result["ceiling"], result["nfe"]
+    where = f"{result['cores']} cores"
+    if result["device"] != "cpu":
+        where = f"{result['device']}, {where}"
     lines = [
         f"Batch {result['batch']}, {result['side']} x {result['side']} x "
         f"{result['channels']}, float32, {result['cores']} cores; "
@@ -85,7 +88,12 @@ def _ranges(rows) -> list[str]:
 
 
 def _cell(row, ours) -> str:
-    return f"{row['ms']:.0f} ({_ratio(row, ours)}, {row['cpu'] / ours['cpu']:.2f})"
+    return f"{_ms(row)} ({_ratio(row, ours)}, {row['cpu'] / ours['cpu']:.2f})"
+
+
+def _ms(row) -> str:
+    """Milliseconds, with two digits at least."""
+    return f"{row['ms']:.0f}" if row["ms"] >= 10 else f"{row['ms']:.2g}"
 
 
 def _ratio(row, ours) -> str:

@@ -14,6 +14,10 @@ from torch import nn
 
 from jnode.linear import spectral_conv
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# All contestants multiply in float32 proper; PyTorch's convolutions would use TF32.
+torch.backends.cudnn.allow_tf32 = False
+
 
 class CayleyField(nn.Module):
     """L W2 relu(W1 y + b1) + b2 with orthogonal circular convolutions."""
@@ -32,7 +36,7 @@ class CayleyField(nn.Module):
         n = self.side
         w = torch.fft.rfft2(self.kernels, (n, n)).permute(0, 3, 4, 1, 2)
         a = w - w.conj().mT
-        eye = torch.eye(w.shape[-1], dtype=a.dtype)
+        eye = torch.eye(w.shape[-1], dtype=a.dtype, device=a.device)
         return torch.linalg.solve(eye + a, eye - a)
 
     def hoist(self):
@@ -57,7 +61,7 @@ class CayleyField(nn.Module):
     def apply_map(self, q, y):
         n = self.side
         if self.form == "matmul":
-            f = torch.as_tensor(spectral_conv.transform(n, n), dtype=y.dtype)
+            f = torch.as_tensor(spectral_conv.transform(n, n)).to(y)
             f = f.reshape(-1, n * n)
             b, c = y.shape[:2]
             s = (y.reshape(b, c, n * n) @ f.T).reshape(b, c, 2, -1)
@@ -105,7 +109,7 @@ class Classifier(nn.Module):
 
 def torchdiffeq_solve(method, steps=None, tolerances=None):
     """As torchdiffeq's documentation shows it: `odeint`, differentiated directly."""
-    span = torch.tensor([0.0, 1.0])
+    span = torch.tensor([0.0, 1.0], device=DEVICE)
     if steps is not None:
         options = {"method": method, "options": {"step_size": 1.0 / steps}}
     else:
@@ -127,9 +131,8 @@ def torchode_solve(method, tolerances):
             atol=tolerances[1], rtol=tolerances[0], term=term
         )
         adjoint = torchode.AutoDiffAdjoint(stepper(term=term), controller)
-        problem = torchode.InitialValueProblem(
-            y0=y.flatten(1), t_eval=torch.tensor([0.0, 1.0]).repeat(len(y), 1)
-        )
+        times = torch.tensor([0.0, 1.0], device=DEVICE).repeat(len(y), 1)
+        problem = torchode.InitialValueProblem(y0=y.flatten(1), t_eval=times)
         solution = adjoint.solve(problem)
         solve.steps = solution.stats["n_steps"]
         return solution.ys[:, -1].reshape(y.shape)

@@ -203,7 +203,7 @@ def _scan(arithmetic, params, args):
     closed, length = params["jaxpr"], params["length"]
     if params["reverse"] or length == 0:
         raise refusal("scan, backwards or of no trips")
-    n, m = params["num_consts"], params["num_carry"]
+    n, m = _consts_and_carry(params)
     held, carry, moving = args[:n], args[n : n + m], args[n + m :]
 
     def trip(carry, xs):
@@ -233,6 +233,14 @@ def _scan(arithmetic, params, args):
     carry, ys = trip(carry, [_at(x, length - 1) for x in moving])
     outs = [_stacked(arithmetic, before, k, y, batch) for k, y in enumerate(ys)]
     return [*carry, *outs]
+
+
+def _consts_and_carry(params) -> tuple[int, int]:
+    """How many of a scan's arguments are constants, and how many the carry."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # since JAX 0.11
+    return len(list(consts)), len(list(carry))
 
 
 def _at(x: Value, index: Any) -> Value:
