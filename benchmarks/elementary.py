@@ -26,6 +26,7 @@ CALLS = {
     "exp": (jnp.exp, np.exp),
     "log": (jnp.log, np.log),
     "log1p": (jnp.log1p, np.log1p),
+    "log2": (jnp.log2, np.log2),
     "logistic": (jax.lax.logistic, lambda x: 1 / (1 + np.exp(-x))),
     "rsqrt": (jax.lax.rsqrt, lambda x: 1 / np.sqrt(x)),
     "sin": (jnp.sin, np.sin),
@@ -72,7 +73,7 @@ def single(name: str, stride: int) -> tuple[float, int]:
         bits = np.arange(start, start + CHUNK * stride, stride, dtype=np.uint64)
         x = bits.astype(np.uint32).view(np.float32)
         x = x[np.isfinite(x) & ((x == 0) | (np.abs(x) >= np.finfo(np.float32).tiny))]
-        if name in ("log", "sqrt", "rsqrt"):
+        if name in ("log", "log2", "sqrt", "rsqrt"):
             x = x[x > 0]
         x = x[x > -1] if name == "log1p" else x
         if not len(x):
@@ -88,7 +89,7 @@ def double(name: str, number: int) -> tuple[float, int]:
     """As `single`, over random float64 numbers."""
     rng = np.random.default_rng(0)
     x = rng.choice([-1.0, 1.0], number) * 2.0 ** rng.uniform(-60, 9, number)
-    if name in ("log", "sqrt", "rsqrt"):
+    if name in ("log", "log2", "sqrt", "rsqrt"):
         x = np.abs(x)
     x = x[x > -1] if name == "log1p" else x
     found = np.asarray(jax.jit(CALLS[name][0])(jnp.asarray(x)))

@@ -131,6 +131,12 @@ def test_elementary_functions_and_products(getkey):
         "norm": lambda x: x / jnp.sqrt(jnp.sum(x**2) + 1),
         "wave": lambda x: jnp.sin(x) * jnp.exp(-jnp.abs(x)),
         "largest": lambda x: x - jnp.max(x),
+        # Of one operation or of several, depending on the version of JAX.
+        "parts": lambda x: jnp.stack([a * b for a, b in zip(x, x[::-1], strict=True)]),
+        "log2": lambda x: jnp.log2(jnp.abs(x) + 0.5),
+        "slope": jax.vmap(jax.grad(jnp.tanh)),
+        "cubic": lambda x: jnp.polyval(jnp.array([1.0, 2.0, -1.0, 0.5]), x),
+        "tenth": lambda x: jnp.polyval(jnp.linspace(-1.0, 1.0, 11), x / 2),
     }
     for name, function in functions.items():
         worst = excess(function, states(getkey(), (5,)), 0.1, getkey())

@@ -38,6 +38,7 @@ ULPS = {
     "exp": 8,
     "log": 8,
     "log1p": 512,
+    "log2": 16,
     "logistic": 16,
     "rsqrt": 8,
     "sin": 8,

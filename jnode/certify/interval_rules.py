@@ -28,6 +28,7 @@ MOVING = (
     "slice",
     "split",
     "transpose",
+    "unstack",
 )
 JOINING = ("concatenate", "stack")
 # Images by batch, height, width, channels; kernels by height, width, in, out.
@@ -58,11 +59,9 @@ def is_plain(x: Value) -> bool:
 
 def lifted(x: Value) -> Enclosure:
     """A plain array as an enclosure."""
-    return (
-        x
-        if isinstance(x, Enclosure)
-        else Enclosure(jnp.asarray(x)[None], None, (), False)
-    )
+    if isinstance(x, Enclosure):
+        return x
+    return Enclosure(jnp.asarray(x)[None], None, (), False)
 
 
 def is_float(x: Any) -> bool:
@@ -74,6 +73,11 @@ def bind(eqn: Any, *args: Any) -> list[Array]:
     """The results of the operation itself."""
     outs = eqn.primitive.bind(*args, **eqn.params)
     return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def _single(eqn: Any) -> Callable[..., Array]:
+    """The operation itself, if it has one result."""
+    return lambda *args: bind(eqn, *args)[0]
 
 
 def widens(old: Any, new: Any) -> bool:
@@ -94,7 +98,7 @@ def _moving(arithmetic, eqn, args):
 
 
 def _joining(arithmetic, eqn, args):
-    return [arithmetic.joined(lambda *xs: bind(eqn, *xs)[0], [lifted(x) for x in args])]
+    return [arithmetic.joined(_single(eqn), [lifted(x) for x in args])]
 
 
 def _pad(arithmetic, eqn, args):
@@ -121,7 +125,7 @@ def _convert(arithmetic, eqn, args):
     x, new = args[0], eqn.params["new_dtype"]
     if not isinstance(x, Enclosure) or not widens(x.centre.dtype, new):
         raise refusal(f"conversion to {jnp.dtype(new).name}")
-    return [arithmetic.moved(lambda a: bind(eqn, a)[0], x)]
+    return [arithmetic.moved(_single(eqn), x)]
 
 
 def _add(arithmetic, eqn, args):
@@ -190,14 +194,30 @@ def _divide(arithmetic, eqn, args):
 def _sum(arithmetic, eqn, args):
     x = lifted(args[0])
     before, after = eqn.invars[0].aval.size, eqn.outvars[0].aval.size
-    return [arithmetic.total(lambda a: bind(eqn, a)[0], x, before // max(after, 1))]
+    return [arithmetic.total(_single(eqn), x, before // max(after, 1))]
 
 
 def _monotone(arithmetic, eqn, args):
     if len(args) != 1:
         raise refusal(f"{eqn.primitive.name} of several arrays")
     x, ulps = lifted(args[0]), ULPS.get(eqn.primitive.name, 0)
-    return [arithmetic.monotone(lambda a: bind(eqn, a)[0], x, ulps)]
+    return [arithmetic.monotone(_single(eqn), x, ulps)]
+
+
+def _both(arithmetic, eqn, args):
+    return [arithmetic.both(_single(eqn), *(lifted(x) for x in args))]
+
+
+def _wave(arithmetic, eqn, args):
+    return [arithmetic.wave(_single(eqn), lifted(args[0]), ULPS[eqn.primitive.name])]
+
+
+def _polynomial(arithmetic, eqn, args):
+    """By Horner's rule, as JAX computes it; the coefficients in ascending order."""
+    x, *rest, out = (lifted(a) for a in args)
+    for c in reversed(rest):
+        out = arithmetic.add(jnp.add, arithmetic.bilinear(jnp.multiply, out, x, 1), c)
+    return [out]
 
 
 def _power(arithmetic, eqn, args):
@@ -205,8 +225,8 @@ def _power(arithmetic, eqn, args):
     if power < 0:
         raise refusal(f"power of {power}")
     x = arithmetic.absolute(x) if power % 2 == 0 else x
-    # Rounded at most twice for each factor.
-    return [arithmetic.monotone(lambda a: bind(eqn, a)[0], x, 2 * power)]
+    # Rounded at most twice for each factor; 1 - x^2, which is (1 + x) (1 - x), thrice.
+    return [arithmetic.monotone(_single(eqn), x, 2 * power)]
 
 
 RULES: dict[str, Callable[[Arithmetic, Any, list[Value]], list[Value]]] = {
@@ -215,26 +235,15 @@ RULES: dict[str, Callable[[Arithmetic, Any, list[Value]], list[Value]]] = {
     **dict.fromkeys((*_ELEMENTARY, "sort", "reduce_max", "reduce_min"), _monotone),
     **dict.fromkeys(("add", "sub", "add_any"), _add),
     **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), _product),
-    **dict.fromkeys(("integer_pow", "square"), _power),
-    **dict.fromkeys(
-        ("max", "min"),
-        lambda arithmetic, eqn, args: [
-            arithmetic.both(lambda a, b: bind(eqn, a, b)[0], *(lifted(x) for x in args))
-        ],
-    ),
-    **dict.fromkeys(
-        ("sin", "cos"),
-        lambda arithmetic, eqn, args: [
-            arithmetic.wave(
-                lambda a: bind(eqn, a)[0], lifted(args[0]), ULPS[eqn.primitive.name]
-            )
-        ],
-    ),
+    **dict.fromkeys(("integer_pow", "square", "one_minus_square"), _power),
+    **dict.fromkeys(("max", "min"), _both),
+    **dict.fromkeys(("sin", "cos"), _wave),
     "abs": lambda arithmetic, eqn, args: [arithmetic.absolute(args[0])],
     "neg": lambda arithmetic, eqn, args: [arithmetic.negative(args[0])],
     "convert_element_type": _convert,
     "div": _divide,
     "pad": _pad,
+    "polynomial": _polynomial,
     "reduce_sum": _sum,
     "select_n": _select,
 }
