@@ -146,6 +146,12 @@ def embedded(model, image, attempts: int = ATTEMPTS):
     return y.ravel(), jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
 
 
+def decisions(record):
+    """The values whose signs decide, and whether each of them was asked for."""
+    taken = jnp.concatenate([record["going"], record["matters"]])
+    return jnp.concatenate([record["first"], record["second"]]), taken
+
+
 def margin(logits, y):
     """By how much class `y` leads."""
     others = jnp.where(jnp.arange(len(logits)) == y, -jnp.inf, logits)
@@ -161,17 +167,15 @@ def search(model, image, radius, mode, key, steps: int, attempts: int = ATTEMPTS
     features, record = embedded(model, image, attempts)
     y = jnp.argmax(model.head(features))
     keys = jr.split(key)
-    values = jnp.concatenate([record["first"], record["second"]])
-    open_ = jnp.concatenate([record["going"], record["matters"]])
+    values, taken = decisions(record)
     # Mostly those that are nearest to another outcome.
-    weights = jnp.where(open_, -jnp.log(jnp.abs(values) + 1e-9), -jnp.inf)
+    weights = jnp.where(taken, -jnp.log(jnp.abs(values) + 1e-9), -jnp.inf)
     chosen = jr.categorical(keys[0], weights)
     sign = jnp.sign(values[chosen])
 
     def objectives(x):
         features, record = embedded(model, x, attempts)
-        both = jnp.concatenate([record["first"], record["second"]])
-        return margin(model.head(features), y), sign * both[chosen]
+        return margin(model.head(features), y), sign * decisions(record)[0][chosen]
 
     def projected(x):
         move = x - image

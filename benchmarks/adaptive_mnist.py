@@ -172,11 +172,11 @@ def nearest(model, tolerances, images):
     def one(image):
         def decisions(x):
             record = adaptive_hunt.embedded(model, x, MOST)[1]
-            taken = jnp.concatenate([record["going"], record["matters"]])
-            return jnp.concatenate([record["first"], record["second"]]), taken
+            values, taken = adaptive_hunt.decisions(record)
+            return values, (values, taken)
 
-        values, taken = decisions(image)
-        slopes = jax.jacrev(lambda x: decisions(x)[0])(image).reshape(len(values), -1)
+        slopes, (values, taken) = jax.jacrev(decisions, has_aux=True)(image)
+        slopes = slopes.reshape(len(values), -1)
         distances = jnp.abs(values) / (jnp.linalg.norm(slopes, axis=1) + 1e-30)
         return jnp.min(jnp.where(taken, distances, jnp.inf))
 
@@ -194,14 +194,14 @@ def chosen(model, field: str, some: Dataset) -> list[float]:
     between = (least * most) ** 0.5 * parts
     radii = by_batches(adaptive_hunt.certified, model, between, images, size=100).radii
     sure = images[radii >= HALF]
-    seen: list[tuple[float, float, int, float]] = []
+    seen: list[tuple[float, float, bytes, int]] = []
     for tolerance in np.geomspace(least, most, CANDIDATES):
         _, grids = by_batches(solved, model, tolerance * parts, images)
         _, first, count = commonest(grids)
         if count <= SHARED * len(images):
             near = by_batches(nearest, model, tolerance * parts, sure, size=50)
             share = float(np.mean(near < HALF))
-            seen.append((share, tolerance.item(), hash(grids[first].tobytes()), count))
+            seen.append((share, tolerance.item(), grids[first].tobytes(), count))
     seen.sort(reverse=True)
     _, best, grid, count = seen[0]
     tenth = 0.1 * len(images)
