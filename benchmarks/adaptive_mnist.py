@@ -287,7 +287,7 @@ def main(args: Args) -> None:
     test = test if args.examples is None else test.take(args.examples)
     for field, method in itertools.product(args.fields, args.methods):
         folder, config = trained(field, method, args)
-        model, seen = jnode.load(folder), training_images(config.data).take(200)
+        model, seen = jnode.load(folder), training_images(config.data).take(400)
         for tolerance in chosen(model, field, seen):
             name = f"{field} {method} {tolerance:.4g}"
             if name not in rows:
