@@ -31,11 +31,7 @@ def check_images(images, *, shape: tuple[int, int, int] | None = None) -> None:
             f"images must each have the shape {tuple(shape)} (height, width, "
             f"channels), not {tuple(images.shape[1:])}."
         )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            f"images must be floats in [0, 1], not {images.dtype}: "
-            "convert bytes with jnode.data.to_float."
-        )
+    check_pixels(images)
     host = np.asarray(images)
     if np.isnan(host).any():
         raise ValueError("images must hold no NaN, and they do: clean the pixels.")
@@ -47,8 +43,17 @@ def check_images(images, *, shape: tuple[int, int, int] | None = None) -> None:
         )
 
 
-def check_labels(labels, num_classes: int) -> None:
-    """Checks labels: integers, [n], within [0, num_classes).
+def check_pixels(images) -> None:
+    """Raises `TypeError` for pixels that are not floating-point numbers."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"images must be floats in [0, 1], not {images.dtype}: "
+            "convert bytes with jnode.data.to_float."
+        )
+
+
+def check_labels(labels, num_classes: int, images=None) -> None:
+    """Checks labels: integers, [n], within [0, num_classes), one for each image.
 
     **Raises:** `TypeError` for another dtype, `ValueError` for another shape or range.
     """
@@ -62,6 +67,16 @@ def check_labels(labels, num_classes: int) -> None:
     if bad.size:
         raise ValueError(
             f"labels must lie in 0..{num_classes - 1}, and one is {int(bad[0])}."
+        )
+    if images is not None:
+        check_as_many(images, labels)
+
+
+def check_as_many(images, labels) -> None:
+    """Raises `ValueError` unless there is one label for each image."""
+    if len(images) != len(labels):
+        raise ValueError(
+            f"images and labels must be as many, not {len(images)} and {len(labels)}."
         )
 
 
@@ -98,10 +113,7 @@ def padded_batches(
     check_batch_size(size)
     n = len(arrays[0])
     for other in arrays[1:]:
-        if len(other) != n:
-            raise ValueError(
-                f"images and labels must be as many, not {n} and {len(other)}."
-            )
+        check_as_many(arrays[0], other)
     if n == 0:
         raise ValueError("images must hold at least one image, not none.")
     return _filled(arrays, size, np.arange(n) if samples is None else samples)

@@ -1,6 +1,31 @@
 """Checks of arguments that several subpackages share."""
 
-from typing import Any
+from typing import Any, ClassVar
+
+import equinox as eqx
+
+
+class Fixed(eqx.Module):
+    """A module on whose methods named in `fixed` bounds and faster forms rely.
+
+    A subclass may implement them, if they are abstract, but not override them.
+
+    **Raises:** `TypeError` where such a subclass is defined.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ("__call__",)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in cls.fixed:
+            found = [(x, vars(x)[name]) for x in cls.__mro__ if name in vars(x)]
+            whole = [x for x, f in found if not getattr(f, "__isabstractmethod__", 0)]
+            if len(whole) > 1:
+                raise TypeError(
+                    f"{cls.__name__} must not override {name} of {whole[1].__name__}: "
+                    "its bounds and faster forms would go on describing the other one. "
+                    "Write a class of its own that holds the original."
+                )
 
 
 def check_positive(**sizes: Any) -> None:
@@ -25,11 +50,11 @@ def check_rate(name: str, value: float) -> float:
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A state's shape: `(size,)`, or `(height, width, channels)`."""
-    shape = tuple(shape)
-    if len(shape) not in (1, 3):
+    if not isinstance(shape, tuple | list) or len(shape) not in (1, 3):
         raise ValueError(
-            f"shape must be (size,) or (height, width, channels), not {shape}."
+            f"shape must be (size,) or (height, width, channels), not {shape!r}."
         )
+    shape = tuple(shape)
     names = ("size",) if len(shape) == 1 else ("height", "width", "channels")
     check_positive(**dict(zip(names, shape, strict=True)))
     return shape

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jnode._checks import Fixed
 from jnode.bounds import gamma
 
 
-class AbstractActivation(eqx.Module):
+class AbstractActivation(Fixed):
     """A map that acts on the channels of each position of a grid in the same way."""
 
     @abc.abstractmethod
@@ -249,9 +250,22 @@ def make_monotone(name: str, channels: int, field: str) -> AbstractActivation:
     **Raises:** `ValueError` for an activation that is not monotone.
     """
     activation = make_activation(name, channels)
-    if activation.slopes is None:
+    known_slopes(activation, field)
+    return activation
+
+
+def known_slopes(activation: AbstractActivation, field: str) -> tuple[float, float]:
+    """The `slopes` of the activation of a field.
+
+    A field asks for them whenever it computes its bounds, since its activation may have
+    been exchanged for another.
+
+    **Raises:** `ValueError` for an activation that is not monotone.
+    """
+    slopes = activation.slopes
+    if slopes is None or not 0 <= slopes[0] <= slopes[1] < float("inf"):
         raise ValueError(
             f"activation of a {field} must be monotone, one of {', '.join(MONOTONE)}, "
-            f"not {name!r}."
+            f"or one of your own with slopes, not {activation}."
         )
-    return activation
+    return slopes

@@ -110,8 +110,8 @@ class Bounds(eqx.Module):
             # The time-reversed field expands where the field contracts.
             low, high, c = -high, -low, jnp.zeros_like(c)
         return Bounds(
-            up(size * self.lipschitz),
-            (down(size * low), up(size * high)),
+            up(_times(size, self.lipschitz)),
+            (-up(_times(size, -low)), up(_times(size, high))),
             down(c / size),
         )
 
@@ -132,7 +132,7 @@ class Bounds(eqx.Module):
         Its Jacobian is $W^\top J W$, so a logarithmic norm of at most 0 stays one, and
         $c$-cocoercivity becomes $c/\|W\|^2$-cocoercivity.
         """
-        square = up(norm**2)
+        square = up(_times(norm, norm))
         low, high = self.log_norm
         return Bounds(
             up(_times(square, self.lipschitz)),
@@ -203,11 +203,14 @@ def _outward(x, y):
 
 
 def _times(x, y):
-    """A product of non-negative bounds in which 0 times unknown is 0."""
+    """The product of a factor that is not negative and a bound from above, in which 0
+    times unknown is 0. If both are positive it does not underflow to 0."""
     dtype = _dtype(x, y)
-    x, y = x.astype(dtype), y.astype(dtype)
+    x, y = (jnp.asarray(a, dtype) for a in (x, y))
     zero = (x == 0) | (y == 0)
-    return jnp.where(zero, 0, x * jnp.where(zero, 0, y))
+    product = x * jnp.where(zero, 0, y)
+    least = jnp.where(y > 0, jnp.maximum(product, jnp.finfo(dtype).tiny), product)
+    return jnp.where(zero, 0, least)
 
 
 def _inverse(c):

@@ -33,6 +33,7 @@ from jax.sharding import (
 from jaxtyping import Array, Float, Int, PyTree
 
 from jnode._axes import auto_mesh, in_auto
+from jnode._batches import check_batch_size
 from jnode._process import Interrupted
 
 AXIS = "batch"
@@ -71,8 +72,10 @@ def check_divides(batch_size: int, mesh: Mesh | None, *, accumulate: int = 1) ->
     """How many images a device takes at a time, if a batch is cut into `accumulate`
     parts.
 
-    **Raises:** `ValueError` where the batch cannot be shared out evenly.
+    **Raises:** `ValueError` for a batch of no images, or one that cannot be shared out
+    evenly.
     """
+    check_batch_size(batch_size)
     devices = 1 if mesh is None else mesh.size
     shares = devices * accumulate
     if batch_size % shares:

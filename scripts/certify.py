@@ -24,6 +24,8 @@ from jnode.runs import certify_run
 from jnode.sharding import all_devices, is_main_process
 from jnode.smoothed_runs import smooth_run
 
+_COMMON = ("num_examples", "seed", "quiet")
+
 
 @dataclasses.dataclass(frozen=True)
 class Args(Hosts):
@@ -75,9 +77,32 @@ class Args(Hosts):
     """Show no progress."""
 
 
+# What each kind of certificate reads, beside the run and its data.
+OPTIONS = {
+    "a model that comes with the package": (),
+    "--norm linf": ("norm", "epsilon", "num_examples", "quiet"),
+    "--rounding proven": ("rounding", "num_examples", "quiet"),
+    "--smoothing": ("smoothing", "samples", "alpha", "radii", *_COMMON),
+    "an L2 certificate": ("radii", "linf", "num_attacked", "freeze", *_COMMON),
+}
+
+
+def check_options(args: Args, kind: str) -> None:
+    """Raises `ValueError` for an option that would be ignored."""
+    read = (*OPTIONS[kind], "run_dir", "data_dir")
+    shared = {x.name for x in dataclasses.fields(Hosts)}
+    for option in dataclasses.fields(Args):
+        if option.name in read or option.name in shared:
+            continue
+        if getattr(args, option.name) != option.default:
+            name = option.name.replace("_", "-")
+            raise ValueError(f"--{name} must be left out: it does not go with {kind}.")
+
+
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     if args.run_dir in shipped.names() and not Path(args.run_dir).exists():
+        check_options(args, "a model that comes with the package")
         _check(args.run_dir, args.data_dir)
         return
     with args.joined():
@@ -93,9 +118,11 @@ def certify(args: Args) -> None:
     )
     where = {"num_examples": args.num_examples, "data_dir": args.data_dir}
     if args.norm == "linf":
+        check_options(args, "--norm linf")
         _tell_linf(enclose_run(args.run_dir, [*map(number, args.epsilon)], **where))
         return
     if args.rounding == "proven":
+        check_options(args, "--rounding proven")
         _tell_rounding(rounding_run(args.run_dir, **where))
         return
     common = {
@@ -105,12 +132,14 @@ def certify(args: Args) -> None:
         "progress": not args.quiet,
     }
     if args.smoothing is not None:
+        check_options(args, "--smoothing")
         smoothing = Smoothing(args.smoothing, n=args.samples, alpha=args.alpha)
         spread = {"mesh": all_devices(), **common}
         found = smooth_run(args.run_dir, smoothing, radii, **spread)
         print(f"smoothed {found['solver']}, sigma {args.smoothing:g}:", _rows(found))
         print(f"abstained on {100 * found['abstained']:.1f} %")
         return
+    check_options(args, "an L2 certificate")
     found = certify_run(
         args.run_dir,
         radii,

@@ -63,7 +63,7 @@ def evaluate(args: Args) -> None:
     if not chosen and args.protocol is None:
         config, _ = RunDir(args.run_dir).read_config()
         chosen = comparison(config.data.name)
-    mesh = all_devices()
+    mesh, size = all_devices(), args.batch_size
     try:
         found = evaluate_run(
             args.run_dir,
@@ -72,7 +72,7 @@ def evaluate(args: Args) -> None:
             norm=args.norm,
             epsilons=[attacks.number(text) for text in args.epsilon],
             num_examples=args.num_examples,
-            batch_size=args.batch_size or shareable(250, mesh),
+            batch_size=shareable(250, mesh) if size is None else size,
             seed=args.seed,
             data_dir=args.data_dir,
             progress=not args.quiet,

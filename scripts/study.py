@@ -8,12 +8,13 @@ several times on one folder, the processes share the cells.
 
 import dataclasses
 import runpy
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jnode._process import run
+from jnode._process import EXPECTED, run
 from jnode.study import Cell, Subject, run_study, write_study
 from jnode.study.run import check_cells
 
@@ -68,7 +69,8 @@ def main() -> None:
 def planned(study: str) -> list[Cell | Subject]:
     """The cells of a plan.
 
-    **Raises:** `ValueError` for an unknown name, or a file that defines no cells;
+    **Raises:** `ValueError` for an unknown name, and for a file that raises an error,
+    with its line, or that defines no cells;
     `FileNotFoundError` for a file that is not there.
     """
     names = sorted(path.stem for path in PLANS.glob("*.py"))
@@ -80,7 +82,13 @@ def planned(study: str) -> list[Cell | Subject]:
     path = PLANS / f"{study}.py" if study in names else Path(study)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: name the file of a plan.")
-    cells = runpy.run_path(str(path)).get("cells")
+    try:
+        cells = runpy.run_path(str(path)).get("cells")
+    except EXPECTED as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [x.lineno for x in frames if x.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else f"{path}"
+        raise ValueError(f"{where}: {error}") from error
     if not isinstance(cells, list | tuple):
         raise ValueError(
             f"{path} must define cells, a list of jnode.study.Subject or Cell."

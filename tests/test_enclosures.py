@@ -203,3 +203,64 @@ def test_what_has_no_rule_is_refused_by_name(getkey):
 
     with pytest.raises(ValueError, match="branch"):
         enclose(PROOF, turns, ball(jnp.zeros((1, 3)), 0.1))
+
+
+def test_loops_over_what_depends_on_the_input(getkey):
+    """Rows of an image, one after another: the ball is in each of them."""
+    centre = states(getkey(), (4, 3))
+
+    def rows(x):
+        return jax.lax.map(lambda row: jnp.tanh(2 * row) + row, x)
+
+    def recurrence(x):
+        return jax.lax.scan(lambda s, row: (0.5 * s + row, s * row), x[0], x)[1]
+
+    for function in (rows, recurrence):
+        assert 0.2 < excess(function, centre, 0.1, getkey()) <= 1
+    _, reach = interval(rows, centre, 0.1)
+    slope = np.asarray(3 - 2 * np.tanh(2 * np.asarray(centre)) ** 2)
+    assert np.all(reach > 0.05 * slope)
+
+
+def test_reshapes_in_the_order_of_fortran(getkey):
+    """They exchange axes, and with them the widths of the pixels' intervals."""
+    centre = states(getkey(), (2, 3))
+    widths = jnp.arange(1.0, 7).reshape(1, 2, 3) * jnp.ones_like(centre)
+    x = PROOF.opened(Enclosure(centre, widths))
+    for function in (
+        lambda x: jnp.ravel(x, order="F"),
+        lambda x: jnp.reshape(x, (3, 2), order="F"),
+    ):
+        found = enclose(PROOF, function, x)
+        expected = np.asarray(jax.vmap(function)(widths))
+        np.testing.assert_allclose(PROOF.reach(found), expected, rtol=1e-5)
+
+
+def test_products_that_underflow(getkey):
+    """Sums of products that become 0 one by one, and together would not."""
+    del getkey
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    centre = jnp.full((1, 144), 0.5)
+    weight = jnp.full((144,), 1.3 * tiny)
+    found = enclose(PROOF, lambda x: x @ weight, ball(centre, 0.5))
+    low, high = (np.asarray(x, np.float64) for x in PROOF.ends(found))
+    exact = 144 * float(weight[0])
+    assert low[0] <= 0 and high[0] >= exact
+
+
+def test_only_branches_that_raise_are_left_out(getkey):
+    del getkey
+
+    def checked(x):
+        return eqx.error_if(2 * x, jnp.any(x > 100), "too large")
+
+    found = enclose(PROOF, checked, ball(jnp.ones((1, 3)), 0.1))
+    np.testing.assert_allclose(PROOF.reach(found), 0.2, rtol=1e-5)
+
+    def called(x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        call = lambda x: jax.pure_callback(lambda v: -v, shape, x)
+        return jax.lax.cond(x[0] > 1, lambda x: x, call, x)
+
+    with pytest.raises(ValueError, match="branch"):
+        enclose(PROOF, called, ball(jnp.ones((1, 3)), 0.1))

@@ -218,3 +218,27 @@ def test_training_by_intervals_certifies(tmp_path, standard_promotion):
     assert RunDir(tmp_path / "run").unknown() == []  # so it may be overwritten
     with pytest.raises(ValueError, match="ibp loss needs steps"):
         dataclasses.replace(config, solver=jnode.Solver("bosh3"))
+
+
+def test_images_that_are_not_in_range(getkey, unchecked):
+    """An empty ball proves nothing, and the image itself counts wherever it lies."""
+    model = linear_model(getkey())
+    x = images(getkey()) * 3 + 1.5
+    labels = jnp.asarray(np.argmax(jax.vmap(model)(x), axis=1))
+    for function in (linf.linf_robust, linf.linf_radius):
+        with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+            function(model, x, labels, 0.1)
+        with pytest.raises(ValueError, match="as many"):
+            function(model, images(getkey()), labels[:2], 0.1)
+        with pytest.raises(ValueError, match="at least one image"):
+            function(model, x[:0], labels[:0], 0.1)
+    traced = jax.jit(lambda x, labels: linf.linf_robust(model, x, labels, 0.01))
+    assert not traced(x, (labels + 1) % 3).any()
+
+
+def test_the_radius_of_another_label_is_minus_1(getkey):
+    model = linear_model(getkey())
+    x = images(getkey())
+    labels = jnp.asarray(np.argmax(jax.vmap(model)(x), axis=1))
+    found = linf.linf_radius(model, x, (labels + 1) % 3, 0.5)
+    np.testing.assert_array_equal(found, -np.ones(len(x)))

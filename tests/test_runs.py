@@ -186,6 +186,38 @@ def test_the_script_takes_the_budgets_of_the_run(run_dir, monkeypatch):
     assert [describe(a) for a in asked] == [describe(a) for a in comparison("cifar10")]
 
 
+CONTRADICTIONS = [
+    (("--epsilon", "0.2"), "--epsilon must be left out: it does not go with an L2"),
+    (("--norm", "linf", "--smoothing", "0.25"), "--smoothing must .* with --norm linf"),
+    (("--norm", "linf", "--freeze"), "--freeze must be left out"),
+    (("--smoothing", "0.25", "--linf", "0.1"), "--linf must .* with --smoothing"),
+    (("--rounding", "proven", "--radii", "1"), "--radii must .* --rounding proven"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), CONTRADICTIONS)
+def test_no_option_of_a_certificate_is_ignored(options, words, monkeypatch, run_dir):
+    main = runpy.run_path(str(ROOT / "scripts" / "certify.py"))["main"]
+    monkeypatch.setattr(sys, "argv", ["certify.py", str(run_dir), *options])
+    with pytest.raises(ValueError, match=words):
+        main()
+    if options[0] == "--epsilon":
+        monkeypatch.setattr(sys, "argv", ["certify.py", "certified_mnist", *options])
+        with pytest.raises(ValueError, match="model that comes with the package"):
+            main()
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_wrong_batch_size_deletes_nothing(run_dir, size):
+    kept = run_dir / "evaluation" / "attack-000.npz"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_bytes(b"hours of work")
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
+        evaluate_run(run_dir, [jnode.attacks.parse("fgsm:l2:0.5")], batch_size=size)
+    assert kept.read_bytes() == b"hours of work"
+    kept.unlink()
+
+
 def test_a_run_is_evaluated_by_one_process_at_a_time(run_dir):
     with (
         Store(run_dir / "evaluation", {"the data": "another's"}),

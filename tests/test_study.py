@@ -309,6 +309,7 @@ def test_script_refuses_nonsense(tmp_path):
         ("cells = 3", "must define cells"),
         ("cells = []", "at least one cell"),
         ("cells = [3]", "cells must hold study.Subject or study.Cell, not int"),
+        ("import sys\n\nimport foo", "plan.py, line 3: No module named 'foo'"),
     ):
         plan.write_text(text)
         done = script("study.py", plan, tmp_path / "out", check=False)

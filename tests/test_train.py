@@ -141,8 +141,10 @@ def test_overwrite_and_resume_are_asked_for(finished, tmp_path):
     folder, _ = finished
     with pytest.raises(FileExistsError, match="--resume"):
         train(TINY, folder, progress=False)
-    other = dataclasses.replace(TINY, seed=7)
-    with pytest.raises(ValueError, match="another configuration"):
+    data = dataclasses.replace(TINY.data, pad=2)
+    other = dataclasses.replace(TINY, seed=7, data=data)
+    words = f"data.pad was {TINY.data.pad} and is 2; seed was {TINY.seed} and is 7"
+    with pytest.raises(ValueError, match=f"another configuration: {words}"):
         train(other, folder, resume=True, progress=False)
     with pytest.raises(ValueError, match="exclude each other"):
         train(TINY, folder, resume=True, overwrite=True, progress=False)

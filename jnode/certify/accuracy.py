@@ -72,7 +72,7 @@ def certified_radii(
     """
     images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, shape=model.image_shape)
-    check_labels(labels, len(model.head.bias))
+    check_labels(labels, len(model.head.bias), images)
     if images.dtype != np.float64:
         images = images.astype(np.float32)
     check_certifiable(model)
@@ -125,8 +125,13 @@ def locally_certified_radii(
     **Arguments:** a model; images [n, height, width, channels] and their classes [n];
     whether to draw a progress bar; the devices over which to shard the images, 48 at a
     time on each.
+
+    **Raises:** as `certified_radii`.
     """
-    images = np.asarray(images, np.float32)
+    images, labels = np.asarray(images), np.asarray(labels)
+    check_images(images, shape=model.image_shape)
+    check_labels(labels, len(model.head.bias), images)
+    images = images.astype(np.float32)
 
     def some(rows, mesh):
         mesh = _certifying_mesh(mesh)

@@ -4,12 +4,14 @@ flow."""
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jnode.bounds import Bounds, unit_roundoff
+from jnode.bounds import CERTIFIABLE, Bounds, unit_roundoff
 from jnode.certify.precision import certifying
 from jnode.constraints import measured
 from jnode.fields import AbstractVectorField
@@ -218,12 +220,17 @@ def _planned(field, solver, t0, t1, steps, ts) -> Schedule | None:
 def _product(field, method, schedule) -> Float[Array, ""]:
     if not isinstance(field, Bounds):
         field = measured(bounded(field))
+    # Times and states have at least the precision of the least precise weights; of a
+    # field without weights that is float32, also where JAX's default is float64.
+    leaves = jax.tree.leaves(eqx.filter(field, eqx.is_inexact_array))
+    dtypes = [x.dtype for x in leaves if x.dtype.name in CERTIFIABLE]
+    u = max(map(unit_roundoff, dtypes), default=unit_roundoff(jnp.float32))
     total = jnp.asarray(1.0)
     for k, part in enumerate(schedule.parts):
         here = schedule.at(field, k)
         bounds = here if isinstance(here, Bounds) else here.bounds()
         factor = _steps_amplification(
-            -bounds if schedule.direction < 0 else bounds, method, part
+            -bounds if schedule.direction < 0 else bounds, method, part, u
         )
         total = total.astype(factor.dtype) * factor
     return total * (1 + 2 * schedule.count * unit_roundoff(total.dtype))
@@ -240,11 +247,12 @@ def bounded(field: Any) -> Any:
     return field
 
 
-def _steps_amplification(bounds: Bounds, method, part: Schedule) -> Float[Array, ""]:
-    """The product over the steps of one segment, by the bounds in their direction."""
-    u = unit_roundoff(bounds.lipschitz.dtype)
+def _steps_amplification(
+    bounds: Bounds, method, part: Schedule, u: float
+) -> Float[Array, ""]:
+    """The product over the steps of one segment, by the bounds in their direction,
+    with times that are rounded by `u`."""
     lengths = np.abs(part.lengths[0])
-    # A state has at least the precision of the field, and times are rounded to it.
     # Diffrax computes a length as the difference of two times, one of which may be the
     # last number before a jump.
     error = 3 * u * (np.abs(part.times[:-1]) + np.abs(part.times[1:])) + 2 * u * lengths

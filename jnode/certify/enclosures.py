@@ -97,6 +97,13 @@ class Arithmetic:
             return x
         return x * (1 + self.slack(1, x)) + jnp.finfo(x.dtype).tiny
 
+    def _flushed(self, x: Enclosure, n: int = 1) -> Array:
+        """What is lost where numbers below the smallest normal one become 0, [batch]:
+        of sums of `n` products of entries, their allowances and symbols' matrices."""
+        radii = [jnp.sum(term.radius, axis=1) for term in x.terms]
+        total = sum(radii, start=jnp.ones(len(x.centre), x.centre.dtype))
+        return 8 * n * jnp.finfo(total.dtype).tiny * total
+
     def reach(self, x: Enclosure) -> Float[Array, " batch *shape"]:
         """A bound on the distance of each entry from its centre."""
         total = jnp.zeros_like(x.centre) if x.error is None else x.error
@@ -106,6 +113,8 @@ class Arithmetic:
             else:
                 part = jnp.tensordot(radius, jnp.abs(matrix), 1, precision="highest")
                 part = part * (1 + self.slack(len(matrix), part))
+                if self.outward:
+                    part = part + len(matrix) * jnp.finfo(part.dtype).tiny
             total = total + part
         return self._up(total) if x.terms else total
 
@@ -205,7 +214,8 @@ class Arithmetic:
         error = None
         if self.outward:
             sizes = _each(jnp.add, self.size(x), self.size(y))
-            error = self.slack(1, sizes) * sizes + jnp.finfo(sizes.dtype).tiny
+            lost = self._flushed(x) + self._flushed(y)
+            error = self.slack(1, sizes) * sizes + _behind(lost, sizes)
         for e in (x.error, y.error):
             if e is not None:
                 e = _grown(e, shape)
@@ -247,7 +257,9 @@ class Arithmetic:
         if y.error is not None:
             more = (1 + g) * _each(f, self.size(x), y.error)
             error = more if error is None else error + more
-        error = error if error is None else self._up(error)
+        if error is not None and self.outward:
+            lost = self._flushed(x, length) + self._flushed(y, length)
+            error = self._up(error + _behind(lost, error))
         centre = _each(f, x.centre, y.centre)
         return Enclosure(centre, error, terms, x.moves or y.moves)
 
@@ -327,6 +339,11 @@ def _each(f: Map, x: Array, y: Array) -> Array:
     if len(x) == 1:
         return jax.vmap(lambda b: f(x[0], b))(y)
     return jax.vmap(lambda a: f(a, y[0]))(x)
+
+
+def _behind(x: Array, like: Array) -> Array:
+    """A number for each image, to be added to arrays like `like`."""
+    return x.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _spread(x: Array, batch: int) -> Array:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,8 +196,15 @@ def _choose(arithmetic, params, args):
 
 
 def _raises(jaxpr: Any) -> bool:
-    names = {eqn.primitive.name for eqn in jaxpr.eqns}
-    return names == {"pure_callback"}
+    """Whether a branch is that of `equinox.error_if`, which never returns."""
+
+    def is_error(eqn):
+        if eqn.primitive.name != "pure_callback":
+            return False
+        function = getattr(eqn.params["callback"], "callback_func", None)
+        return getattr(function, "__module__", None) == eqx.error_if.__module__
+
+    return bool(jaxpr.eqns) and all(is_error(eqn) for eqn in jaxpr.eqns)
 
 
 def _scan(arithmetic, params, args):
@@ -205,6 +213,10 @@ def _scan(arithmetic, params, args):
         raise refusal("scan, backwards or of no trips")
     n, m = _consts_and_carry(params)
     held, carry, moving = args[:n], args[n : n + m], args[n + m :]
+    # Each trip reads other rows of a symbol's matrix, which the loop cannot choose.
+    moving = [
+        arithmetic.collapsed(x) if isinstance(x, Enclosure) else x for x in moving
+    ]
 
     def trip(carry, xs):
         outs = _run(arithmetic, closed.jaxpr, closed.consts, [*held, *carry, *xs])

@@ -90,7 +90,9 @@ def _moving(arithmetic, eqn, args):
     x, *rest = args
     if not isinstance(x, Enclosure) or not all(is_plain(i) for i in rest):
         raise refusal(f"{eqn.primitive.name} at places that depend on the image")
-    ordered = eqn.primitive.name in _ORDERED
+    # A reshape in Fortran's order exchanges axes first.
+    turned = eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None
+    ordered = eqn.primitive.name in _ORDERED and not turned
     return [
         arithmetic.moved(lambda a, k=k: bind(eqn, a, *rest)[k], x, ordered=ordered)
         for k in range(len(eqn.outvars))

@@ -18,7 +18,12 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jnode._batches import check_images, check_labels, padded_batches
+from jnode._batches import (
+    check_as_many,
+    check_images,
+    check_labels,
+    padded_batches,
+)
 from jnode.certify.enclosures import Arithmetic, Enclosure
 from jnode.certify.interpreter import enclose
 from jnode.certify.precision import certifying, check_certifiable
@@ -34,10 +39,12 @@ HALVINGS = 12
 
 
 def ball(images: Images, epsilon: ArrayLike, arithmetic: Arithmetic) -> Enclosure:
-    """The images with pixels in [0, 1] that are within `epsilon` of these."""
+    """The images with pixels in [0, 1] that are within `epsilon` of these, and these
+    themselves, wherever their pixels lie."""
     epsilon = jnp.broadcast_to(jnp.asarray(epsilon, images.dtype), (len(images),))
     epsilon = epsilon.reshape(-1, 1, 1, 1)
     low, high = jnp.maximum(images - epsilon, 0), jnp.minimum(images + epsilon, 1)
+    low, high = jnp.minimum(low, images), jnp.maximum(high, images)
     centre = low / 2 + high / 2
     error = jnp.maximum(high - centre, centre - low)
     # At 0 it is the image itself, without rounding.
@@ -125,13 +132,23 @@ def linf_robust(
     each image.
 
     **Raises:** `TypeError` for a model or images in another type than float32 or
-    float64; `ValueError` for a negative radius, for an adaptive solver, and for an
-    operation without a rule, which it names.
+    float64; `ValueError` for pixels outside [0, 1] (of traced images these are not
+    seen), for labels that are not as many, a negative radius, an adaptive solver, and
+    an operation without a rule, which it names.
     """
-    check_certifiable(model, images)
+    _check(model, images, labels)
     if not isinstance(epsilon, Tracer) and not np.all(np.asarray(epsilon) >= 0):
         raise ValueError(f"epsilon must be at least 0, not {epsilon}.")
     return _robust(model, images, labels, jnp.asarray(epsilon, images.dtype))
+
+
+def _check(model, images, labels):
+    """Raises the errors of `linf_robust` for images and labels that are known."""
+    check_certifiable(model, images)
+    if isinstance(images, Tracer):
+        return
+    check_images(images, shape=model.image_shape)
+    check_as_many(images, labels)
 
 
 @certifying
@@ -161,7 +178,7 @@ def linf_radius(
 
     **Raises:** as `linf_robust`.
     """
-    check_certifiable(model, images)
+    _check(model, images, labels)
     if not 0 < largest <= 1:
         raise ValueError(f"largest must be positive and at most 1, not {largest}.")
     return _radius(model, images, labels, jnp.asarray(largest, images.dtype))
@@ -176,7 +193,9 @@ def _radius(model, images, labels, largest):
         low, high = bounds
         # First both ends, then bisection.
         trial = jnp.where(k == 0, 0.0, jnp.where(k == 1, high, (low + high) / 2))
-        proven = _proven(model, images, labels, trial)
+        # Where the image itself is not proven, the trials that follow are no radii.
+        proven = _proven(model, images, labels, trial) & (trial >= 0)
+        proven = proven & ((k == 0) | (low >= 0))
         low = jnp.where(proven, trial, low)
         return (low, jnp.where(proven | (k == 0), high, trial)), None
 

@@ -74,7 +74,8 @@ def _local_radius(model, images, shells):
     bounds = model.bounds()
     lipschitz = bounds.lipschitz
     curved = sum(not layer.affine for layer in model.layers)
-    if model.solver.adaptive or curved > len(model.blocks):
+    whole = all(isinstance(x.field, AbstractVectorField) for x in model.blocks)
+    if model.solver.adaptive or curved > len(model.blocks) or not whole:
         return radii(model, bounds, images)
 
     def one(image):

@@ -10,6 +10,7 @@ import jax
 from jax.core import Tracer
 from jaxtyping import PyTree
 
+from jnode._batches import check_pixels
 from jnode.bounds import unit_roundoff
 from jnode.constraints import AbstractConstraint
 from jnode.fields.certified import Certified
@@ -17,10 +18,18 @@ from jnode.linear.products import training_precision
 
 
 def check_certifiable(model: PyTree, images: PyTree = None) -> None:
-    """Raises `TypeError` for a dtype in which nothing can be certified.
+    """Raises `TypeError` for a model that is no `ODEClassifier`, for pixels that are no
+    floats, and for a dtype in which nothing can be certified.
 
     Integer arrays of a model are not checked.
     """
+    if not hasattr(model, "head"):
+        raise TypeError(
+            f"model must be a jnode.ODEClassifier, not {type(model).__name__}: "
+            "jnode.certify.smooth_certify certifies any classifier."
+        )
+    for pixels in jax.tree.leaves(images):
+        check_pixels(pixels)
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     for leaf in (*leaves, *jax.tree.leaves(images)):
         unit_roundoff(leaf.dtype)

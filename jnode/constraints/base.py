@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jnode._checks import Fixed
 from jnode.bounds import unit_roundoff
 from jnode.linear.conv import zero_padded
 from jnode.linear.gram import spectral_norm
@@ -27,7 +28,7 @@ Resolved = tuple[AbstractLinear, Float[Array, ""]]
 ResolvedStack = tuple[AbstractLinear, Float[Array, " stack"]]
 
 
-class AbstractConstraint(eqx.Module):
+class AbstractConstraint(Fixed):
     r"""Turns a free weight into a linear operator of known norm.
 
     The methods compute the operator and a certified upper bound on its norm in one
@@ -35,6 +36,8 @@ class AbstractConstraint(eqx.Module):
     operator as it was computed. A constraint may hold arrays of its own, which are
     then trained beside the weight.
     """
+
+    fixed = ("matrix", "kernel")
 
     @abc.abstractmethod
     def matrix(self, v: Matrix) -> Resolved:

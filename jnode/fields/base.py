@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jnode._checks import Fixed
 from jnode.activations import AbstractActivation
 from jnode.bounds import Bounds, up
 from jnode.constraints import plain
@@ -17,7 +18,7 @@ Shape = tuple[int, ...]
 TimeCoefficients = tuple[Float[Array, " hidden"], Float[Array, " channels"]]
 
 
-class AbstractVectorField(eqx.Module):
+class AbstractVectorField(Fixed):
     r"""The right-hand side of $dy/dt = f(t, y)$, with certified bounds of its Jacobian.
 
     Called as `field(t, y, args)`, so it serves as it is in `diffrax.ODETerm`. A field
@@ -31,6 +32,9 @@ class AbstractVectorField(eqx.Module):
         quicker than `jax.vmap`.
     - `as_two_layer()`: a `TwoLayer` that is equal to the plain field, or `None`.
     - `vjp_change(t, y, cotangent, distance, rounding)`: see the function of this name.
+
+    All of these describe `__call__`, so a subclass of a field cannot override it: that
+    raises a `TypeError`. A field of your own holds another one, or combines several.
     """
 
     @abc.abstractmethod
@@ -332,6 +336,12 @@ class Scale(eqx.Module):
         return (self.value / (1 + jnp.exp(-self.raw))).astype(dtype)
 
 
+def at_least_float32(x: Array) -> Any:
+    """The dtype of `x`, or float32 if that has less precision. So a factor is the one
+    that `bounds` reads, also where biases alone were cast to half precision."""
+    return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
+
+
 def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
     """The L2 norm, whose derivative at zero is 0 rather than NaN."""
     tiny = jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype)
@@ -339,7 +349,16 @@ def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def add_bias(
-    x: Float[Array, "*grid channels"], bias: Float[Array, " channels"]
+    x: Float[Array, "*grid channels"], bias: Float[Array, " entries"]
 ) -> Float[Array, "*grid channels"]:
-    """`x + bias` with explicit ranks and dtypes, for JAX's strict promotion."""
+    """`x + bias` with explicit ranks and dtypes, for JAX's strict promotion.
+
+    **Raises:** `ValueError` for another number of channels, also for a single one, to
+    which a bound of the sum would not refer.
+    """
+    if x.shape[-1:] != bias.shape:
+        raise ValueError(
+            f"bias must have one entry for each of the {x.shape[-1]} channels, not the "
+            f"shape {bias.shape}."
+        )
     return x + bias.reshape((1,) * (x.ndim - 1) + bias.shape).astype(x.dtype)

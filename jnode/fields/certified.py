@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jnode.bounds import Bounds
@@ -65,7 +66,16 @@ class Certified(AbstractVectorField):
         self.fn, self.claim = fn, bounds
 
     def __call__(self, t: Any, y: PyTree, args: Any = None) -> PyTree:
-        return self.fn(t, y, args)
+        """**Raises:** `ValueError` for a value of another shape than the state's, which
+        a solver would spread over the state, so that the bounds would not hold."""
+        value = self.fn(t, y, args)
+        shapes = [jax.tree.map(jnp.shape, x) for x in (value, y)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"fn must return a value of the state's shape {shapes[1]}, to which "
+                f"its bounds refer, not {shapes[0]}."
+            )
+        return value
 
     def bounds(self) -> Bounds:
         """**Raises:** `TypeError` if the function returned something other than

@@ -9,10 +9,16 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import check_positive, check_rate, check_shape
-from jnode.activations import AbstractActivation, make_monotone
+from jnode.activations import AbstractActivation, known_slopes, make_monotone
 from jnode.bounds import Bounds, up
 from jnode.constraints import AbstractConstraint, constrained, plain
-from jnode.fields.base import AbstractVectorField, Scale, Shape, TwoLayer
+from jnode.fields.base import (
+    AbstractVectorField,
+    Scale,
+    Shape,
+    TwoLayer,
+    at_least_float32,
+)
 from jnode.linear import AbstractLinear
 
 
@@ -82,7 +88,7 @@ class GradientFlowField(AbstractVectorField):
 
     def _layers(self) -> list[TwoLayer]:
         """Minus the gradient of each potential."""
-        share = -self.scale(self.biases[0].dtype) / len(self.weights)
+        share = -self.scale(at_least_float32(self.biases[0])) / len(self.weights)
         pairs = zip(self.weights, self.biases, strict=True)
         return [TwoLayer(w, w.T, self.activation, share, b) for w, b in pairs]
 
@@ -99,6 +105,7 @@ class GradientFlowField(AbstractVectorField):
     def bounds(self) -> Bounds:
         squares = [weight.norm() ** 2 for weight in self.weights]
         mean = sum(squares[1:], start=squares[0]) / len(squares)
+        mean = mean * known_slopes(self.activation, "gradient flow")[1]
         lipschitz = up(self.scale(mean.dtype) * mean + self.decay)
         # Minus the gradient of a convex function whose gradient is L-Lipschitz is
         # 1/L-cocoercive (Baillon & Haddad 1977).

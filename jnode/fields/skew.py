@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import check_rate, check_shape
-from jnode.activations import AbstractActivation, make_monotone
+from jnode.activations import AbstractActivation, known_slopes, make_monotone
 from jnode.bounds import Bounds, down, up
 from jnode.constraints import AbstractConstraint, constrained, plain
 from jnode.fields.base import AbstractVectorField, Scale, Shape, add_bias
@@ -115,11 +115,11 @@ class SkewField(AbstractVectorField):
         return up(norm * change)
 
     def bounds(self) -> Bounds:
-        norm, slopes = self.half.norm(), self.activation.slopes
-        assert slopes is not None
+        norm = self.half.norm()
+        slopes = known_slopes(self.activation, "skew field")
         scale = self.scale(norm.dtype)
         low, high = damped_log_norm(norm, self.damping, *slopes)
-        lipschitz = up(scale * jnp.sqrt(norm**2 + self.damping**2))
+        lipschitz = up(scale * slopes[1] * jnp.sqrt(norm**2 + self.damping**2))
         return Bounds(lipschitz, (down(scale * low), up(scale * high)))
 
 
@@ -208,7 +208,8 @@ class HamiltonianField(AbstractVectorField):
         return up(norm * change)
 
     def bounds(self) -> Bounds:
-        largest = up(self.convexity + self.weight.norm() ** 2)
+        steepest = known_slopes(self.activation, "Hamiltonian field")[1]
+        largest = up(self.convexity + steepest * self.weight.norm() ** 2)
         one, scale = jnp.ones_like(largest), self.scale(largest.dtype)
         low, high = damped_log_norm(one, self.damping, self.convexity, largest)
         lipschitz = up(scale * largest * (1 + self.damping**2) ** 0.5)

@@ -21,6 +21,7 @@ from jnode.fields.base import (
     TimeCoefficients,
     TwoLayer,
     add_bias,
+    at_least_float32,
 )
 from jnode.linear import AbstractLinear
 
@@ -98,7 +99,7 @@ class OrthoField(AbstractVectorField):
             self.first,
             self.second,
             self.activation,
-            self.scale(self.first_bias.dtype),
+            self.scale(at_least_float32(self.first_bias)),
             self.first_bias,
             self.second_bias,
             self.time_coefficients,

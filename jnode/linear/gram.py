@@ -166,6 +166,12 @@ def spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     By Gram iteration (Delattre et al., ICML 2023). Power iteration gives lower bounds,
     which certify nothing. Differentiable.
 
-    **Raises:** `TypeError` for another type than float32 or float64.
+    **Raises:** `ValueError` for an array that is not a matrix; `TypeError` for another
+    type than float32 or float64.
     """
+    if matrix.ndim != 2:
+        raise ValueError(
+            f"matrix must have two axes, not the shape {matrix.shape}; convolutions "
+            "of this package have a norm()."
+        )
     return norm_bound(real_column(matrix))

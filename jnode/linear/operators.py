@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode._checks import check_positive
+from jnode._checks import Fixed, check_positive
 from jnode.linear.gram import spectral_norm
 from jnode.linear.products import matmul, state_matmul
 
 
-class AbstractLinear(eqx.Module):
+class AbstractLinear(Fixed):
     r"""A linear map $x \mapsto Wx$ whose largest singular value can be bounded.
 
     A map takes a batch as well, its axes before the last one: `[*batch, size]`, or
     `[height, width, *batch, channels]`.
 
     No map stores a bound beside its weights, since a later change of the weights could
-    make it false.
+    make it false. For the same reason a subclass of a map cannot override `__call__`.
     """
 
     @abc.abstractmethod

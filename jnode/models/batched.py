@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jnode.models.classifier import ODEClassifier, check_pixels
+from jnode._batches import check_pixels
+from jnode.models.classifier import ODEClassifier
 from jnode.models.layers import ODEBlock
 from jnode.solvers import Solution, solve_batch
 from jnode.solvers.solution import compiled, finished, verdict

@@ -13,17 +13,20 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._axes import in_auto
-from jnode._checks import check_positive
+from jnode._batches import check_pixels
+from jnode._checks import Fixed, check_positive
 from jnode.bounds import Bounds
 from jnode.certify.precision import certifying
 from jnode.constraints import measured, plain
 from jnode.fields.piecewise import jumps
-from jnode.models.layers import AbstractLayer, ODEBlock
+from jnode.models.layers import AbstractLayer, ODEBlock, check_solver
 from jnode.solvers import Solver, join
 
 
-class Head(eqx.Module):
+class Head(Fixed):
     r"""Logits $z_c = \langle w_c, \phi\rangle + b_c$, with rows of norm 1 or free."""
+
+    fixed = ("__call__", "rows")
 
     weight: Float[Array, "classes features"]
     bias: Float[Array, " classes"]
@@ -64,7 +67,7 @@ class ModelBounds(eqx.Module):
     fields: tuple[tuple[Bounds, ...], ...] = ()
 
 
-class ODEClassifier(eqx.Module):
+class ODEClassifier(Fixed):
     """Classifies an image by the end of a trajectory.
 
     The image goes through the layers one after another, and the logits are a linear
@@ -72,6 +75,8 @@ class ODEClassifier(eqx.Module):
     intervals of time, so together they are one trajectory, which one `Solver`
     describes; the layers between them may change the grid of the state.
     """
+
+    fixed = ("__call__", "states", "embed", "bounds", "lipschitz")
 
     layers: tuple[AbstractLayer, ...]
     head: Head
@@ -87,9 +92,21 @@ class ODEClassifier(eqx.Module):
         has entries; and the shape of an image (height, width, channels).
 
         **Raises:** `ValueError` for layers without an ODE block, and for blocks whose
-        intervals are not consecutive or whose solvers are not parts of one solver.
+        intervals are not consecutive or whose solvers are not parts of one solver;
+        `TypeError` for layers or a head that are not of this package's classes, or
+        subclasses of `AbstractLayer`.
         """
         self.layers, self.head = tuple(layers), head
+        for layer in self.layers:
+            if not isinstance(layer, AbstractLayer):
+                raise TypeError(
+                    "layers must be of subclasses of jnode.models.AbstractLayer, which "
+                    f"state their constants, not {type(layer).__name__}."
+                )
+        if not isinstance(head, Head):
+            raise TypeError(
+                f"head must be a jnode.models.Head, not {type(head).__name__}."
+            )
         self.image_shape = image_shape
         if not self.blocks:
             raise ValueError("layers must hold at least one ODEBlock.")
@@ -200,8 +217,10 @@ class ODEClassifier(eqx.Module):
     def with_solver(self, solver: Solver) -> "ODEClassifier":
         """The same weights with another solver, of which each block takes its part.
 
-        **Raises:** `ValueError` if a fixed step would cross from one block to the next.
+        **Raises:** `ValueError` if a fixed step would cross from one block to the next;
+        `TypeError` for a solver of Diffrax.
         """
+        check_solver(solver)
         parts = [solver.part(*share) for share in itertools.pairwise(self._edges)]
         return self._solved_by(parts)
 
@@ -271,12 +290,3 @@ def _check_image(model: ODEClassifier, image: Array) -> None:
             f"not {image.shape}; map batches with jax.vmap(model)."
         )
     check_pixels(image)
-
-
-def check_pixels(images: Array) -> None:
-    """Raises `TypeError` for pixels that are not floating-point numbers."""
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            "images must hold floating-point pixels in [0, 1], not "
-            f"{images.dtype}: jnode.data.to_float converts bytes."
-        )

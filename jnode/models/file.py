@@ -113,6 +113,8 @@ def load(folder: str | os.PathLike) -> ODEClassifier:
     check_links(folder, (DESCRIPTION, WEIGHTS))
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
+            if folder.is_file():
+                raise FileNotFoundError(f"{folder} is a file: name its folder.")
             raise FileNotFoundError(
                 f"{folder} holds no model: it has no {name}. A run has one once its "
                 "training has ended; scripts/train.py --resume goes on with it."

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,9 +11,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jnode._checks import check_positive
+from jnode._checks import Fixed, check_positive
 from jnode.bounds import Bounds
-from jnode.certify.amplification import amplification, bounded
+from jnode.certify.amplification import amplification
 from jnode.fields import AbstractVectorField
 from jnode.fields.base import add_bias
 from jnode.fields.two_layer import channels_first
@@ -22,7 +22,7 @@ from jnode.linear.conv import convolve
 from jnode.solvers import Solver, solve, trajectory
 
 
-class AbstractLayer(eqx.Module):
+class AbstractLayer(Fixed):
     """A map from one sample's state to its next state.
 
     `affine` tells whether its Jacobian is the same everywhere.
@@ -42,6 +42,15 @@ class AbstractLayer(eqx.Module):
         """
 
 
+def check_solver(solver: Any) -> None:
+    """Raises `TypeError` unless a model can be solved by it."""
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"solver of a model must be a jnode.Solver, not {type(solver).__name__}; "
+            "jnode.solve takes the solvers of Diffrax."
+        )
+
+
 class ODEBlock(AbstractLayer):
     r"""The end of a trajectory: $y(t_1)$ of $dy/dt = f(t, y)$ with $y(t_0) = x$.
 
@@ -49,6 +58,7 @@ class ODEBlock(AbstractLayer):
     """
 
     affine: ClassVar[bool] = False
+    fixed = ("__call__", "lipschitz", "bounds_of_segments")
 
     field: AbstractVectorField
     solver: Solver = eqx.field(static=True)
@@ -64,8 +74,10 @@ class ODEBlock(AbstractLayer):
     ):
         """**Arguments:** the vector field, the solver, and the interval of time.
 
-        **Raises:** `ValueError` for an interval that is empty or not finite.
+        **Raises:** `ValueError` for an interval that is empty or not finite;
+        `TypeError` for a solver of Diffrax, which `jnode.solve` takes.
         """
+        check_solver(solver)
         if not -math.inf < t0 < t1 < math.inf:
             raise ValueError(
                 f"t1 must be finite and greater than t0, not {t1} for t0 = {t0}."
@@ -84,15 +96,19 @@ class ODEBlock(AbstractLayer):
         return trajectory(self.field, x, self.solver, t0=self.t0, t1=self.t1)
 
     def lipschitz(self) -> Float[Array, ""]:
-        """The constant of the numerical solve; `inf` for adaptive solvers and free
-        fields."""
+        """The constant of the numerical solve; `inf` for adaptive solvers, free fields
+        and functions without bounds."""
+        if not isinstance(self.field, AbstractVectorField):
+            return jnp.asarray(jnp.inf)
         return amplification(self.field, self.solver, t0=self.t0, t1=self.t1)
 
     def bounds_of_segments(self) -> tuple[Bounds, ...]:
         """The bounds of the field in each segment of time between its jumps."""
+        if not isinstance(self.field, AbstractVectorField):
+            return (Bounds(jnp.inf),)
         schedule = self.solver.plan(self.field, self.t0, self.t1)
         segments = [schedule.at(self.field, k) for k in range(schedule.count)]
-        return tuple(bounded(segment).bounds() for segment in segments)
+        return tuple(segment.bounds() for segment in segments)
 
     def freeze(self, x: Float[Array, "*state"]) -> Solver:
         """The steps that the adaptive solver takes from `x`, as a fixed-step solver.

@@ -59,20 +59,21 @@ MODELS: dict[str, tuple[ModelConfig, Solver]] = {
         Solver("euler", steps=8),
     ),
     # Free fields, certified in Linf by intervals. The encoder is linear
-    # (space-to-depth), and all nonlinearity is in the trajectory: a step of one field
-    # for each patch, and one of a dense field. Half of the channels begin at zero;
-    # what is robust is written there, and the intervals of the pixels can be left out.
+    # (space-to-depth), and all nonlinearity is in the trajectory: three steps of fields
+    # on each patch, and one of a dense field. Half of the channels begin at zero; what
+    # is robust is written there, and the intervals of the pixels can be left out.
     "linf_mnist": (
         ModelConfig(
             field="free",
             features=32,
             hidden=96,
             kernel_size=1,
+            segments=(3,),
             dense=1,
             dense_hidden=384,
             unit_norm=False,
         ),
-        Solver("euler", steps=2),
+        Solver("euler", steps=4),
     ),
     # The architecture of Ortho-ODE without its constraint.
     "unconstrained": (

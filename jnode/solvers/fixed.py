@@ -13,7 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jnode.constraints import plain
-from jnode.fields.base import TwoLayer, add_bias, as_two_layer
+from jnode.fields.base import (
+    AbstractVectorField,
+    TwoLayer,
+    add_bias,
+    as_two_layer,
+)
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import compiled, statistics
 from jnode.solvers.spectral import SpectralState, spectral_field
@@ -41,7 +46,9 @@ class RightHandSide(eqx.Module):
         if value.shape == y.shape:
             return value
         sizes = zip(value.shape[::-1], y.shape[::-1], strict=False)
-        if value.ndim > y.ndim or any(size not in (1, full) for size, full in sizes):
+        wrong = value.ndim > y.ndim or any(s not in (1, full) for s, full in sizes)
+        # The bounds of a field that has some refer to its value as it is.
+        if wrong or isinstance(self.field, AbstractVectorField):
             raise ValueError(
                 f"field must return an array of the state's shape {y.shape}, not "
                 f"{value.shape}."
@@ -163,7 +170,7 @@ def _solve_hidden(form: TwoLayer, y0, method: Rows, times, lengths):
     def speed(t, active):
         """The time derivative of the hidden state."""
         constant, growing = hidden_drift
-        k = form.scale * loop(active)
+        k = form.scale.astype(active.dtype) * loop(active)
         if constant is not None:
             k = k + constant
         return k if growing is None else k + t * growing
@@ -182,7 +189,7 @@ def _solve_hidden(form: TwoLayer, y0, method: Rows, times, lengths):
     # The final hidden state is not needed.
     actives, _ = _stages(form, speed, method, times[-1], lengths[-1], u)
     q = q + combine(lengths[-1], b, actives, q)
-    y = y0 + form.scale * form.w_out(q)
+    y = y0 + form.scale.astype(q.dtype) * form.w_out(q)
     if drift is not None:
         y = y + jnp.sum(lengths) * drift
     if time_coefficients is not None:

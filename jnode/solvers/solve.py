@@ -96,11 +96,14 @@ def solve(
     - `throw`: whether a failure raises. If not, `y` is the state that was reached,
         which may not be finite; check `stats["num_failed"]` and `result`.
 
-    **Raises:** `TypeError` for a `solver` that is not a solver; `ValueError` for
+    **Raises:** `TypeError` for a `solver` that is not a solver, or a `field` that is a
+    term of Diffrax; `ValueError` for
     arguments that contradict each other, and for fixed steps that cross a jump; with
     `throw`, an error at run time, also under jit, if the solve takes more than
     `max_steps` steps or the state is no longer finite.
     """
+    if isinstance(field, diffrax.ODETerm):
+        raise TypeError("field must be the function itself, not a diffrax.ODETerm.")
     y0 = promoted(field, y0, t0, t1, args)
     choice = (steps, ts, dt0, stepsize_controller)
     asked = _Asked(*choice, adjoint, saveat, event, max_steps, throw)
@@ -320,7 +323,9 @@ def _check_choice(asked, t0, t1):
             "atol=1e-4)."
         )
     dt0 = asked.dt0
-    if dt0 is not None and is_known(dt0, t0, t1) and (t1 - t0) * float(dt0) < 0:
+    if dt0 is None or not is_known(dt0, t0, t1) or t0 == t1:
+        return
+    if not (t1 - t0) * float(dt0) > 0:
         raise ValueError(f"dt0 must lead from t0 = {t0} to t1 = {t1}; it is {dt0}.")
 
 

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -128,12 +129,28 @@ def _check_writers(run: RunDir, tensorboard: bool, profile: int) -> None:
         )
 
 
+def _options(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Each option of a configuration by its name on the command line."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        nested = dataclasses.is_dataclass(value)
+        found |= _options(value, f"{name}.") if nested else {name: value}
+    return found
+
+
 def _check_resumable(run: RunDir, config: TrainConfig) -> None:
     there, _ = run.read_config()
-    if there != without_paths(config):
+    old, new = (_options(x) for x in (there, without_paths(config)))
+    changed = [
+        f"{name} was {value!r} and is {new.get(name)!r}"
+        for name, value in old.items()
+        if new.get(name) != value
+    ]
+    if changed:
         raise ValueError(
-            f"{run.path} was started with another configuration: repeat its options, "
-            "or start anew with --overwrite."
+            f"{run.path} was started with another configuration: {'; '.join(changed)}. "
+            "Repeat its options, or start anew with --overwrite."
         )
 
 
