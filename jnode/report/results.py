@@ -13,6 +13,7 @@ from jnode.train.run_dir import RunDir
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "sigma": "σ"}
 NONE = "–"
+USUAL_RADII = {0.25, 0.5, 1.0, 1.5}
 NEEDED = (
     "dataset",
     "split",
@@ -286,7 +287,8 @@ def _align(found: list[list[tuple[str, float]]]) -> list[Line]:
 
 
 def worth_showing(runs: Sequence[RunReport]) -> set[float]:
-    """The certified radii to show: those that were attacked too, or all."""
+    """The certified radii to show: those that were attacked too, else the usual ones,
+    or all."""
     rows = [r for run in runs for r in run.evaluation["certified_accuracy"]]
     certified = {r["radius"] for r in rows if r["radius"] > 0}
     attacked = {
@@ -295,7 +297,7 @@ def worth_showing(runs: Sequence[RunReport]) -> set[float]:
         for r in run.evaluation["attacks"]
         if r["norm"] == "l2"
     }
-    return certified & attacked or certified
+    return certified & attacked or certified & USUAL_RADII or certified
 
 
 def table(runs: Sequence[RunReport]) -> str:
