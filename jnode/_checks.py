@@ -1,23 +1,26 @@
 """Checks of arguments that several subpackages share."""
 
+import itertools
 from typing import Any, ClassVar
 
 import equinox as eqx
 
 
 class Fixed(eqx.Module):
-    """A module on whose methods named in `fixed` bounds and faster forms rely.
+    """A module on whose methods named in `_jnode_fixed`, of its class and those above,
+    bounds and faster forms rely.
 
     A subclass may implement them, if they are abstract, but not override them.
 
     **Raises:** `TypeError` where such a subclass is defined.
     """
 
-    fixed: ClassVar[tuple[str, ...]] = ("__call__",)
+    _jnode_fixed: ClassVar[tuple[str, ...]] = ("__call__",)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        for name in cls.fixed:
+        names = (vars(x).get("_jnode_fixed", ()) for x in cls.__mro__)
+        for name in dict.fromkeys(itertools.chain(*names)):
             found = [(x, vars(x)[name]) for x in cls.__mro__ if name in vars(x)]
             whole = [x for x, f in found if not getattr(f, "__isabstractmethod__", 0)]
             if len(whole) > 1:

@@ -254,6 +254,15 @@ def make_monotone(name: str, channels: int, field: str) -> AbstractActivation:
     return activation
 
 
+def is_known(activation: AbstractActivation) -> bool:
+    """Whether its bounds are known here, and not a claim about a function of yours."""
+    if not isinstance(activation, Elementwise):
+        return type(activation) in (GroupSort, Householder)
+    known = [make_activation(name, 1) for name in MONOTONE]
+    parts = (activation.function, activation.least, activation.curvature)
+    return any(parts == (x.function, x.least, x.curvature) for x in known)  # pyright: ignore[reportAttributeAccessIssue]  # all are Elementwise
+
+
 def known_slopes(activation: AbstractActivation, field: str) -> tuple[float, float]:
     """The `slopes` of the activation of a field.
 

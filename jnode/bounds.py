@@ -110,8 +110,8 @@ class Bounds(eqx.Module):
             # The time-reversed field expands where the field contracts.
             low, high, c = -high, -low, jnp.zeros_like(c)
         return Bounds(
-            up(_times(size, self.lipschitz)),
-            (-up(_times(size, -low)), up(_times(size, high))),
+            up(times(size, self.lipschitz)),
+            (-up(times(size, -low)), up(times(size, high))),
             down(c / size),
         )
 
@@ -124,7 +124,7 @@ class Bounds(eqx.Module):
     def __matmul__(self, inner: "Bounds") -> "Bounds":
         """The bounds of $f(t, g(t, y))$: Lipschitz constants multiply, no more is
         known."""
-        return Bounds(up(_times(self.lipschitz, inner.lipschitz)))
+        return Bounds(up(times(self.lipschitz, inner.lipschitz)))
 
     def congruence(self, norm: Float[Array, "*stack"]) -> "Bounds":
         r"""The bounds of $W^\top f(t, Wy)$ with $\|W\|_2 \le$ `norm`.
@@ -132,13 +132,13 @@ class Bounds(eqx.Module):
         Its Jacobian is $W^\top J W$, so a logarithmic norm of at most 0 stays one, and
         $c$-cocoercivity becomes $c/\|W\|^2$-cocoercivity.
         """
-        square = up(_times(norm, norm))
+        square = up(times(norm, norm))
         low, high = self.log_norm
         return Bounds(
-            up(_times(square, self.lipschitz)),
+            up(times(square, self.lipschitz)),
             (
-                down(-_times(square, jnp.maximum(-low, 0))),
-                up(_times(square, jnp.maximum(high, 0))),
+                down(-times(square, jnp.maximum(-low, 0))),
+                up(times(square, jnp.maximum(high, 0))),
             ),
             jnp.where(self.cocoercivity > 0, down(self.cocoercivity / square), 0),
         )
@@ -190,6 +190,20 @@ def down(bound: Float[Array, "*stack"]) -> Float[Array, "*stack"]:
     return -up(-bound)
 
 
+def times(x: ArrayLike, y: ArrayLike) -> Float[Array, "*stack"]:
+    """The product of a factor that is not negative and a bound from above, numbers or
+    arrays [*stack], in which 0 times unknown is 0.
+
+    If both are positive it does not underflow to 0. It is not rounded up; see `up`.
+    """
+    dtype = _dtype(x, y)
+    x, y = (jnp.asarray(a, dtype) for a in (x, y))
+    zero = (x == 0) | (y == 0)
+    product = x * jnp.where(zero, 0, y)
+    least = jnp.where(y > 0, jnp.maximum(product, jnp.finfo(dtype).tiny), product)
+    return jnp.where(zero, 0, least)
+
+
 def _sum(x, y):
     dtype = _dtype(x, y)
     return x.astype(dtype) + y.astype(dtype)
@@ -200,17 +214,6 @@ def _outward(x, y):
     size = _sum(jnp.abs(x), jnp.abs(y))
     size = jnp.where(jnp.isfinite(size), size, 0)
     return _sum(x, y) + 32 * unit_roundoff(size.dtype) * size
-
-
-def _times(x, y):
-    """The product of a factor that is not negative and a bound from above, in which 0
-    times unknown is 0. If both are positive it does not underflow to 0."""
-    dtype = _dtype(x, y)
-    x, y = (jnp.asarray(a, dtype) for a in (x, y))
-    zero = (x == 0) | (y == 0)
-    product = x * jnp.where(zero, 0, y)
-    least = jnp.where(y > 0, jnp.maximum(product, jnp.finfo(dtype).tiny), product)
-    return jnp.where(zero, 0, least)
 
 
 def _inverse(c):

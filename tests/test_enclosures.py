@@ -264,3 +264,58 @@ def test_only_branches_that_raise_are_left_out(getkey):
 
     with pytest.raises(ValueError, match="branch"):
         enclose(PROOF, called, ball(jnp.ones((1, 3)), 0.1))
+
+
+def test_what_a_gather_fills_in(getkey):
+    """It is the same number in each image: neither a width nor a correlation."""
+    centre = states(getkey(), (4,))
+    index = jnp.array([2, 0, 9, 1])
+    for function in (
+        lambda x: jnp.take(x, index, mode="fill", fill_value=-1.0),
+        lambda x: jnp.tanh(x).at[index].get(mode="fill", fill_value=7.0),
+    ):
+        assert excess(lambda x, f=function: 2 * f(x) - x, centre, 0.1, getkey()) <= 1
+        _, reach = interval(function, centre, 0.1)
+        assert np.all(reach[:, 2] < 1e-5) and np.all(reach[:, [0, 1, 3]] > 1e-4)
+
+
+def test_a_sort_of_what_is_unbounded(getkey):
+    """Where one number may be anything, so may those at the ends, and no other."""
+    del getkey
+
+    def ordered(x):
+        pole = x[:1] / (x[:1] - 0.5)
+        return jnp.sort(jnp.concatenate([pole, jnp.array([1.0, 2.0, 3.0])])) ** 2
+
+    low, high = PROOF.ends(enclose(PROOF, ordered, ball(jnp.full((1, 2), 0.6), 0.2)))
+    assert low[0, 0] <= 0 and jnp.all(high[0, jnp.array([0, 3])] == jnp.inf)
+    np.testing.assert_allclose(low[0, 1:3], [1, 4], rtol=1e-5)
+    np.testing.assert_allclose(high[0, 1:3], [4, 9], rtol=1e-5)
+
+
+def test_softmax(getkey):
+    def attention(x):
+        weights = jax.nn.softmax(x @ x.T / 2)
+        return weights @ x
+
+    assert 0.05 < excess(attention, states(getkey(), (3, 2)), 0.05, getkey()) <= 1
+
+
+REFUSED = {
+    "from float32 to bfloat16": lambda x: jnp.matmul(
+        x, jnp.eye(3), preferred_element_type=jnp.bfloat16
+    ).astype(jnp.float32),
+    "less than full precision": lambda x: jnp.matmul(
+        x, jnp.eye(3), precision="default"
+    ),
+    "scan over comparisons": lambda x: jax.lax.map(
+        lambda b: jnp.where(b, 1.0, 2.0), x > 0.5
+    ),
+    "no rule": lambda x: x + jr.normal(jr.key(0), (3,)),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_other_refusals_are_clear(words):
+    with pytest.raises(ValueError, match=words):
+        enclose(PROOF, REFUSED[words], ball(jnp.ones((1, 3)), 0.1))

@@ -13,10 +13,11 @@ import pytest
 import jnode
 from jnode.activations import AbstractActivation, Elementwise, GroupSort
 from jnode.certify.accuracy import locally_certified_radii
-from jnode.constraints import Cayley
+from jnode.certify.local import local_radius
+from jnode.constraints import Cayley, Constrained
 from jnode.linear import Dense
 from jnode.models import Head, ODEClassifier
-from jnode.models.layers import Flatten, ODEBlock
+from jnode.models.layers import AbstractLayer, Flatten, ODEBlock
 from tests.helpers import small_model
 
 
@@ -27,6 +28,11 @@ from tests.helpers import small_model
         (jnode.GradientFlowField, "__call__"),
         (jnode.fields.Sum, "__call__"),
         (jnode.Certified, "__call__"),
+        (jnode.OrthoField, "as_two_layer"),
+        (jnode.GradientFlowField, "_layers"),
+        (jnode.SkewField, "inner"),
+        (Constrained, "resolve"),
+        (Constrained, "norm"),
         (Dense, "__call__"),
         (GroupSort, "__call__"),
         (Cayley, "kernel"),
@@ -258,3 +264,82 @@ def test_solves_of_what_is_no_function(getkey, unchecked):
     for wrong in (jnp.ones(3), jnp.ones((3, 3, 2, 2))):
         with pytest.raises(ValueError, match="matrix must have two axes"):
             jnode.linear.spectral_norm(wrong)
+
+
+def test_attributes_of_ones_own_may_have_any_name():
+    class Layer(AbstractLayer):
+        affine: ClassVar[bool] = True
+        fixed: bool = True
+
+        def __call__(self, x):
+            return x
+
+        def lipschitz(self):
+            return jnp.asarray(1.0)
+
+    assert Layer().fixed
+    with pytest.raises(TypeError, match="Other must not override __call__ of Layer"):
+
+        class Other(Layer):
+            def __call__(self, x):
+                return 10 * x
+
+
+def test_a_layer_is_not_taken_for_a_block(getkey):
+    """Not where a block is affine and another layer is not, as they say rightly."""
+
+    class AffineBlock(ODEBlock):
+        affine: ClassVar[bool] = True
+
+    class Bend(AbstractLayer):
+        affine: ClassVar[bool] = False
+
+        def __call__(self, x):
+            return 3 * jax.nn.relu(x - 0.5) + 0.1 * x
+
+        def lipschitz(self):
+            return jnp.asarray(3.1)
+
+    field = jnode.Certified(lambda t, y, args: -0.5 * y, bounds=jnode.Bounds(0.5))
+    block = AffineBlock(field, jnode.Solver("euler", steps=1), 0.0, 1.0)
+    head = Head(4, 2, unit_norm=False, key=getkey())
+    for layers in ([Flatten(), Bend(), block], [Flatten(), block]):
+        model = ODEClassifier(layers, head, (2, 2, 1))
+        images = jr.uniform(getkey(), (20, 2, 2, 1))
+        found, least = local_radius(model, images), jnode.certify.radius(model, images)
+        assert jnp.all(found >= (1 - 1e-4) * least) and jnp.any(found > 0)
+        if len(layers) == 3:  # nothing local is known of `Bend`
+            np.testing.assert_allclose(found, least, rtol=1e-5)
+        gap = lambda x, m=model: jnp.abs(m(x)[0] - m(x)[1])
+        slopes = jax.vmap(jax.grad(gap))(images)
+        norms = jnp.sqrt(jnp.sum(slopes**2, axis=(1, 2, 3), keepdims=True))
+        steps = 0.99 * found.reshape(norms.shape) / jnp.maximum(norms, 1e-9)
+        before, after = (
+            np.argmax(jax.vmap(model)(x), axis=1)
+            for x in (images, images - steps * slopes)
+        )
+        np.testing.assert_array_equal(before, after)
+
+
+def test_slopes_of_a_function_of_ones_own_are_an_assumption(getkey):
+    field = jnode.OrthoField((4,), key=getkey())
+    assert jnode.certify.assumptions(field) == []
+    other = eqx.tree_at(
+        lambda f: f.activation,
+        field,
+        Elementwise(jnp.sin),
+        is_leaf=lambda x: isinstance(x, AbstractActivation),
+    )
+    (found,) = jnode.certify.assumptions(other)
+    assert found == "the slopes of the activation sin are as its author claims"
+
+
+def test_products_of_norms_do_not_underflow(getkey):
+    small = Dense(1e-25 * jnp.eye(2))
+    assert float(jnode.linear.Product(small, small).norm()) > 0
+    for cls in (jnode.OrthoField, jnode.GradientFlowField):
+        field = cls((2,), lipschitz=1e-10, key=getkey()).bake()
+        tiny = jax.tree.map(
+            lambda x: 1e-20 * x if eqx.is_array(x) and x.ndim == 2 else x, field
+        )
+        assert float(tiny.lipschitz()) > 0

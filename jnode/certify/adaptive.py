@@ -72,7 +72,7 @@ def is_certifiable(model: "ODEClassifier") -> bool:
     others = [
         constant
         for layer, constant in zip(model.layers, bounds.layers, strict=True)
-        if not hasattr(layer, "solver")
+        if not hasattr(layer, "bounds_of_segments")
     ]
     fields = [x.lipschitz for segments in bounds.fields for x in segments]
     return all(bool(jnp.isfinite(x)) for x in (*others, *fields))
@@ -107,7 +107,7 @@ def _reached(model, bounds, images, limit):
     lost, attempts = zero + jnp.inf, jnp.zeros(len(images), jnp.int32)
     fields = iter(bounds.fields)
     for layer, constant in zip(model.layers, bounds.layers, strict=True):
-        if not hasattr(layer, "solver"):
+        if not hasattr(layer, "bounds_of_segments"):
             nodes = _through(layer, constant.astype(limit.dtype), nodes)
             continue
         for solve in _segments(layer, next(fields), limit.dtype):

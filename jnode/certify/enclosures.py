@@ -126,12 +126,13 @@ class Arithmetic:
         return self._up(size + self.reach(x))
 
     def ends(self, x: Enclosure) -> tuple[Array, Array]:
-        """The interval of each entry."""
+        """The interval of each entry; all numbers where it is unknown (NaN)."""
         c, r = x.centre, self.reach(x)
-        if x.error is None and not x.terms:
-            return c, c
-        r = r + self.slack(1, c) * (jnp.abs(c) + r)
-        return c - r, c + r
+        if x.error is not None or x.terms:
+            r = r + self.slack(1, c) * (jnp.abs(c) + r)
+        low, high = c - r, c + r
+        known = ~(jnp.isnan(low) | jnp.isnan(high))
+        return jnp.where(known, low, -jnp.inf), jnp.where(known, high, jnp.inf)
 
     def box(
         self, low: Array, high: Array, ulps: int = 0, moves: bool = True

@@ -10,6 +10,7 @@ At the start of each iteration of a `scan` the state is widened to intervals. Th
 iteration is evaluated separately, so that the operations after it compose with it.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -110,6 +111,10 @@ def _apply(arithmetic: Arithmetic, eqn: Any, args: list[Value]) -> list[Value]:
             return found
     if not any(is_float(v.aval.dtype) for v in eqn.outvars):
         return [Unknown()] * len(eqn.outvars)
+    dtypes = [[v.aval.dtype for v in some] for some in (eqn.invars, eqn.outvars)]
+    for old, new in itertools.product(*dtypes):
+        if is_float(old) and is_float(new) and not widens(old, new):
+            raise refusal(f"{name} from {old.name} to {new.name}")
     rule = RULES.get(name)
     unknown = any(isinstance(x, Unknown) for x in args)
     if rule is None or (unknown and name != "select_n"):
@@ -257,6 +262,8 @@ def _consts_and_carry(params) -> tuple[int, int]:
 
 def _at(x: Value, index: Any) -> Value:
     """The part of a scan's input that one iteration reads."""
+    if isinstance(x, Unknown):
+        raise refusal("scan over comparisons")
     if isinstance(x, Enclosure):
         error = None if x.error is None else x.error[:, index]
         return Enclosure(x.centre[:, index], error, (), x.moves)

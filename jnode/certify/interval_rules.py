@@ -18,7 +18,7 @@ from jnode.linear import convolve
 from jnode.linear.products import training_precision
 
 # The results of these consist of entries of their first argument.
-_ORDERED = ("reshape", "squeeze", "expand_dims", "copy", "copy_p")
+_ORDERED = ("reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient")
 MOVING = (
     *_ORDERED,
     "broadcast_in_dim",
@@ -66,6 +66,8 @@ def lifted(x: Value) -> Enclosure:
 
 def is_float(x: Any) -> bool:
     """Whether an array or a dtype is floating-point."""
+    if jnp.issubdtype(getattr(x, "dtype", x), jax.dtypes.extended):
+        return False  # the keys of random numbers
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
@@ -93,6 +95,12 @@ def _moving(arithmetic, eqn, args):
     # A reshape in Fortran's order exchanges axes first.
     turned = eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None
     ordered = eqn.primitive.name in _ORDERED and not turned
+    if eqn.primitive.name == "gather":
+        # What it fills in is the same number for every image.
+        blank = eqn.params | {"fill_value": 0}
+        out = arithmetic.moved(lambda a: eqn.primitive.bind(a, *rest, **blank), x)
+        centre = jax.vmap(lambda a: bind(eqn, a, *rest)[0])(x.centre)
+        return [out._replace(centre=centre)]
     return [
         arithmetic.moved(lambda a, k=k: bind(eqn, a, *rest)[k], x, ordered=ordered)
         for k in range(len(eqn.outvars))
@@ -140,6 +148,9 @@ def _add(arithmetic, eqn, args):
 def _product(arithmetic, eqn, args):
     x, y = (lifted(a) for a in args)
     name, params, length = eqn.primitive.name, eqn.params, 1
+    full = {None, jax.lax.Precision.HIGHEST}
+    if arithmetic.outward and not set(params.get("precision") or full) <= full:
+        raise refusal(f"{name} in less than full precision")
     shapes = [v.aval.shape for v in eqn.invars]
     if name == "dot_general":
         for axis in params["dimension_numbers"][0][0]:

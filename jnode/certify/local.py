@@ -73,9 +73,10 @@ def _local_radius(model, images, shells):
     model = measured(model)
     bounds = model.bounds()
     lipschitz = bounds.lipschitz
-    curved = sum(not layer.affine for layer in model.layers)
-    whole = all(isinstance(x.field, AbstractVectorField) for x in model.blocks)
-    if model.solver.adaptive or curved > len(model.blocks) or not whole:
+    others = [x for x in model.layers if not any(x is block for block in model.blocks)]
+    known = all(isinstance(x.field, AbstractVectorField) for x in model.blocks)
+    known = known and all(layer.affine for layer in others)
+    if model.solver.adaptive or not known:
         return radii(model, bounds, images)
 
     def one(image):
@@ -147,13 +148,14 @@ class _Step:
 
 
 def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
-    y, blocks = image, iter(model.blocks)
+    y = image
     spread = error = jnp.ones((), image.dtype)
     added = jnp.zeros((), image.dtype)
     for layer in model.layers:
         # The rounding error of this layer has not been amplified yet.
         error = jnp.maximum(error, 1)
-        if layer.affine:
+        block = next((x for x in model.blocks if x is layer), None)
+        if block is None:
             constant = layer.lipschitz().astype(y.dtype)
             yield _Affine(layer, y, constant)
             y = layer(y)
@@ -161,7 +163,6 @@ def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
             spread, error = spread * constant, error * constant
             added = added + inner_size(layer, y.size).astype(y.dtype)
             continue
-        block = next(blocks)
         name = block.solver.name
         a, b, c = (x.tolist() for x in tableau(name))
         schedule = block.solver.plan(block.field, block.t0, block.t1)

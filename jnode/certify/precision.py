@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from jnode._batches import check_pixels
+from jnode.activations import Elementwise, is_known
 from jnode.bounds import unit_roundoff
 from jnode.constraints import AbstractConstraint
 from jnode.fields.certified import Certified
@@ -93,6 +94,11 @@ def assumptions(model: PyTree) -> list[str]:
         if isinstance(x, Certified):
             name = getattr(x.fn, "__name__", type(x.fn).__name__)
             found.append(f"the bounds of the field {name} are as its author claims")
+        elif isinstance(x, Elementwise) and not is_known(x):
+            name = getattr(x.function, "__name__", type(x.function).__name__)
+            found.append(
+                f"the slopes of the activation {name} are as its author claims"
+            )
         elif _foreign(kind) and (
             isinstance(x, AbstractConstraint)
             or any(hasattr(x, name) for name in ("bounds", "lipschitz", "norm"))

@@ -79,7 +79,7 @@ def _taken(model, images) -> Float[Array, "n ends"]:
     def one(y):
         ends = []
         for layer in model.layers:
-            if hasattr(layer, "solver"):
+            if hasattr(layer, "bounds_of_segments"):
                 times = {"t0": layer.t0, "t1": layer.t1}
                 found = solve(layer.field, y, layer.solver, **times)
                 assert found.ends is not None, "an adaptive solver's are kept"

@@ -37,7 +37,7 @@ class AbstractConstraint(Fixed):
     then trained beside the weight.
     """
 
-    fixed = ("matrix", "kernel")
+    _jnode_fixed = ("matrix", "kernel")
 
     @abc.abstractmethod
     def matrix(self, v: Matrix) -> Resolved:

@@ -43,6 +43,8 @@ class Constrained(AbstractLinear):
     `plain` and `resolve` compute the operators of all such maps in a tree once.
     """
 
+    _jnode_fixed = ("resolve", "T", "norm")
+
     weight: Matrix | Kernel
     constraint: AbstractConstraint
     grid: tuple[int, int] | None = eqx.field(static=True, default=None)
@@ -147,7 +149,9 @@ def plain(tree: PyTree) -> PyTree:
 def measured(tree: PyTree) -> PyTree:
     """As `plain`, but each operator keeps the bound from the same pass.
 
-    Operators that are not this package's are left as they are, and measure themselves.
+    The result serves one computation. It is not to be edited or trained: its bounds
+    would stay as they are. Operators that are not this package's are left alone, and
+    measure themselves.
     """
 
     def one(x):

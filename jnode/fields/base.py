@@ -33,9 +33,12 @@ class AbstractVectorField(Fixed):
     - `as_two_layer()`: a `TwoLayer` that is equal to the plain field, or `None`.
     - `vjp_change(t, y, cotangent, distance, rounding)`: see the function of this name.
 
-    All of these describe `__call__`, so a subclass of a field cannot override it: that
-    raises a `TypeError`. A field of your own holds another one, or combines several.
+    All of these describe `__call__`, so a subclass of a field cannot override it, nor
+    the forms by which it is computed: that raises a `TypeError`. A field of your own
+    holds another one, or combines several.
     """
+
+    _jnode_fixed = ("as_two_layer", "inner", "_layers")
 
     @abc.abstractmethod
     def __call__(

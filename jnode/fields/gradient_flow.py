@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import check_positive, check_rate, check_shape
 from jnode.activations import AbstractActivation, known_slopes, make_monotone
-from jnode.bounds import Bounds, up
+from jnode.bounds import Bounds, times, up
 from jnode.constraints import AbstractConstraint, constrained, plain
 from jnode.fields.base import (
     AbstractVectorField,
@@ -103,10 +103,11 @@ class GradientFlowField(AbstractVectorField):
         return up(sum(rest, start=first))
 
     def bounds(self) -> Bounds:
-        squares = [weight.norm() ** 2 for weight in self.weights]
-        mean = sum(squares[1:], start=squares[0]) / len(squares)
-        mean = mean * known_slopes(self.activation, "gradient flow")[1]
-        lipschitz = up(self.scale(mean.dtype) * mean + self.decay)
+        norms = [weight.norm() for weight in self.weights]
+        squares = [times(norm, norm) for norm in norms]
+        mean = times(1 / len(squares), sum(squares[1:], start=squares[0]))
+        mean = times(known_slopes(self.activation, "gradient flow")[1], mean)
+        lipschitz = up(times(self.scale(mean.dtype), mean) + self.decay)
         # Minus the gradient of a convex function whose gradient is L-Lipschitz is
         # 1/L-cocoercive (Baillon & Haddad 1977).
         return Bounds(lipschitz, (-lipschitz, -self.decay), 1 / up(lipschitz))

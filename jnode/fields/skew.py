@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import check_rate, check_shape
 from jnode.activations import AbstractActivation, known_slopes, make_monotone
-from jnode.bounds import Bounds, down, up
+from jnode.bounds import Bounds, down, times, up
 from jnode.constraints import AbstractConstraint, constrained, plain
 from jnode.fields.base import AbstractVectorField, Scale, Shape, add_bias
 from jnode.linear import AbstractLinear, AbstractPlain
@@ -119,7 +119,8 @@ class SkewField(AbstractVectorField):
         slopes = known_slopes(self.activation, "skew field")
         scale = self.scale(norm.dtype)
         low, high = damped_log_norm(norm, self.damping, *slopes)
-        lipschitz = up(scale * slopes[1] * jnp.sqrt(norm**2 + self.damping**2))
+        both = jnp.maximum(jnp.sqrt(norm**2 + self.damping**2), norm)
+        lipschitz = up(times(scale, times(slopes[1], both)))
         return Bounds(lipschitz, (down(scale * low), up(scale * high)))
 
 
@@ -209,7 +210,8 @@ class HamiltonianField(AbstractVectorField):
 
     def bounds(self) -> Bounds:
         steepest = known_slopes(self.activation, "Hamiltonian field")[1]
-        largest = up(self.convexity + steepest * self.weight.norm() ** 2)
+        norm = self.weight.norm()
+        largest = up(self.convexity + times(steepest, times(norm, norm)))
         one, scale = jnp.ones_like(largest), self.scale(largest.dtype)
         low, high = damped_log_norm(one, self.damping, self.convexity, largest)
         lipschitz = up(scale * largest * (1 + self.damping**2) ** 0.5)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import check_shape
 from jnode.activations import AbstractActivation, make_activation
-from jnode.bounds import Bounds, up
+from jnode.bounds import Bounds, times, up
 from jnode.constraints import AbstractConstraint, Free, constrained, plain
 from jnode.fields.base import (
     AbstractUncertifiedField,
@@ -113,8 +113,9 @@ class OrthoField(AbstractVectorField):
         return self.time_coefficients is None
 
     def bounds(self) -> Bounds:
-        norm = self.first.norm() * self.second.norm() * self.activation.lipschitz
-        return Bounds(up(self.scale(norm.dtype) * norm))
+        norm = times(self.first.norm(), self.second.norm())
+        norm = times(self.activation.lipschitz, norm)
+        return Bounds(up(times(self.scale(norm.dtype), norm)))
 
 
 class FreeField(AbstractUncertifiedField):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jnode._checks import Fixed, check_positive
+from jnode.bounds import times
 from jnode.linear.gram import spectral_norm
 from jnode.linear.products import matmul, state_matmul
 
@@ -95,7 +96,7 @@ class Product(AbstractLinear):
     def norm(self) -> Float[Array, ""]:
         outer = self.outer.norm()
         inner = self.inner.norm().astype(outer.dtype)
-        return outer * inner * (1 + 2 * jnp.finfo(outer.dtype).eps)
+        return times(outer, inner) * (1 + 2 * jnp.finfo(outer.dtype).eps)
 
 
 class LowPrecision(AbstractPlain):

@@ -26,7 +26,7 @@ from jnode.solvers import Solver, join
 class Head(Fixed):
     r"""Logits $z_c = \langle w_c, \phi\rangle + b_c$, with rows of norm 1 or free."""
 
-    fixed = ("__call__", "rows")
+    _jnode_fixed = ("rows",)
 
     weight: Float[Array, "classes features"]
     bias: Float[Array, " classes"]
@@ -76,7 +76,7 @@ class ODEClassifier(Fixed):
     describes; the layers between them may change the grid of the state.
     """
 
-    fixed = ("__call__", "states", "embed", "bounds", "lipschitz")
+    _jnode_fixed = ("states", "embed", "bounds", "lipschitz")
 
     layers: tuple[AbstractLayer, ...]
     head: Head

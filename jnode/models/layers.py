@@ -58,7 +58,7 @@ class ODEBlock(AbstractLayer):
     """
 
     affine: ClassVar[bool] = False
-    fixed = ("__call__", "lipschitz", "bounds_of_segments")
+    _jnode_fixed = ("lipschitz", "bounds_of_segments")
 
     field: AbstractVectorField
     solver: Solver = eqx.field(static=True)
