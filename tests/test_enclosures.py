@@ -319,3 +319,12 @@ REFUSED = {
 def test_other_refusals_are_clear(words):
     with pytest.raises(ValueError, match=words):
         enclose(PROOF, REFUSED[words], ball(jnp.ones((1, 3)), 0.1))
+
+
+def test_transforms_of_weights_are_rounded(getkey):
+    """Complex numbers too, for which there are no rules."""
+    weight = jr.normal(getkey(), (3,))
+    with pytest.raises(ValueError, match="no rule"):
+        enclose(
+            PROOF, lambda x: x * jnp.fft.fft(weight).real, ball(jnp.ones((1, 3)), 0.1)
+        )

@@ -129,7 +129,7 @@ def _of_plain(eqn: Any, args: list[Any]) -> list[Any] | None:
     if name in _EXACTLY and known and all(_is_number(x) for x in args):
         return _exactly(eqn, args)
     longer = name == "convert_element_type" and not _narrows(eqn, args[0], known)
-    integers = not any(is_float(v.aval.dtype) for v in eqn.outvars)
+    integers = not any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
     exact = (*MOVING, *JOINING, "neg", "select_n", "pad", "iota", "abs", "max", "min")
     if not (integers or longer or name in exact):
         return None
