@@ -308,6 +308,9 @@ REFUSED = {
     "less than full precision": lambda x: jnp.matmul(
         x, jnp.eye(3), precision="default"
     ),
+    "dot_general in less than full precision": lambda x: jnp.matmul(
+        x, jnp.eye(3), precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32
+    ),
     "scan over comparisons": lambda x: jax.lax.map(
         lambda b: jnp.where(b, 1.0, 2.0), x > 0.5
     ),

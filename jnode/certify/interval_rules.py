@@ -148,8 +148,9 @@ def _add(arithmetic, eqn, args):
 def _product(arithmetic, eqn, args):
     x, y = (lifted(a) for a in args)
     name, params, length = eqn.primitive.name, eqn.params, 1
-    full = {None, jax.lax.Precision.HIGHEST}
-    if arithmetic.outward and not set(params.get("precision") or full) <= full:
+    asked = params.get("precision")
+    asked = set(asked) if isinstance(asked, tuple) else {asked}
+    if arithmetic.outward and not asked <= {None, jax.lax.Precision.HIGHEST}:
         raise refusal(f"{name} in less than full precision")
     shapes = [v.aval.shape for v in eqn.invars]
     if name == "dot_general":

@@ -194,8 +194,7 @@ def _radius(model, images, labels, largest):
         # First both ends, then bisection.
         trial = jnp.where(k == 0, 0.0, jnp.where(k == 1, high, (low + high) / 2))
         # Where the image itself is not proven, the trials that follow are no radii.
-        proven = _proven(model, images, labels, trial) & (trial >= 0)
-        proven = proven & ((k == 0) | (low >= 0))
+        proven = _proven(model, images, labels, trial) & ((k == 0) | (low >= 0))
         low = jnp.where(proven, trial, low)
         return (low, jnp.where(proven | (k == 0), high, trial)), None
 

@@ -38,7 +38,7 @@ class AbstractVectorField(Fixed):
     holds another one, or combines several.
     """
 
-    _jnode_fixed = ("as_two_layer", "inner", "_layers")
+    _jnode_fixed = ("as_two_layer",)
 
     @abc.abstractmethod
     def __call__(

@@ -33,6 +33,8 @@ class GradientFlowField(AbstractVectorField):
     layers, Meunier et al., ICML 2022; Sherry et al., arXiv 2306.17332).
     """
 
+    _jnode_fixed = ("_layers",)
+
     weights: tuple[AbstractLinear, ...]
     biases: tuple[Float[Array, " hidden"], ...]
     scale: Scale

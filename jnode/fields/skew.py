@@ -52,6 +52,8 @@ class SkewField(AbstractVectorField):
     0 as the damping grows; below 0 for slopes that stay positive (leaky relu).
     """
 
+    _jnode_fixed = ("inner",)
+
     half: AbstractLinear
     bias: Float[Array, " channels"]
     scale: Scale
