@@ -18,6 +18,7 @@ from jnode.constraints import Cayley, Constrained
 from jnode.linear import Dense
 from jnode.models import Head, ODEClassifier
 from jnode.models.layers import AbstractLayer, Flatten, ODEBlock
+from jnode.solvers import solve_batch
 from tests.helpers import small_model
 
 
@@ -255,8 +256,9 @@ def test_what_is_no_part_of_a_model_is_refused(getkey, unchecked):
 def test_solves_of_what_is_no_function(getkey, unchecked):
     del unchecked
     term, y = diffrax.ODETerm(lambda t, y, args: -y), jnp.ones(3)
-    with pytest.raises(TypeError, match="the function itself"):
-        jnode.solve(term, y, jnode.Solver("euler", steps=1))
+    for solves in (jnode.solve, solve_batch):
+        with pytest.raises(TypeError, match="the function itself"):
+            solves(term, y, jnode.Solver("euler", steps=1))
     with pytest.raises(ValueError, match="dt0 must lead"):
         jnode.solve(term.vector_field, y, diffrax.Heun(), dt0=0.0)
     with pytest.raises(ValueError, match="shape must be .size,. or"):

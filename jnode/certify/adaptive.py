@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jnode.bounds import down, gamma, up
 from jnode.certify.decisions import evaluation
 from jnode.certify.paths import Nodes, Solve, explore, started
+from jnode.certify.precision import is_block
 from jnode.certify.rounding import head_allowance, inner_size
 from jnode.fields.base import safe_norm
 from jnode.solvers import LadderController
@@ -72,7 +73,7 @@ def is_certifiable(model: "ODEClassifier") -> bool:
     others = [
         constant
         for layer, constant in zip(model.layers, bounds.layers, strict=True)
-        if not hasattr(layer, "bounds_of_segments")
+        if not is_block(layer, model)
     ]
     fields = [x.lipschitz for segments in bounds.fields for x in segments]
     return all(bool(jnp.isfinite(x)) for x in (*others, *fields))
@@ -107,7 +108,7 @@ def _reached(model, bounds, images, limit):
     lost, attempts = zero + jnp.inf, jnp.zeros(len(images), jnp.int32)
     fields = iter(bounds.fields)
     for layer, constant in zip(model.layers, bounds.layers, strict=True):
-        if not hasattr(layer, "bounds_of_segments"):
+        if not is_block(layer, model):
             nodes = _through(layer, constant.astype(limit.dtype), nodes)
             continue
         for solve in _segments(layer, next(fields), limit.dtype):

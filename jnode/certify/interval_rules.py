@@ -96,15 +96,20 @@ def _moving(arithmetic, eqn, args):
     turned = eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None
     ordered = eqn.primitive.name in _ORDERED and not turned
     if eqn.primitive.name == "gather":
-        # What it fills in is the same number for every image.
-        blank = eqn.params | {"fill_value": 0}
-        out = arithmetic.moved(lambda a: eqn.primitive.bind(a, *rest, **blank), x)
-        centre = jax.vmap(lambda a: bind(eqn, a, *rest)[0])(x.centre)
-        return [out._replace(centre=centre)]
+        zeros = eqn.params | {"fill_value": 0}
+        blank = lambda a: eqn.primitive.bind(a, *rest, **zeros)  # noqa: E731
+        return [_filled(arithmetic, lambda a: bind(eqn, a, *rest)[0], blank, x)]
     return [
         arithmetic.moved(lambda a, k=k: bind(eqn, a, *rest)[k], x, ordered=ordered)
         for k in range(len(eqn.outvars))
     ]
+
+
+def _filled(arithmetic, function, blank, x):
+    """What moves entries and fills in numbers of its own, which are the same for every
+    image; `blank` fills in zeros."""
+    centre = jax.vmap(function)(x.centre)
+    return arithmetic.moved(blank, x)._replace(centre=centre)
 
 
 def _joining(arithmetic, eqn, args):
@@ -115,9 +120,10 @@ def _pad(arithmetic, eqn, args):
     x, value = lifted(args[0]), args[1]
     if not is_plain(value):
         raise refusal("pad with what depends on the image")
-    out = arithmetic.moved(lambda a: bind(eqn, a, jnp.zeros_like(value))[0], x)
-    centre = jax.vmap(lambda a: bind(eqn, a, value)[0])(x.centre)
-    return [out._replace(centre=centre)]
+    filled, blank = (
+        lambda a, v=v: bind(eqn, a, v)[0] for v in (value, jnp.zeros_like(value))
+    )
+    return [_filled(arithmetic, filled, blank, x)]
 
 
 def _select(arithmetic, eqn, args):
@@ -133,7 +139,7 @@ def _select(arithmetic, eqn, args):
 
 def _convert(arithmetic, eqn, args):
     x, new = args[0], eqn.params["new_dtype"]
-    if not isinstance(x, Enclosure) or not widens(x.centre.dtype, new):
+    if not isinstance(x, Enclosure):
         raise refusal(f"conversion to {jnp.dtype(new).name}")
     return [arithmetic.moved(_single(eqn), x)]
 

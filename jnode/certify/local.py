@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jnode.certify.amplification import stage_bounds, step_amplification
-from jnode.certify.precision import certifying, check_certifiable
+from jnode.certify.precision import certifying, check_certifiable, is_block
 from jnode.certify.radius import ROUNDING, margins, radii
 from jnode.certify.rounding import inner_size
 from jnode.constraints import measured
@@ -73,9 +73,10 @@ def _local_radius(model, images, shells):
     model = measured(model)
     bounds = model.bounds()
     lipschitz = bounds.lipschitz
-    others = [x for x in model.layers if not any(x is block for block in model.blocks)]
-    known = all(isinstance(x.field, AbstractVectorField) for x in model.blocks)
-    known = known and all(layer.affine for layer in others)
+    known = all(
+        isinstance(x.field, AbstractVectorField) if is_block(x, model) else x.affine
+        for x in model.layers
+    )
     if model.solver.adaptive or not known:
         return radii(model, bounds, images)
 
@@ -154,8 +155,7 @@ def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
     for layer in model.layers:
         # The rounding error of this layer has not been amplified yet.
         error = jnp.maximum(error, 1)
-        block = next((x for x in model.blocks if x is layer), None)
-        if block is None:
+        if not is_block(layer, model):
             constant = layer.lipschitz().astype(y.dtype)
             yield _Affine(layer, y, constant)
             y = layer(y)
@@ -163,11 +163,11 @@ def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
             spread, error = spread * constant, error * constant
             added = added + inner_size(layer, y.size).astype(y.dtype)
             continue
-        name = block.solver.name
+        name = layer.solver.name
         a, b, c = (x.tolist() for x in tableau(name))
-        schedule = block.solver.plan(block.field, block.t0, block.t1)
+        schedule = layer.solver.plan(layer.field, layer.t0, layer.t1)
         for k, t, h in schedule.numbers():
-            field = schedule.at(block.field, k)
+            field = schedule.at(layer.field, k)
             bounds = field.bounds()
             factor = step_amplification(name, h, bounds)
             _, _, inner = stage_bounds(name, bounds.lipschitz * h)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import equinox as eqx
 import jax
@@ -16,6 +16,9 @@ from jnode.bounds import unit_roundoff
 from jnode.constraints import AbstractConstraint
 from jnode.fields.certified import Certified
 from jnode.linear.products import training_precision
+
+if TYPE_CHECKING:
+    from jnode.models import ODEBlock
 
 
 def check_certifiable(model: PyTree, images: PyTree = None) -> None:
@@ -34,6 +37,11 @@ def check_certifiable(model: PyTree, images: PyTree = None) -> None:
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     for leaf in (*leaves, *jax.tree.leaves(images)):
         unit_roundoff(leaf.dtype)
+
+
+def is_block(layer: Any, model: Any) -> TypeGuard["ODEBlock"]:
+    """Whether this layer of a model is one of its ODE blocks."""
+    return any(layer is block for block in model.blocks)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jnode._batches import padded_batches
 from jnode.certify.accuracy import certified_accuracy, certified_radii
 from jnode.certify.adaptive import adaptive_radii
-from jnode.certify.precision import certifying
+from jnode.certify.precision import certifying, is_block
 from jnode.constraints import plain, resolve
 from jnode.solvers import solve
 
@@ -79,9 +79,9 @@ def _taken(model, images) -> Float[Array, "n ends"]:
     def one(y):
         ends = []
         for layer in model.layers:
-            if hasattr(layer, "bounds_of_segments"):
-                times = {"t0": layer.t0, "t1": layer.t1}
-                found = solve(layer.field, y, layer.solver, **times)
+            if is_block(layer, model):
+                field, solver = layer.field, layer.solver
+                found = solve(field, y, solver, t0=layer.t0, t1=layer.t1)
                 assert found.ends is not None, "an adaptive solver's are kept"
                 ends.append(jnp.where(jnp.isfinite(found.ends), found.ends, -1))
                 y = found.y

@@ -37,7 +37,11 @@ def promoted(field: Any, y0: PyTree, t0: Any, t1: Any, args: PyTree) -> PyTree:
     than the field's value (float32, if the weights are float64) is promoted to it. A
     list of numbers is an array for a field of this package, and otherwise, as in
     Diffrax, a PyTree.
+
+    **Raises:** `TypeError` for a field that is a term of Diffrax.
     """
+    if isinstance(field, diffrax.ODETerm):
+        raise TypeError("field must be the function itself, not a diffrax.ODETerm.")
     if isinstance(y0, list) and isinstance(field, AbstractVectorField):
         numbers = all(isinstance(x, (int, float)) for x in jax.tree.leaves(y0))
         y0 = np.asarray(y0) if numbers else y0

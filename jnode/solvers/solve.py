@@ -102,8 +102,6 @@ def solve(
     `throw`, an error at run time, also under jit, if the solve takes more than
     `max_steps` steps or the state is no longer finite.
     """
-    if isinstance(field, diffrax.ODETerm):
-        raise TypeError("field must be the function itself, not a diffrax.ODETerm.")
     y0 = promoted(field, y0, t0, t1, args)
     choice = (steps, ts, dt0, stepsize_controller)
     asked = _Asked(*choice, adjoint, saveat, event, max_steps, throw)
