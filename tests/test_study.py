@@ -339,7 +339,10 @@ def test_a_function_is_measured(tmp_path):
         **GIVEN,
         measures=measures,
         lipschitz=1.0,
-        surrogates={"itself": lambda image: linear(image)[0]},
+        surrogates={
+            "itself": lambda image: linear(image)[0],
+            "opposite": lambda image: -linear(image)[0],
+        },
     )
     (row,) = rows = run_study([one], tmp_path, progress=False)
     assert row["error"] is None and row["schema"] == 1
@@ -354,7 +357,10 @@ def test_a_function_is_measured(tmp_path):
     assert robust["num_examples"] == 11
     low, high = robust["interval"]
     assert low < 6 / 11 < high
-    assert {entry["via"] for entry in row["alone"]["attacks"]} == {"", "itself"}
+    vias = {entry["via"] for entry in row["alone"]["attacks"]}
+    assert vias == {"", "itself", "opposite"}
+    # Equal logits, of the pixel 0.5, are the first class of both.
+    assert row["disagreement"] == {"itself": 0, "opposite": pytest.approx(10 / 11)}
     assert run_study([one], tmp_path, progress=False) == rows  # read, not measured
     other = dataclasses.replace(one, model=lambda image: 2 * linear(image)[0])
     with pytest.raises(ValueError, match="measured with other settings"):
@@ -410,6 +416,41 @@ def test_an_order_is_claimed_only_where_it_is_certain():
     assert clean["mnist5k, natural"] == "a > b ≈ c"
     assert clean["mnist5k, a"] == "natural > margin"
     assert study.orders([row("models", "old")]) == []
+
+
+def test_solvers_are_compared_with_their_reference():
+    """Of 40 images Euler gets 8 fewer than the finest solver, which is certain, and
+    Heun one fewer; what a model was trained with is the reference of other steps."""
+
+    def made(part, solver, number, via):
+        seen = {"right": packed(np.arange(40) < number), "num_test": 40, "data": "x"}
+        seen |= {"alone": {}, "ensemble": {}, "solver": solver}
+        return row(part, "m", **seen, disagreement={"rk4x16": 0.1} if via else {})
+
+    rows = [
+        made("solvers", "eulerx1", 30, True),
+        made("solvers", "heunx1", 37, True),
+        made("solvers", "rk4x16", 38, False),
+        made("steps", "eulerx1", 30, True),
+        made("steps", "eulerx2", 38, True),
+    ]
+    (table,) = study.solvers_compared(rows)
+    assert table.rows == [
+        ["m, rk4x16", "clean", "–", "eulerx1 (-20.0)"],
+        ["m, eulerx1", "clean", "eulerx2 (+20.0)", "–"],
+    ]
+    assert study.solvers_compared([row("solvers", "old")]) == []
+
+
+def test_a_run_of_another_configuration_is_not_taken(tmp_path):
+    """Cells share trained runs by name; their configurations must be equal too."""
+    path = RunDir(tmp_path / GOOD.trained)
+    path.create(overwrite=False)
+    other = dataclasses.replace(TINY, epochs=2)
+    path.write_config(other, image_shape=[28, 28, 1], classes=10, num_train=64)
+    (path.path / "model.json").write_text("{}")
+    (found,) = run_study([SOLVED], tmp_path, progress=False)
+    assert "was trained with another configuration: epochs was 2" in found["error"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from jnode.study.compare import orders as orders
 from jnode.study.compare import paired as paired
 from jnode.study.compare import pareto as pareto
 from jnode.study.compare import pareto_figure as pareto_figure
+from jnode.study.compare import solvers_compared as solvers_compared
 from jnode.study.measure import measure as measure
 from jnode.study.report import write_study as write_study
 from jnode.study.run import gather as gather

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from jnode.report.results import NORMS
+from jnode.report.results import NONE, NORMS
 from jnode.report.style import (
     COLOURS,
     INK,
@@ -126,6 +126,46 @@ def orders(rows: Sequence[Row]) -> list[Table]:
         "neighbours (McNemar's exact test), ≈ where the order may be chance. One seed."
     )
     return [Table("In order", note, ["among", "images", "order"], lines, 3)]
+
+
+def solvers_compared(rows: Sequence[Row]) -> list[Table]:
+    """A table of the solvers that are better or worse on the same images than the one
+    from which attacks are transferred, or with which the model was trained."""
+    lines = []
+    for part in ("solvers", "steps"):
+        known = [row for row in rows if row["part"] == part and "right" in row]
+        for (_, model, trained), group in grouped(
+            known, "data", "model", "trained_with"
+        ).items():
+            sources = {via for row in group for via in row.get("disagreement", ())}
+            wanted = {trained} if part == "steps" else sources
+            for reference in [row for row in group if row["solver"] in wanted]:
+                for budget in (None, *budgets(group)):
+                    better, worse = _beside(group, reference, budget)
+                    name = f"{model}, {reference['solver']}"
+                    lines.append([name, _label(budget), better, worse])
+    if not lines:
+        return []
+    note = (
+        "Beside the finest solver (from which attacks are transferred), or that of the "
+        f"training, on the same images: differences of p < {SURE} (McNemar's exact "
+        "test) in points."
+    )
+    head = ["model, beside", "images", "better", "worse"]
+    return [Table("Solvers compared", note, head, lines, 4)]
+
+
+def _beside(
+    group: Sequence[Row], reference: Row, budget: tuple[str, float] | None
+) -> tuple[str, str]:
+    """The solvers of a group that are better for certain, and those that are worse."""
+    better, worse = [], []
+    for row in group:
+        found = paired(row, reference, budget)
+        if found["p_value"] < SURE:
+            points = 100 * found["difference"]
+            (better if points > 0 else worse).append(f"{row['solver']} ({points:+.1f})")
+    return ", ".join(better) or NONE, ", ".join(worse) or NONE
 
 
 def _label(budget: tuple[str, float] | None) -> str:

@@ -107,10 +107,13 @@ def lipschitz(
 
 def coarse(
     dataset: DataConfig,
-    epochs: int,
     pairs: Sequence[tuple[str, int]],
     steps: Sequence[int],
     measures: Measures,
+    *,
+    channels: int,
+    epochs: int,
+    logit_scale: float = 1.0,
 ) -> Iterator[Cell]:
     """Models trained with one number of Euler steps and evaluated with others."""
     for model, n in pairs:
@@ -118,8 +121,9 @@ def coarse(
             model,
             "natural",
             dataset,
-            channels=1,
+            channels=channels,
             epochs=epochs,
+            logit_scale=logit_scale,
             solver=Solver("euler", steps=n),
         )
         for m in steps:

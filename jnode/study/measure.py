@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,18 @@ def measure(
     """
     wanted, model = subject.measures, subject.model
     images, labels = np.asarray(subject.images), np.asarray(subject.labels)
-    logits = _logits(subject, images)
-    right = classes_of(logits) == labels
+    logits = _logits(subject.classifier, images)
+    own = classes_of(logits)
+    right = own == labels
     found: dict[str, Any] = {
         "num_test": len(labels),
         "data": fingerprint(images, labels),
         "clean_accuracy": float(np.mean(right)),
         "right": packed(right),
+        "disagreement": {
+            name: float(np.mean(classes_of(_logits(other, images)) != own))
+            for name, other in subject.surrogates.items()
+        },
         **_certified(subject, images, labels, logits),
         **_evaluations(subject, images[:BATCH]),
         "ms_per_image": _milliseconds(subject, images[:BATCH]),
@@ -101,8 +106,8 @@ def unpacked(text: str, number: int) -> Bool[np.ndarray, " n"]:
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=number) > 0
 
 
-def _logits(subject: Subject, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
-    whole = batched(subject.classifier)
+def _logits(model: Callable, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
+    whole = batched(model)
     parts = [
         np.asarray(logits_of(whole, jnp.asarray(x)))[mask]
         for _, (x,), mask in padded_batches((images,), BATCH)

@@ -21,7 +21,13 @@ from jnode.report.style import (
     tidy,
     to_png,
 )
-from jnode.study.compare import front, logarithmic, orders, pareto_figure
+from jnode.study.compare import (
+    front,
+    logarithmic,
+    orders,
+    pareto_figure,
+    solvers_compared,
+)
 from jnode.study.tables import (
     Row,
     amount,
@@ -289,7 +295,7 @@ def write_study(rows: Sequence[Row], folder: str | os.PathLike, name: str) -> Pa
         raise ValueError("rows must hold at least one finished cell, not none.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = [*tables(rows), *orders(rows)]
+    found = [*tables(rows), *orders(rows), *solvers_compared(rows)]
     text = "\n\n".join(table.markdown() for table in found) + "\n"
     drawn = figures(rows)
     body = [f"<h1>Study: {escape(name)}</h1>", *(table.html() for table in found)]

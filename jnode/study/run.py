@@ -24,6 +24,7 @@ from jnode.models.file import DESCRIPTION
 from jnode.study.cells import Cell, Subject
 from jnode.study.measure import measure
 from jnode.train import RunDir, evaluation_images, train
+from jnode.train.loop import changed_options
 from jnode.train.step import dtype_of, init_state
 
 RESULTS = "results.jsonl"
@@ -247,10 +248,16 @@ def _subject(cell: Cell, folder: Path, data_dir) -> Subject:
 def _trained(cell: Cell, folder: Path, data_dir, progress: bool) -> dict[str, Any]:
     """Trains the run that the cell shares with others, unless it exists."""
     run = RunDir(folder / cell.trained)
+    placed = dataclasses.replace(cell.train.data, dir=data_dir)
+    config = dataclasses.replace(cell.train, data=placed)
     with claimed(folder / f".{cell.trained}.training.lock", wait=True):
-        if not (run.path / DESCRIPTION).is_file():
-            placed = dataclasses.replace(cell.train.data, dir=data_dir)
-            config = dataclasses.replace(cell.train, data=placed)
+        if (run.path / DESCRIPTION).is_file():
+            if changed := changed_options(run, config):
+                raise ValueError(
+                    f"{run.path} was trained with another configuration: "
+                    f"{'; '.join(changed)}. Choose another folder for this study."
+                )
+        else:
             resume = (run.path / "config.json").is_file()
             train(config, run.path, resume=resume, progress=progress)
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)

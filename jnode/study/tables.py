@@ -209,7 +209,7 @@ def constant_label(model: str) -> str:
 
 def _solvers(rows: list[Row]) -> Table:
     limits, balls = budgets(rows), _balls(rows)
-    head = ["model", "solver", "NFE", "movement", "ms / image", "clean"]
+    head = ["model", "solver", "NFE", "movement", "ms / image", "clean", "disagree"]
     for norm, epsilon in limits:
         budget = f"{NORMS[norm]} {amount(epsilon)}"
         head += [f"own attacks {budget}", f"transferred {budget}", f"robust {budget}"]
@@ -219,6 +219,7 @@ def _solvers(rows: list[Row]) -> Table:
         cells = [row["model"], row["solver"], _short(row["nfe"])]
         cells += [_maybe(row.get("movement"))]
         cells += [_short(row["ms_per_image"]), percent(row["clean_accuracy"])]
+        cells += [_disagreement(row)]
         for budget in limits:
             cells += [
                 percent(attacked(row, *budget, transferred=False)),
@@ -230,8 +231,16 @@ def _solvers(rows: list[Row]) -> Table:
     sources = {
         entry["via"] for r in rows for entry in r["alone"]["attacks"] if entry["via"]
     }
-    note = f"{_note(rows)} Transferred: PGD through {', '.join(sorted(sources))}."
+    finest = ", ".join(sorted(sources))
+    note = (
+        f"{_note(rows)} Transferred: PGD through {finest}. Disagree: the images that "
+    )
+    note += f"{finest} puts in another class, in %."
     return Table(_title("Solvers", rows), note, head, lines, 2)
+
+
+def _disagreement(row: Row) -> str:
+    return percent(next(iter(row.get("disagreement", {}).values()), None))
 
 
 def attacked(row: Row, norm: str, epsilon: float, *, transferred: bool) -> float | None:
@@ -247,12 +256,13 @@ def attacked(row: Row, norm: str, epsilon: float, *, transferred: bool) -> float
 
 def _steps(rows: list[Row]) -> Table:
     limits = budgets(rows)
-    head = ["trained with", "solved with", "clean"]
+    head = ["trained with", "solved with", "movement", "clean"]
     head += [f"robust {NORMS[n]} {amount(e)}" for n, e in limits]
     lines = [
         [
             row["trained_with"],
             row["solver"],
+            _maybe(row.get("movement")),
             percent(row["clean_accuracy"]),
             *(percent(worst(row, *budget)) for budget in limits),
         ]

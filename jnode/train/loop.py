@@ -139,14 +139,19 @@ def _options(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _check_resumable(run: RunDir, config: TrainConfig) -> None:
+def changed_options(run: RunDir, config: TrainConfig) -> list[str]:
+    """The options of a run that a configuration has otherwise, in words."""
     there, _ = run.read_config()
     old, new = (_options(x) for x in (there, without_paths(config)))
-    changed = [
+    return [
         f"{name} was {value!r} and is {new.get(name)!r}"
         for name, value in old.items()
         if new.get(name) != value
     ]
+
+
+def _check_resumable(run: RunDir, config: TrainConfig) -> None:
+    changed = changed_options(run, config)
     if changed:
         raise ValueError(
             f"{run.path} was started with another configuration: {'; '.join(changed)}. "

@@ -36,6 +36,8 @@ measures = Measures(grids.few_steps(0.05), 100, via=grids.FINEST)
 solvers = grids.solvers(
     "odenet", odenet, ("euler", "rk4"), (1, 4), ("dopri5",), (1e-2,), measures
 )
-steps = grids.coarse(DIGITS, EPOCHS, [("odenet", 1)], (1, 8), measures)
+steps = grids.coarse(
+    DIGITS, [("odenet", 1)], (1, 8), measures, channels=1, epochs=EPOCHS
+)
 
 cells = [*models, *lipschitz, *solvers, *steps]
