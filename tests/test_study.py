@@ -458,7 +458,10 @@ def test_a_run_of_another_configuration_is_not_taken(tmp_path):
     [
         ({"name": "a/b"}, "name must consist of letters"),
         ({"images": GIVEN["images"] + 1}, r"images must lie in \[0, 1\]"),
-        ({"labels": GIVEN["labels"][1:]}, "labels must be as many as the 11 images"),
+        (
+            {"labels": GIVEN["labels"][1:]},
+            "images and labels must be as many, not 11 and 10",
+        ),
         ({"labels": GIVEN["labels"] + 5}, "labels must lie"),
         ({"model": lambda image: image}, "a vector of logits"),
         ({"measures": Measures(tightness=True)}, "belong to an ODEClassifier"),

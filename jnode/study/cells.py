@@ -128,12 +128,7 @@ class Subject:
                 f"model of {self.name} must map one image to a vector of logits, not "
                 f"to the shape {logits.shape}."
             )
-        check_labels(self.labels, len(logits))
-        if len(self.labels) != len(self.images):
-            raise ValueError(
-                f"labels must be as many as the {len(self.images)} images, not "
-                f"{len(self.labels)}."
-            )
+        check_labels(self.labels, len(logits), self.images)
 
     @functools.cached_property  # one function, so that it is compiled once
     def classifier(self) -> Callable:

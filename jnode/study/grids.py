@@ -134,14 +134,18 @@ def coarse(
 
 
 def photographs(
-    name: str, epochs: int, trained: Sequence[tuple[str, Sequence[str]]]
+    name: str,
+    epochs: int,
+    trained: Sequence[tuple[str, Sequence[str]]],
+    *,
+    logit_scale: float,
 ) -> Iterator[Cell]:
     """Models on colour images, one seed each."""
     measures = Measures(
         PHOTOGRAPHS,
         500,
         budgets=(("linf", 8 / 255), ("l2", 36 / 255)),
-        num_ensemble=200,
+        num_ensemble=500,
         radii=PHOTOGRAPH_RADII,
     )
     return models(
@@ -153,4 +157,5 @@ def photographs(
         measures=measures,
         epsilon=8 / 255,
         rho=0.25,
+        logit_scale=logit_scale,
     )
