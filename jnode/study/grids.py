@@ -81,27 +81,23 @@ def solvers(
 def lipschitz(
     dataset: DataConfig,
     *,
-    constants: Sequence[float],
+    channels: int,
     epochs: int,
+    constants: Sequence[float],
     seeds: Sequence[int],
     measures: Measures,
+    logit_scale: float = 1.0,
 ) -> Iterator[Cell]:
     """The Ortho field at several constants, and without its constraint."""
     for seed in seeds:
+        common: dict = {"channels": channels, "epochs": epochs, "seed": seed}
+        common |= {"logit_scale": logit_scale}
         for constant in constants:
             config = configure(
-                "ortho",
-                "natural",
-                dataset,
-                lipschitz=constant,
-                channels=1,
-                epochs=epochs,
-                seed=seed,
+                "ortho", "natural", dataset, lipschitz=constant, **common
             )
             yield Cell("lipschitz", f"ortho-L{constant:g}", "natural", config, measures)
-        config = configure(
-            "free", "natural", dataset, channels=1, epochs=epochs, seed=seed
-        )
+        config = configure("free", "natural", dataset, **common)
         yield Cell("lipschitz", "ortho-Linf", "natural", config, measures)
 
 

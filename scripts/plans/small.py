@@ -24,8 +24,9 @@ models = grids.models(
 )
 lipschitz = grids.lipschitz(
     DIGITS,
-    constants=(0.25,),
+    channels=1,
     epochs=EPOCHS,
+    constants=(0.25,),
     seeds=(0,),
     measures=Measures(
         grids.few_steps(0.1), 100, radii=(0.5,), tightness=True, adaptive=grids.DOPRI5
