@@ -11,9 +11,9 @@ from jnode.train import DataConfig
 
 DIGITS, STEPS = DataConfig("mnist", pad=1), (1, 2, 4, 8, 16)
 COMMON = {"channels": 1, "epochs": 8, "logit_scale": 4.0}
-odenet, ortho, contractive = (
+odenet, free, ortho, contractive = (
     configure(model, "natural", DIGITS, **COMMON)
-    for model in ("odenet", "ortho", "contractive")
+    for model in ("odenet", "free", "ortho", "contractive")
 )
 measures = Measures(grids.few_steps(0.1), 250, via=grids.FINEST)
 proven = dataclasses.replace(measures, radii=(0.5,))
@@ -30,6 +30,7 @@ cells = [
         tolerances,
         measures,
     ),
+    *grids.solvers("free", free, fixed, STEPS, adaptive, tolerances, measures),
     *grids.solvers("ortho", ortho, fixed, STEPS, adaptive, tolerances, proven),
     # At least one step for each of its four segments.
     *grids.solvers("contractive", contractive, fixed, STEPS[2:], (), (), proven),
