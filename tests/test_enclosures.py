@@ -190,9 +190,60 @@ def test_radius_0_encloses_the_exact_result(getkey):
     assert 0 < np.max(np.abs(truth - short)) < np.max(reach) < 1e-3
 
 
+def test_what_may_be_nan_is_unbounded(getkey):
+    """A bounded function of NaN is NaN, and bounded functions of numbers are not."""
+
+    def direction(x):
+        return x / jnp.sqrt(jnp.sum(x**2))
+
+    makers = {
+        "log": jnp.log,
+        "log1p": lambda x: jnp.log1p(x - 1),
+        "sqrt": jnp.sqrt,
+        "0 / 0": direction,
+        "0 * inf": lambda x: x * jnp.exp(1e3 * x),
+        "inf - inf": lambda x: jnp.exp(1e3 * x) - jnp.exp(2e3 * x),
+    }
+    bounded = {
+        "tanh": jnp.tanh,
+        "sigmoid": jax.nn.sigmoid,
+        "erf": jax.lax.erf,
+        "exp(-x^2)": lambda x: jnp.exp(-(x**2)),
+        "sin": jnp.sin,
+        "clip": lambda x: jnp.clip(x, -1, 1),
+        "sort": lambda x: jnp.sort(jnp.tanh(x)),
+        "twice": lambda x: jnp.tanh(jnp.tanh(x) + 1),
+        "zero": lambda x: 0 * jnp.tanh(x),
+        "select": lambda x: jnp.where(x > 0, 1.0, jnp.tanh(x)),
+    }
+    safe, unsafe = (jnp.full((1, 3), x) for x in (0.5, 0.05))
+    for made, maker in makers.items():
+        for name, function in bounded.items():
+            whole = lambda x, f=function, g=maker: f(g(x))
+            _, reach = interval(whole, unsafe, 0.1)
+            assert not np.isfinite(reach).any(), (made, name)
+            if made not in ("0 * inf", "inf - inf"):
+                _, reach = interval(whole, safe, 0.1)
+                assert np.isfinite(reach).all(), (made, name)
+
+
+def test_pools_sums_and_largest_entries(getkey):
+    functions = {
+        "largest": eqx.nn.MaxPool2d(2, 2),
+        "mean": eqx.nn.AvgPool2d(3, 1, padding=1),
+        "adaptive": eqx.nn.AdaptiveAvgPool2d(2),
+        "running sum": lambda x: jnp.cumsum(x, axis=1),
+        "running largest": lambda x: jax.lax.cummax(x, axis=1),
+        "tiles": lambda x: jnp.tile(x, (2, 1, 1)),
+    }
+    for name, function in functions.items():
+        centre = states(getkey(), (2, 4, 4), 2)
+        assert 0.7 < excess(function, centre, 0.1, getkey()) <= 1, name
+
+
 def test_what_has_no_rule_is_refused_by_name(getkey):
-    with pytest.raises(ValueError, match="'cumsum'"):
-        enclose(PROOF, jnp.cumsum, ball(jnp.zeros((1, 3)), 0.1))
+    with pytest.raises(ValueError, match="'cumprod'"):
+        enclose(PROOF, jnp.cumprod, ball(jnp.zeros((1, 3)), 0.1))
     field = jnode.OrthoField(DENSE, key=getkey())
     low = jnode.LowPrecisionField(jnode.resolve(field)[0])
     with pytest.raises(ValueError, match="bfloat16"):

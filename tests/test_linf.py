@@ -84,11 +84,64 @@ def test_differences_of_logits_are_bounded_as_such(getkey):
     assert jnp.all(0.01 * jnp.sum(jnp.abs(weight[0])) > 2)
 
 
+def test_images_whose_logits_may_be_nan_are_not_proven():
+    """The logarithm of an image within reach is NaN, and its sigmoid is no number in
+    (0, 1): the model does not classify that image."""
+
+    class Gate(jnode.models.AbstractLayer):
+        affine = False
+
+        def __call__(self, x):
+            return jax.nn.sigmoid(jnp.log(x - 0.05))
+
+        def lipschitz(self):
+            return jnp.asarray(jnp.inf)
+
+    head = Head(4, 3, unit_norm=False, key=jr.key(0))
+    head = eqx.tree_at(lambda h: h.bias, head, jnp.asarray([0.0, 9.0, 0.0]))
+    layers = (Flatten(), Gate())
+    block = ODEBlock(jnode.fields.Decay(0.5), jnode.Solver("euler", steps=1))
+    model = ODEClassifier((layers[0], block, layers[1]), head, (2, 2, 1))
+    x, labels = jnp.full((2, 2, 2, 1), 0.3), jnp.asarray([1, 1])
+    assert jnp.isnan(model(jnp.zeros((2, 2, 1)))).all()
+    assert not linf.linf_robust(model, x, labels, 0.3).any()
+    radii = np.asarray(linf.linf_radius(model, x, labels, 0.5))
+    assert (radii > 0.15).all() and (radii < 0.21).all()
+
+
+def test_what_ignores_the_image_is_proven_everywhere():
+    """A model whose features are two thresholds, alike for all images in the ball."""
+
+    class Sign(jnode.models.AbstractLayer):
+        affine = False
+
+        def __call__(self, x):
+            return jnp.where(x > 2, 1.0, -1.0)
+
+        def lipschitz(self):
+            return jnp.asarray(jnp.inf)
+
+    head = Head(4, 3, unit_norm=False, key=jr.key(0))
+    block = ODEBlock(jnode.fields.Decay(0.5), jnode.Solver("euler", steps=1))
+    layers = (Flatten(), block, Sign())
+    model = ODEClassifier(layers, head, (2, 2, 1))
+    x = jnp.full((3, 2, 2, 1), 0.3)
+    logits = jax.vmap(model)(x)
+    worst = linf.gains(model, x, jnp.zeros(3, int), 0.1)
+    assert worst.shape == (3, 3)
+    assert bool(jnp.all(worst >= logits - logits[:, :1]))
+
+
 def test_adaptive_solvers_and_bad_radii_are_refused(getkey):
     x, labels = images(getkey(), 2), jnp.zeros(2, int)
     model = small_model(getkey(), "free", jnode.Solver("bosh3"))
     with pytest.raises(ValueError, match="solver must take fixed steps"):
         linf.linf_robust(model, x, labels, 0.1)
+    with pytest.raises(ValueError, match="adjoint must be 'direct' to be enclosed"):
+        solver = jnode.Solver("euler", steps=1, adjoint="checkpointed")
+        linf.linf_robust(model.with_solver(solver), x, labels, 0.1)
+    with pytest.raises(ValueError, match="labels must lie in"):
+        linf.linf_robust(model, x, labels - 1, 0.1)
     with pytest.raises(ValueError, match="epsilon must be at least 0"):
         linf.linf_robust(model, x, labels, -0.1)
     with pytest.raises(ValueError, match="largest must be positive"):

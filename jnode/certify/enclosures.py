@@ -63,7 +63,11 @@ class Term(NamedTuple):
 
 
 class Enclosure(NamedTuple):
-    """See above. If `moves` is false it does not depend on the image; `batch` is 1."""
+    """See above. If `moves` is false it does not depend on the image; `batch` is 1.
+
+    An entry whose centre or reach is not finite is unknown: it may be any number, or
+    NaN. So is all that is computed from it.
+    """
 
     centre: Float[Array, " batch *shape"]
     error: Float[Array, " batch *shape"] | None = None
@@ -126,7 +130,7 @@ class Arithmetic:
         return self._up(size + self.reach(x))
 
     def ends(self, x: Enclosure) -> tuple[Array, Array]:
-        """The interval of each entry; all numbers where it is unknown (NaN)."""
+        """The interval of each entry; all numbers where it is unknown."""
         c, r = x.centre, self.reach(x)
         if x.error is not None or x.terms:
             r = r + self.slack(1, c) * (jnp.abs(c) + r)
@@ -271,9 +275,17 @@ class Arithmetic:
         return self.bilinear(lambda a, b: f(a * b), x, ones, length)
 
     def monotone(self, f: Map, x: Enclosure, ulps: int = 0) -> Enclosure:
-        """An increasing or decreasing function of each entry (or of each in turn)."""
-        a, b = (jax.vmap(f)(end) for end in self.ends(x))
+        """An increasing or decreasing function of each entry; unknown where that is,
+        although the function be bounded: the entry may be NaN."""
+        low, high = self.ends(x)
+        known = jnp.isfinite(low) & jnp.isfinite(high)
+        a, b = (jnp.where(known, jax.vmap(f)(end), jnp.nan) for end in (low, high))
         return self.box(jnp.minimum(a, b), jnp.maximum(a, b), ulps, x.moves)
+
+    def ordering(self, f: Map, x: Enclosure) -> Enclosure:
+        """An increasing function of several entries that returns some of them."""
+        low, high = (jax.vmap(f)(end) for end in self.ends(x))
+        return self.box(low, high, 0, x.moves)
 
     def both(self, f: Map, x: Enclosure, y: Enclosure) -> Enclosure:
         """The maximum or minimum of two, elementwise."""
@@ -297,7 +309,9 @@ class Arithmetic:
         """A function whose slope and values are at most 1 in size: sine and cosine."""
         centre, reach = f(x.centre), self.reach(x)
         errs = self.outward * 4 * ulps * unit_roundoff(centre.dtype)
-        error = self._up(jnp.minimum(reach, 2) + errs)
+        # Of infinity it is NaN.
+        error = self._up(jnp.where(jnp.isfinite(reach), jnp.minimum(reach, 2), reach))
+        error = error + errs
         return self.opened(Enclosure(centre, error, (), x.moves))
 
     def reciprocal(self, x: Enclosure) -> Enclosure:
@@ -345,6 +359,13 @@ def _each(f: Map, x: Array, y: Array) -> Array:
 def _behind(x: Array, like: Array) -> Array:
     """A number for each image, to be added to arrays like `like`."""
     return x.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def spread(x: Enclosure, batch: int) -> Enclosure:
+    """The same for so many images, if it does not depend on them."""
+    terms = (t._replace(radius=_spread(t.radius, batch)) for t in x.terms)
+    error = None if x.error is None else _spread(x.error, batch)
+    return Enclosure(_spread(x.centre, batch), error, tuple(terms), x.moves)
 
 
 def _spread(x: Array, batch: int) -> Array:

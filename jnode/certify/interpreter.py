@@ -194,7 +194,7 @@ def _choose(arithmetic, params, args):
     if len(branches) > 1:
         raise ValueError(
             "The model cannot be enclosed: which branch of a cond runs depends on its "
-            "input."
+            "input, or on the counter of a loop; use jnp.where."
         )
     (branch,) = branches
     return _run(arithmetic, branch.jaxpr, branch.consts, rest)

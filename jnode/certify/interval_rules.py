@@ -27,10 +27,20 @@ MOVING = (
     "rev",
     "slice",
     "split",
+    "tile",
     "transpose",
     "unstack",
 )
 JOINING = ("concatenate", "stack")
+# Of these they are entries too, the largest or the smallest of several.
+_ORDERING = (
+    "cummax",
+    "cummin",
+    "reduce_max",
+    "reduce_min",
+    "reduce_window_max",
+    "sort",
+)
 # Images by batch, height, width, channels; kernels by height, width, in, out.
 _ORDER = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _ELEMENTARY = tuple(name for name in ULPS if name not in ("sin", "cos", "softplus"))
@@ -212,16 +222,25 @@ def _divide(arithmetic, eqn, args):
 
 
 def _sum(arithmetic, eqn, args):
-    x = lifted(args[0])
-    before, after = eqn.invars[0].aval.size, eqn.outvars[0].aval.size
-    return [arithmetic.total(_single(eqn), x, before // max(after, 1))]
+    shape, params = eqn.invars[0].aval.shape, eqn.params
+    if eqn.primitive.name == "reduce_window_sum":
+        length = int(np.prod(params["window_dimensions"]))
+    elif eqn.primitive.name == "cumsum":
+        length = shape[params["axis"]]
+    else:
+        length = int(np.prod([shape[axis] for axis in params["axes"]]))
+    return [arithmetic.total(_single(eqn), lifted(args[0]), length)]
 
 
 def _monotone(arithmetic, eqn, args):
+    x, ulps = lifted(args[0]), ULPS[eqn.primitive.name]
+    return [arithmetic.monotone(_single(eqn), x, ulps)]
+
+
+def _ordering(arithmetic, eqn, args):
     if len(args) != 1:
         raise refusal(f"{eqn.primitive.name} of several arrays")
-    x, ulps = lifted(args[0]), ULPS.get(eqn.primitive.name, 0)
-    return [arithmetic.monotone(_single(eqn), x, ulps)]
+    return [arithmetic.ordering(_single(eqn), lifted(args[0]))]
 
 
 def _both(arithmetic, eqn, args):
@@ -252,7 +271,9 @@ def _power(arithmetic, eqn, args):
 RULES: dict[str, Callable[[Arithmetic, Any, list[Value]], list[Value]]] = {
     **dict.fromkeys(MOVING, _moving),
     **dict.fromkeys(JOINING, _joining),
-    **dict.fromkeys((*_ELEMENTARY, "sort", "reduce_max", "reduce_min"), _monotone),
+    **dict.fromkeys(_ELEMENTARY, _monotone),
+    **dict.fromkeys(_ORDERING, _ordering),
+    **dict.fromkeys(("reduce_sum", "reduce_window_sum", "cumsum"), _sum),
     **dict.fromkeys(("add", "sub", "add_any"), _add),
     **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), _product),
     **dict.fromkeys(("integer_pow", "square", "one_minus_square"), _power),
@@ -264,6 +285,5 @@ RULES: dict[str, Callable[[Arithmetic, Any, list[Value]], list[Value]]] = {
     "div": _divide,
     "pad": _pad,
     "polynomial": _polynomial,
-    "reduce_sum": _sum,
     "select_n": _select,
 }

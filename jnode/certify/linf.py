@@ -19,12 +19,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jnode._batches import (
-    check_as_many,
     check_images,
     check_labels,
     padded_batches,
 )
-from jnode.certify.enclosures import Arithmetic, Enclosure
+from jnode.certify.enclosures import Arithmetic, Enclosure, spread
 from jnode.certify.interpreter import enclose
 from jnode.certify.precision import certifying, check_certifiable
 from jnode.certify.radius import stated_rounding
@@ -61,13 +60,18 @@ def embedding(
     **Arguments:** a resolved model with a fixed-step solver; the images; the radius, a
     number or one for each image; the arithmetic.
 
-    **Raises:** `ValueError` for an adaptive solver, and as
-    `jnode.certify.interpreter.enclose`.
+    **Raises:** `ValueError` for an adaptive solver and for another adjoint than
+    "direct", and as `jnode.certify.interpreter.enclose`.
     """
     if model.solver.adaptive:
         raise ValueError(
             f"solver must take fixed steps to be enclosed, and {model.solver} chooses "
             "its steps from its input: give steps, or freeze the model."
+        )
+    if model.solver.adjoint != "direct":
+        raise ValueError(
+            "adjoint must be 'direct' to be enclosed, the loop of this package, not "
+            f"{model.solver.adjoint!r}."
         )
     return enclose(arithmetic, model.embed, ball(images, epsilon, arithmetic))
 
@@ -85,6 +89,7 @@ def worst_gains(
     """
     whole = Arithmetic(arithmetic.outward, max(arithmetic.limit, 2**24))
     logits = enclose(whole, model.head, whole.opened(features))
+    logits = spread(logits, len(labels))
     pick = jax.vmap(lambda row, y: row - row[y])
     gain = pick(logits.centre, labels)
     error = jnp.zeros_like(gain)
@@ -132,8 +137,9 @@ def linf_robust(
     each image.
 
     **Raises:** `TypeError` for a model or images in another type than float32 or
-    float64; `ValueError` for pixels outside [0, 1] (of traced images these are not
-    seen), for labels that are not as many, a negative radius, an adaptive solver, and
+    float64, and for labels that are no integers; `ValueError` for pixels outside [0, 1]
+    and labels out of range (neither is seen of traced arrays), for labels that are not
+    as many, a negative radius, an adaptive solver, another adjoint than "direct", and
     an operation without a rule, which it names.
     """
     _check(model, images, labels)
@@ -148,7 +154,8 @@ def _check(model, images, labels):
     if isinstance(images, Tracer):
         return
     check_images(images, shape=model.image_shape)
-    check_as_many(images, labels)
+    if not isinstance(labels, Tracer):
+        check_labels(labels, len(model.head.bias), images)
 
 
 @certifying
