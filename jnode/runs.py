@@ -35,9 +35,9 @@ from jnode.evaluation.protocols import Protocol
 from jnode.evaluation.store import described, fingerprint
 from jnode.models import ODEClassifier, load
 from jnode.models.batched import batched
+from jnode.models.file import DESCRIPTION, WEIGHTS
 from jnode.report.pictures import pairs
 from jnode.sharding import check_divides, is_main_process, shareable
-from jnode.solvers import Solver
 from jnode.train import RunDir, evaluation_images, training_images
 
 RADII = tuple(round(0.05 * i, 2) for i in range(41))
@@ -49,14 +49,13 @@ BATCH = 250
 class Opened(NamedTuple):
     """A run folder that was read: its model, still constrained, and its test images.
 
-    - `solver`: the configuration's solver; `num_train`: the number of training images.
+    - `num_train`: the number of training images.
     - `test`: the test images or, if the run held out some of the training images, those
         (see its `split`); `images`: the same as floats in [0, 1].
     """
 
     path: Path
     model: ODEClassifier
-    solver: Solver
     num_train: int
     test: Dataset
     images: Float[np.ndarray, "n height width channels"]
@@ -88,7 +87,7 @@ def read(
     test = evaluation_images(config.data, data_dir)
     test = test if num_examples is None else test.take(num_examples)
     images = np.asarray(data.to_float(jnp.asarray(test.images)))
-    return Opened(run.path, model, config.solver, facts["num_train"], test, images)
+    return Opened(run.path, model, facts["num_train"], test, images)
 
 
 def evaluate_run(
@@ -185,7 +184,7 @@ def _planned(
 def _arguments(run: Opened, attacks, protocol, how: dict[str, Any]) -> dict[str, Any]:
     """All settings that determine the result of an evaluation."""
     return {
-        "the model": fingerprint(run.path / "model.eqx", run.solver),
+        "the model": fingerprint(*(run.path / name for name in (DESCRIPTION, WEIGHTS))),
         "the data": fingerprint(run.images, run.test.labels),
         "the attacks": described(attacks),
         "the protocol": [protocol, *how.values()],

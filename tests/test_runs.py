@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,24 @@ def test_a_protocol_attacks_checks_and_goes_on(run_dir, monkeypatch, capsys):
     ):
         assert words in page
     assert "NFE, attacked" in report.table([report.read_run(run_dir)])
+
+
+def test_attacks_of_another_solver_are_not_taken(run_dir, tmp_path):
+    """The same weights, saved with another solver, are another model."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    wanted = [attacks.parse("gaussian:0.1")]
+    settings = {"num_examples": 8, "batch_size": 8, "progress": False}
+    file = copy / "evaluation" / "attack-000.npz"
+    first = evaluate_run(copy, wanted, **settings)
+    kept = file.stat().st_mtime_ns
+    assert evaluate_run(copy, wanted, **settings) == first
+    assert file.stat().st_mtime_ns == kept
+    config = RunDir(copy).read_config()[0].model
+    sizes = {"image_shape": (28, 28, 1), "classes": 10}
+    save(copy, jnode.load(copy), config, jnode.Solver("heun", steps=1), **sizes)
+    evaluate_run(copy, wanted, **settings)
+    assert file.stat().st_mtime_ns > kept
 
 
 @pytest.mark.parametrize(

@@ -362,9 +362,14 @@ def test_a_function_is_measured(tmp_path):
     # Equal logits, of the pixel 0.5, are the first class of both.
     assert row["disagreement"] == {"itself": 0, "opposite": pytest.approx(10 / 11)}
     assert run_study([one], tmp_path, progress=False) == rows  # read, not measured
-    other = dataclasses.replace(one, model=lambda image: 2 * linear(image)[0])
-    with pytest.raises(ValueError, match="measured with other settings"):
-        run_study([other], tmp_path, progress=False)
+    hidden = lambda image: jax.lax.stop_gradient(linear(image)[0])
+    for other in (
+        {"model": lambda image: 2 * linear(image)[0]},
+        {"model": hidden},  # the same answers, without gradients
+        {"surrogates": one.surrogates | {"itself": hidden}},
+    ):
+        with pytest.raises(ValueError, match="measured with other settings"):
+            run_study([dataclasses.replace(one, **other)], tmp_path, progress=False)
     assert pareto(rows) == rows and pareto_figure(rows).axes
     (table,) = tables(rows)
     assert "54.5 [28.0, 78.7]" in table.markdown()
@@ -416,6 +421,39 @@ def test_an_order_is_claimed_only_where_it_is_certain():
     assert clean["mnist5k, natural"] == "a > b ≈ c"
     assert clean["mnist5k, a"] == "natural > margin"
     assert study.orders([row("models", "old")]) == []
+
+
+def test_rows_that_were_attacked_less_are_not_compared():
+    """AutoAttack leaves 10 of 40 images of a; FGSM alone leaves 38 of b."""
+
+    def made(model, number, **more):
+        budget = {"norm": "linf", "epsilon": 0.2, "robust_accuracy": number / 40}
+        right = packed(np.arange(40) < number)
+        robust = [budget | {"right": right, "num_examples": 40, "interval": [0, 1]}]
+        seen = {"num_examples": 40, "worst_case": [budget], "flags": []}
+        tried = {"norm": "linf", "epsilon": 0.2, "restarts": 1, "via": ""}
+        tried |= {"robust_accuracy": number / 40}
+        parts = {
+            part: seen | {"attacks": [tried | {"name": name, "steps": steps}]}
+            for part, name, steps in (("alone", "fgsm", 1), ("ensemble", "square", 9))
+        }
+        found = row("models", model, **{"num_test": 40, "data": "x", "robust": robust})
+        return found | {"right": packed(np.ones(40, bool))} | parts | more
+
+    a, b, c = made("a", 10), made("b", 38), made("c", 9)
+    del b["ensemble"]
+    (table,) = tables([a, b, c])
+    column = table.head.index("AutoAttack Linf 0.2")
+    assert [line[column] for line in table.rows] == ["25.0", "–", "22.5"]
+    (alone,) = tables([b])
+    assert not any("AutoAttack" in name for name in alone.head)
+    assert study.paired(a, c, ("linf", 0.2))["only_first"] == 1
+    with pytest.raises(ValueError, match="square-9 Linf 0.2 and of fgsm Linf 0.2"):
+        study.paired(a, b, ("linf", 0.2))
+    (ordered,) = study.orders([a, b, c])
+    assert [line[2] for line in ordered.rows] == ["c ≈ b ≈ a", "a ≈ c"]
+    b["ms_per_image"] = 0.01
+    assert pareto([a, b, c]) == [a]
 
 
 def test_solvers_are_compared_with_their_reference():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jnode._batches import check_images, check_labels
 from jnode._checks import check_choice
-from jnode.attacks.losses import logits_of
+from jnode.attacks.losses import cross_entropy, logits_of
 from jnode.evaluation.store import fingerprint
 from jnode.models import ModelConfig, ODEClassifier
 from jnode.models.batched import batched
@@ -147,18 +148,40 @@ class Subject:
     def settings(self) -> dict[str, Any]:
         """What a row depends on, as JSON returns it.
 
-        A function cannot be read, so its answers on the first images stand for it.
+        A function cannot be read, so its answers on the first images stand for it, and
+        the lengths of its loss's gradients there.
         """
-        first = jnp.asarray(self.images[:4])
-        answers = np.asarray(logits_of(batched(self.classifier), first))
+        answers = self._behaviour(self.classifier)
+        surrogates = {x: self._behaviour(f) for x, f in self.surrogates.items()}
         return {
             "measures": repr(self.measures),
             "solver": self.solver,
-            "surrogates": sorted(self.surrogates),
+            "surrogates": dict(sorted(surrogates.items())),
             "lipschitz": self.lipschitz,
             "data": fingerprint(np.asarray(self.images), np.asarray(self.labels)),
-            "answers": [[f"{z:.3g}" for z in row] for row in answers.tolist()],
+            "answers": answers,
         }
+
+    def _behaviour(self, model: Callable) -> list[list[str]]:
+        """For each of the first images the logits, and how steep the loss is."""
+        first, labels = jnp.asarray(self.images[:4]), jnp.asarray(self.labels[:4])
+        answers = np.asarray(logits_of(batched(model), first))
+        try:
+            steep = np.asarray(_steepness(model, first, labels))
+        except Exception:  # a function that cannot be differentiated, as it may be
+            steep = np.full(len(first), np.nan)
+        rows = zip(answers.tolist(), steep.tolist(), strict=True)
+        return [[*(f"{z:.3g}" for z in row), f"{g:.2g}"] for row, g in rows]
+
+
+@eqx.filter_jit
+def _steepness(model: Callable, images, labels) -> Float[Array, " n"]:
+    """The length of each gradient of the cross-entropy."""
+
+    def loss(x):
+        return jnp.sum(cross_entropy(logits_of(batched(model), x), labels))
+
+    return jnp.linalg.norm(jax.grad(loss)(images).reshape(len(images), -1), axis=1)
 
 
 def _pair(result: Any) -> tuple[Any, Any]:

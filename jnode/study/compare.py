@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from jnode.report.results import NONE, NORMS
+from jnode.report.results import NONE, NORMS, attack_label
 from jnode.report.style import (
     COLOURS,
     INK,
@@ -20,7 +20,15 @@ from jnode.report.style import (
     tidy,
 )
 from jnode.study.measure import unpacked
-from jnode.study.tables import Row, Table, amount, budgets, grouped, worst
+from jnode.study.tables import (
+    Row,
+    Table,
+    amount,
+    budgets,
+    grouped,
+    judges,
+    worst,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,16 +38,18 @@ if TYPE_CHECKING:
 def pareto(rows: Sequence[Row], budget: tuple[str, float] | None = None) -> list[Row]:
     """The rows that no other beats in both time and robust accuracy, fastest first.
 
+    Where AutoAttack ran on any of the rows, those on which it did not are left out.
+
     **Arguments:** rows of `run_study`; the norm and epsilon, by default the first
     budget of AutoAttack or, without AutoAttack, of any attack.
 
     **Raises:** `ValueError` if no row was attacked.
     """
-    norm, epsilon = _budget(rows, budget)
+    limit, judge = _budget(rows, budget), judges(rows)
     stood = [
         (row["ms_per_image"], -value, i)
         for i, row in enumerate(rows)
-        if row["error"] is None and (value := worst(row, norm, epsilon)) is not None
+        if row["error"] is None and (value := worst(row, *limit, judge)) is not None
     ]
     found, best = [], -1.0
     for _, negative, i in sorted(stood):
@@ -68,7 +78,8 @@ def paired(
     right; `p_value`; and `num_examples`.
 
     **Raises:** `ValueError` for rows of other images, or that were not attacked so, or
-    that hold no outcomes of images: failed ones, and those of older versions.
+    by other attacks (those transferred do not count), or that hold no outcomes of
+    images: failed ones, and those of older versions.
     """
     from scipy.stats import binomtest
 
@@ -83,6 +94,12 @@ def paired(
         raise ValueError(
             "first and second must be of the same images: they are of "
             f"{first['dataset']} ({len(a)}) and {second['dataset']} ({len(b)})."
+        )
+    if budget is not None and _attacks(first, budget) != _attacks(second, budget):
+        known = (", ".join(_attacks(row, budget)) for row in (first, second))
+        raise ValueError(
+            "first and second must be of the same attacks: they are of "
+            f"{' and of '.join(known)}."
         )
     only = int(np.sum(a & ~b)), int(np.sum(b & ~a))
     return {
@@ -161,6 +178,8 @@ def _beside(
     """The solvers of a group that are better for certain, and those that are worse."""
     better, worse = [], []
     for row in group:
+        if budget is not None and _attacks(row, budget) != _attacks(reference, budget):
+            continue
         found = paired(row, reference, budget)
         if found["p_value"] < SURE:
             points = 100 * found["difference"]
@@ -174,11 +193,16 @@ def _label(budget: tuple[str, float] | None) -> str:
 
 def _chain(named: dict[str, Row], budget: tuple[str, float] | None) -> str:
     """The names in order of accuracy, those that were measured."""
-    tested = {
-        name: row
-        for name, row in named.items()
-        if budget is None or worst(row, *budget) is not None
-    }
+    tested = named
+    if budget is not None:
+        judge = judges(named.values())
+        known = [r for r in named.values() if worst(r, *budget, judge) is not None]
+        same = _attacks(known[0], budget) if known else []
+        tested = {
+            name: row
+            for name, row in named.items()
+            if row in known and _attacks(row, budget) == same
+        }
     share = {name: np.mean(_right(row, budget)) for name, row in tested.items()}
     names = sorted(tested, key=lambda name: -share[name])
     text = names[0] if names else ""
@@ -186,6 +210,19 @@ def _chain(named: dict[str, Row], budget: tuple[str, float] | None) -> str:
         p = paired(tested[better], tested[other], budget)["p_value"]
         text += f" {'>' if p < SURE else '≈'} {other}"
     return text
+
+
+def _attacks(row: Row, budget: tuple[str, float]) -> list[str]:
+    """The attacks that decided over a row in a budget, without those transferred."""
+    norm, epsilon = budget[0], round(budget[1], 7)
+    judge = judges([row])
+    if worst(row, norm, epsilon, judge) is None:
+        judge = "alone"  # of this budget there is no AutoAttack
+    return sorted(
+        attack_label(entry)
+        for entry in row.get(judge, {}).get("attacks", ())
+        if entry["norm"] == norm and entry["epsilon"] <= epsilon and not entry["via"]
+    )
 
 
 def _right(row: Row, budget: tuple[str, float] | None) -> Bool[np.ndarray, " n"]:
@@ -214,7 +251,7 @@ def pareto_figure(
 
     **Raises:** as `pareto`; `ImportError` without Matplotlib.
     """
-    norm, epsilon = _budget(rows, budget)
+    (norm, epsilon), judge = _budget(rows, budget), judges(rows)
     figure = new_figure(7.5, 4.4)
     axes = figure.subplots()
     handles: dict[str, Any] = {}
@@ -222,7 +259,7 @@ def pareto_figure(
     for i, row in enumerate(done):
         style: dict[str, Any] = {"color": COLOURS[i % 7], "linestyle": "none"}
         style |= {"marker": MARKERS[(i + i // 7) % 7], "markersize": 7}
-        x, value = row["ms_per_image"], worst(row, norm, epsilon)
+        x, value = row["ms_per_image"], worst(row, norm, epsilon, judge)
         axes.plot(x, 100 * row["clean_accuracy"], **style, markerfacecolor="white")
         if value is None:
             continue
@@ -247,9 +284,9 @@ def _interval(row: Row, norm: str, epsilon: float) -> tuple[float, float] | None
 
 def front(axes: "Axes", rows: Sequence[Row], norm: str, epsilon: float) -> None:
     """Draws the front as a line of steps."""
-    best = pareto(rows, (norm, epsilon))
+    best, judge = pareto(rows, (norm, epsilon)), judges(rows)
     x = [row["ms_per_image"] for row in best]
-    y = [100 * (worst(row, norm, epsilon) or 0) for row in best]
+    y = [100 * (worst(row, norm, epsilon, judge) or 0) for row in best]
     x.append(max(row["ms_per_image"] for row in rows))
     axes.step(x, [*y, y[-1]], where="post", color=INK, linewidth=1, zorder=1)
 

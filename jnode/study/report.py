@@ -35,6 +35,7 @@ from jnode.study.tables import (
     certified,
     constant_label,
     grouped,
+    judges,
     radii,
     tables,
     worst,
@@ -86,7 +87,7 @@ CAPTIONS = {
 def _models(rows: list[Row]) -> "Figure":
     trainings = list(dict.fromkeys(row["training"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    limits, balls = budgets(rows), radii(rows)
+    limits, balls, judge = budgets(rows), radii(rows), judges(rows)
     height = 1.5 + 0.33 * len(models)
     figure = new_figure(1.2 + 2.6 * len(trainings), height)
     panels = figure.subplots(1, len(trainings), sharey=True, squeeze=False)[0]
@@ -97,7 +98,9 @@ def _models(rows: list[Row]) -> "Figure":
     for i, (norm, epsilon) in enumerate(limits):
         colour = (COLOURS[0], COLOURS[1], COLOURS[4], COLOURS[3])[i % 4]
         label = f"robust, {NORMS[norm]} {amount(epsilon)}"
-        measures.append((label, _worst(norm, epsilon), "sDPX"[i % 4], colour, colour))
+        measures.append(
+            (label, _worst(norm, epsilon, judge), "sDPX"[i % 4], colour, colour)
+        )
     if balls:
         label = f"certified, L2 {amount(balls[0])}"
         ball = lambda r: certified(r, balls[0])  # noqa: E731
@@ -133,8 +136,8 @@ def _models(rows: list[Row]) -> "Figure":
     return figure
 
 
-def _worst(norm: str, epsilon: float):
-    return lambda row: worst(row, norm, epsilon)
+def _worst(norm: str, epsilon: float, judge: str):
+    return lambda row: worst(row, norm, epsilon, judge)
 
 
 def _lipschitz(rows: list[Row]) -> "Figure":
@@ -147,7 +150,7 @@ def _lipschitz(rows: list[Row]) -> "Figure":
     curves = {
         "clean": (lambda r: r["clean_accuracy"], CLEAN, "o"),
         f"robust, {NORMS[norm]} {amount(epsilon)}": (
-            _worst(norm, epsilon),
+            _worst(norm, epsilon, judges(rows)),
             COLOURS[0],
             "s",
         ),
@@ -205,7 +208,7 @@ def _curve(axes: "Axes", places, groups, get, colour, marker, scale=1.0):
 
 def _solvers(rows: list[Row]) -> "Figure":
     models = list(dict.fromkeys(row["model"] for row in rows))
-    (norm, epsilon), balls = budgets(rows)[0], radii(rows)
+    (norm, epsilon), balls, judge = budgets(rows)[0], radii(rows), judges(rows)
     figure = new_figure(9.5, 0.6 + 3.4 * len(models))
     panels = figure.subplots(len(models), 2, sharex="col", sharey=True, squeeze=False)
     methods = [method for (method,) in grouped(rows, "solver_name")]
@@ -219,7 +222,7 @@ def _solvers(rows: list[Row]) -> "Figure":
             hollow = {"linestyle": "--", "linewidth": 1, "markerfacecolor": "white"}
             group = sorted(group, key=lambda r: r["nfe"])
             clean = [100 * r["clean_accuracy"] for r in group]
-            robust = [100 * (worst(r, norm, epsilon) or 0) for r in group]
+            robust = [100 * (worst(r, norm, epsilon, judge) or 0) for r in group]
             nfe = [r["nfe"] for r in group]
             left.plot(nfe, clean, **style, **hollow)
             drawn = left.plot(nfe, robust, linewidth=1.8, **style)
@@ -248,14 +251,14 @@ def _solvers(rows: list[Row]) -> "Figure":
 
 
 def _steps(rows: list[Row]) -> "Figure":
-    norm, epsilon = budgets(rows)[0]
+    (norm, epsilon), judge = budgets(rows)[0], judges(rows)
     figure = new_figure(6.2, 3.9)
     axes = figure.subplots()
     handles: dict[str, Any] = {}
     for i, ((trained,), group) in enumerate(grouped(rows, "trained_with").items()):
         steps = [row["nfe"] for row in group]
         clean = [100 * row["clean_accuracy"] for row in group]
-        robust = [100 * (worst(row, norm, epsilon) or 0) for row in group]
+        robust = [100 * (worst(row, norm, epsilon, judge) or 0) for row in group]
         style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 6}
         line = {"linestyle": "--", "linewidth": 1, "markerfacecolor": "white"}
         handles[f"trained with {trained}: clean"] = axes.plot(

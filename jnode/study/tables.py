@@ -73,28 +73,32 @@ def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
     return groups
 
 
-def worst(row: Row, norm: str, epsilon: float) -> float | None:
-    """Robust accuracy in a budget: under AutoAttack if it ran, else under all
-    attacks."""
-    for source in ("ensemble", "alone"):
-        for entry in row.get(source, {}).get("worst_case", ()):
-            if (entry["norm"], entry["epsilon"]) == (norm, epsilon):
-                return entry["robust_accuracy"]
+def judges(rows: Iterable[Row]) -> str:
+    """Whose attacks tell how robust these rows are: AutoAttack's ("ensemble") if it ran
+    on any of them, else all others ("alone"). One row is not compared with another
+    that was attacked less."""
+    return "ensemble" if any("ensemble" in row for row in rows) else "alone"
+
+
+def worst(row: Row, norm: str, epsilon: float, judge: str) -> float | None:
+    """Robust accuracy in a budget under the attacks of `judges`; `None` if these did
+    not run."""
+    for entry in row.get(judge, {}).get("worst_case", ()):
+        if (entry["norm"], entry["epsilon"]) == (norm, epsilon):
+            return entry["robust_accuracy"]
     return None
 
 
 def budgets(rows: Sequence[Row]) -> list[tuple[str, float]]:
-    """The norms and epsilons of AutoAttack, or else of any attack; Linf first."""
-    for source in ("ensemble", "alone"):
-        found = {
-            (entry["norm"], entry["epsilon"])
-            for row in rows
-            for entry in row.get(source, {}).get("worst_case", ())
-            if entry["norm"] != "sigma"
-        }
-        if found:
-            return sorted(found, key=lambda b: (b[0] != "linf", b))
-    return []
+    """The norms and epsilons of the attacks of `judges`; Linf first."""
+    judge = judges(rows)
+    found = {
+        (entry["norm"], entry["epsilon"])
+        for row in rows
+        for entry in row.get(judge, {}).get("worst_case", ())
+        if entry["norm"] != "sigma"
+    }
+    return sorted(found, key=lambda b: (b[0] != "linf", b))
 
 
 def certified(row: Row, radius: float, norm: str = "l2") -> float | None:
@@ -158,7 +162,9 @@ def _models(rows: list[Row]) -> Table:
             for entry in row.get("alone", {}).get("attacks", ())
         )
     )
-    limits, balls = budgets(rows), _balls(rows)
+    # Single attacks have columns of their own.
+    limits = budgets(rows) if judges(rows) == "ensemble" else []
+    balls = _balls(rows)
     head = ["model", "training", "parameters", "NFE", "movement", "train s", "clean"]
     head += tried
     head += [f"AutoAttack {NORMS[n]} {amount(e)}" for n, e in limits]
@@ -171,14 +177,15 @@ def _models(rows: list[Row]) -> Table:
         cells.append(_short(sum(r["training_seconds"] for r in group) / len(group)))
         cells.append(spread([r["clean_accuracy"] for r in group], percent))
         cells += [spread([_alone(r, name) for r in group], percent) for name in tried]
-        cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
+        for b in limits:
+            cells += [spread([worst(r, *b, "ensemble") for r in group], percent)]
         cells += [spread([certified(r, *x) for r in group], percent) for x in balls]
         lines.append(cells)
     return Table(_title("Models", rows), _note(rows), head, lines, 2)
 
 
 def _lipschitz(rows: list[Row]) -> Table:
-    limits, balls = budgets(rows), _balls(rows)
+    limits, balls, judge = budgets(rows), _balls(rows), judges(rows)
     head = ["L", "clean", *(f"robust {NORMS[n]} {amount(e)}" for n, e in limits)]
     head += _heads(balls)
     head += [
@@ -191,7 +198,8 @@ def _lipschitz(rows: list[Row]) -> Table:
     for (model,), group in grouped(rows, "model").items():
         cells = [constant_label(model)]
         cells.append(spread([r["clean_accuracy"] for r in group], percent))
-        cells += [spread([worst(r, *b) for r in group], percent) for b in limits]
+        for b in limits:
+            cells += [spread([worst(r, *b, judge) for r in group], percent)]
         cells += [spread([certified(r, *x) for r in group], percent) for x in balls]
         for name in ("certified_upper_bound", "empirical_lower_bound"):
             cells.append(_numbers([r["tightness"][name] for r in group]))
@@ -208,7 +216,7 @@ def constant_label(model: str) -> str:
 
 
 def _solvers(rows: list[Row]) -> Table:
-    limits, balls = budgets(rows), _balls(rows)
+    limits, balls, judge = budgets(rows), _balls(rows), judges(rows)
     head = ["model", "solver", "NFE", "movement", "ms / image", "clean", "disagree"]
     for norm, epsilon in limits:
         budget = f"{NORMS[norm]} {amount(epsilon)}"
@@ -224,7 +232,7 @@ def _solvers(rows: list[Row]) -> Table:
             cells += [
                 percent(attacked(row, *budget, transferred=False)),
                 percent(attacked(row, *budget, transferred=True)),
-                percent(worst(row, *budget)),
+                percent(worst(row, *budget, judge)),
             ]
         cells += [percent(certified(row, *x)) for x in balls]
         lines.append(cells)
@@ -255,7 +263,7 @@ def attacked(row: Row, norm: str, epsilon: float, *, transferred: bool) -> float
 
 
 def _steps(rows: list[Row]) -> Table:
-    limits = budgets(rows)
+    limits, judge = budgets(rows), judges(rows)
     head = ["trained with", "solved with", "movement", "clean"]
     head += [f"robust {NORMS[n]} {amount(e)}" for n, e in limits]
     lines = [
@@ -264,7 +272,7 @@ def _steps(rows: list[Row]) -> Table:
             row["solver"],
             _maybe(row.get("movement")),
             percent(row["clean_accuracy"]),
-            *(percent(worst(row, *budget)) for budget in limits),
+            *(percent(worst(row, *budget, judge)) for budget in limits),
         ]
         for row in rows
     ]
@@ -273,7 +281,7 @@ def _steps(rows: list[Row]) -> Table:
 
 def _own(rows: list[Row]) -> Table:
     head = ["cell", "solver", "NFE", "largest", "ms / image", "clean"]
-    limits, balls = budgets(rows), _balls(rows)
+    limits, balls, judge = budgets(rows), _balls(rows), judges(rows)
     head += [f"robust {NORMS[n]} {amount(e)}" for n, e in limits]
     head += _heads(balls)
     lines = []
@@ -284,8 +292,8 @@ def _own(rows: list[Row]) -> Table:
         cells += [_short(row["ms_per_image"]), percent(row["clean_accuracy"])]
         found = {(e["norm"], e["epsilon"]): e for e in row["robust"]}
         for limit in limits:
-            entry = found.get(limit)
-            cells.append(NONE if entry is None else _with_interval(entry))
+            known = worst(row, *limit, judge) is not None
+            cells.append(_with_interval(found[limit]) if known else NONE)
         cells += [percent(certified(row, *x)) for x in balls]
         lines.append(cells)
     flags = [f"{row['cell']}: {' '.join(row['flags'])}" for row in rows if row["flags"]]
