@@ -333,6 +333,9 @@ def test_a_model_of_one_image_is_wrapped():
             attack(wrong, images, labels, BUDGET, key=key)
         with pytest.raises(ValueError, match="Wrap a model of one image"):
             attacks.run(wrong, images, labels, [(attack, BUDGET)], key=key)
+    pair: Any = lambda x: (Network()(x), x)
+    with pytest.raises(ValueError, match="an array of logits, not tuple"):
+        attack(pair, images, labels, BUDGET, key=key)
 
 
 def test_explicit_axes_are_taken_outside_of_jit():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -89,7 +90,7 @@ def test_images_whose_logits_may_be_nan_are_not_proven():
     (0, 1): the model does not classify that image."""
 
     class Gate(jnode.models.AbstractLayer):
-        affine = False
+        affine: ClassVar[bool] = False
 
         def __call__(self, x):
             return jax.nn.sigmoid(jnp.log(x - 0.05))
@@ -113,7 +114,7 @@ def test_what_ignores_the_image_is_proven_everywhere():
     """A model whose features are two thresholds, alike for all images in the ball."""
 
     class Sign(jnode.models.AbstractLayer):
-        affine = False
+        affine: ClassVar[bool] = False
 
         def __call__(self, x):
             return jnp.where(x > 2, 1.0, -1.0)

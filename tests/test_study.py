@@ -366,7 +366,7 @@ def test_a_function_is_measured(tmp_path):
     for other in (
         {"model": lambda image: 2 * linear(image)[0]},
         {"model": hidden},  # the same answers, without gradients
-        {"surrogates": one.surrogates | {"itself": hidden}},
+        {"surrogates": {**one.surrogates, "itself": hidden}},
     ):
         with pytest.raises(ValueError, match="measured with other settings"):
             run_study([dataclasses.replace(one, **other)], tmp_path, progress=False)

@@ -27,13 +27,19 @@ def prediction(logits: Logits) -> Labels:
 class AsImages(eqx.Module):
     """A classifier whose logits have the dtype of its images.
 
-    **Raises:** `ValueError` if its result is not one row of logits for each image.
+    **Raises:** `ValueError` if its result is not an array with one row of logits for
+    each image.
     """
 
     model: Callable
 
     def __call__(self, images):
         logits = self.model(images)
+        if not eqx.is_array_like(logits):
+            raise ValueError(
+                f"model must return an array of logits, not {type(logits).__name__}: "
+                "pick the logits of its results."
+            )
         shape = jnp.shape(logits)
         if len(shape) != 2 or shape[0] != len(images):
             raise ValueError(
