@@ -27,7 +27,7 @@ from tqdm import tqdm
 import jnode
 from jnode._process import run, versions
 from jnode.certify import amplification, lipschitz_lower_bound
-from jnode.certify.radius import ROUNDING
+from jnode.certify.rounding import ROUNDING
 from jnode.constraints import CONSTRAINTS
 from jnode.fields import Composed, Decay
 from jnode.train import PRESETS

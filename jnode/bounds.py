@@ -224,8 +224,10 @@ def _contraction(high, lipschitz):
     r"""$c = -\mu / L^2$ where $\mu < 0$: then $\langle\Delta f, \Delta y\rangle \le
     \mu\|\Delta y\|^2 \le -c\|\Delta f\|^2$; 0 elsewhere."""
     contracts = high < 0
-    square = jnp.where(contracts, up(lipschitz**2), 1)
-    return jnp.where(contracts, down(-high / square), 0)
+    # A square may underflow. No field is more than 1/L-cocoercive.
+    constant = jnp.where(contracts, lipschitz, 1)
+    found = down(jnp.minimum(-high / constant, 1) / constant)
+    return jnp.where(contracts, found, 0)
 
 
 def _negated(x):

@@ -16,7 +16,7 @@ from jnode.certify import (
     lipschitz_lower_bound,
     step_amplification,
 )
-from jnode.certify.radius import ROUNDING
+from jnode.certify.rounding import ROUNDING
 from jnode.fields import Decay
 from jnode.solvers import SOLVERS
 from tests.helpers import slow_but, small_model

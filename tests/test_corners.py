@@ -12,7 +12,7 @@ import pytest
 
 import jnode
 from jnode import Bounds, certify
-from jnode.certify.radius import ROUNDING
+from jnode.certify.rounding import ROUNDING
 from jnode.constraints import constrained
 from jnode.fields import Decay
 from jnode.linear import spectral_norm

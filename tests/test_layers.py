@@ -12,7 +12,6 @@ import pytest
 
 import jnode
 from jnode import certify
-from jnode.certify.radius import growth
 from jnode.constraints import constrained
 from jnode.linear import Dense, SpaceToDepth
 from jnode.models import (
@@ -22,7 +21,6 @@ from jnode.models import (
     Head,
     Lift,
     Linear,
-    ModelBounds,
     ODEBlock,
     PositionBias,
     step_lengths,
@@ -254,14 +252,29 @@ def test_biases_of_all_layers_count_in_the_rounding(getkey):
     assert (certify.local_radius(hidden, images[:4]) == 0).all()
 
 
-def test_errors_grow_by_the_layers_behind_them():
-    bounds = lambda *layers: ModelBounds(
-        jnp.prod(jnp.asarray(layers)), tuple(jnp.asarray(x) for x in layers)
-    )
-    assert growth(bounds(1.0, 3.0)) == 3
-    assert growth(bounds(1.0, 0.5)) == 1
-    assert growth(bounds(0.01, 100.0)) == 100
-    assert growth(bounds(100.0, 0.01)) == 1
+def test_errors_grow_by_the_steps_behind_them():
+    """Each of four Euler steps of y' = ay multiplies by 1 + a / 4."""
+
+    class Grow(jnode.AbstractVectorField):
+        rate: jax.Array
+
+        def __call__(self, t, y, args=None):
+            return self.rate * y
+
+        def bounds(self):
+            return jnode.Bounds(jnp.abs(self.rate), (self.rate, self.rate))
+
+    def growth(*rates):
+        field = jnode.PiecewiseField([Grow(jnp.asarray(a)) for a in rates])
+        block = ODEBlock(field, jnode.Solver("euler", steps=4))
+        head = Head(4, 2, unit_norm=True, key=jr.key(0))
+        model = jnode.ODEClassifier([Flatten(), block], head, (2, 2, 1))
+        return float(model.bounds().growth)
+
+    assert growth(0.0, 0.0, 0.0, 0.0) == pytest.approx(1, abs=1e-3)
+    assert growth(4.0, 0.0, 0.0, 0.0) == pytest.approx(2, rel=1e-3)
+    assert growth(-2.0, 4.0, 0.0, 8.0) == pytest.approx(6, rel=1e-3)
+    assert growth(8.0, 0.0, 0.0, -2.0) == pytest.approx(1.5, rel=1e-3)
 
 
 def test_with_solver_gives_each_block_its_part(getkey):

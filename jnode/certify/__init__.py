@@ -18,8 +18,8 @@ from jnode.certify.local import local_radius as local_radius
 from jnode.certify.precision import arithmetic as arithmetic
 from jnode.certify.precision import assumptions as assumptions
 from jnode.certify.precision import certifying as certifying
-from jnode.certify.radius import ALLOWANCE as ALLOWANCE
 from jnode.certify.radius import radius as radius
+from jnode.certify.rounding import ALLOWANCE as ALLOWANCE
 from jnode.certify.search import estimate_lipschitz as estimate_lipschitz
 from jnode.certify.search import lipschitz_lower_bound as lipschitz_lower_bound
 from jnode.certify.smoothing import SmoothedPrediction as SmoothedPrediction

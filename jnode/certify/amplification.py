@@ -183,6 +183,26 @@ def amplification(
     traced times, and for weights in half precision; `ValueError` for steps that do not
     fit the times or the jumps of the field.
     """
+    return amplifications(
+        field, solver, t0=t0, t1=t1, steps=steps, ts=ts, schedule=schedule
+    )[0]
+
+
+def amplifications(
+    field: AbstractVectorField | Bounds,
+    solver: Any,
+    *,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    steps: int | None = None,
+    ts: Sequence[float] | None = None,
+    schedule: Schedule | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`amplification`, and the largest product of the bounds of the last k steps, over
+    all k from 0: by how much an error made on the way can have grown at the end.
+
+    Arguments and errors are those of `amplification`.
+    """
     if not is_known(t0, t1, schedule):
         raise TypeError(
             "t0, t1 and schedule must be numbers where something is certified, not "
@@ -193,7 +213,7 @@ def amplification(
     elif steps is not None or ts is not None:
         raise ValueError("steps and ts must be left out beside a schedule.")
     if schedule is None:
-        return jnp.asarray(jnp.inf)
+        return jnp.asarray(jnp.inf), jnp.asarray(jnp.inf)
     method = solver.name if isinstance(solver, Solver) else solver
     return _product(field, method, schedule.cut(field))
 
@@ -217,7 +237,7 @@ def _planned(field, solver, t0, t1, steps, ts) -> Schedule | None:
 
 
 @certifying
-def _product(field, method, schedule) -> Float[Array, ""]:
+def _product(field, method, schedule) -> tuple[Float[Array, ""], Float[Array, ""]]:
     if not isinstance(field, Bounds):
         field = measured(bounded(field))
     # Times and states have at least the precision of the least precise weights; of a
@@ -225,15 +245,18 @@ def _product(field, method, schedule) -> Float[Array, ""]:
     leaves = jax.tree.leaves(eqx.filter(field, eqx.is_inexact_array))
     dtypes = [x.dtype for x in leaves if x.dtype.name in CERTIFIABLE]
     u = max(map(unit_roundoff, dtypes), default=unit_roundoff(jnp.float32))
-    total = jnp.asarray(1.0)
+    total = growth = jnp.asarray(1.0)
     for k, part in enumerate(schedule.parts):
         here = schedule.at(field, k)
         bounds = here if isinstance(here, Bounds) else here.bounds()
-        factor = _steps_amplification(
+        factor, grown = _steps_amplification(
             -bounds if schedule.direction < 0 else bounds, method, part, u
         )
         total = total.astype(factor.dtype) * factor
-    return total * (1 + 2 * schedule.count * unit_roundoff(total.dtype))
+        growth = jnp.maximum(growth.astype(factor.dtype) * factor, grown)
+    slack = 1 + 2 * schedule.count * unit_roundoff(total.dtype)
+    # Zero steps of an unbounded field are 1, and 0 times infinity is no bound.
+    return tuple(jnp.where(jnp.isnan(x), jnp.inf, x * slack) for x in (total, growth))
 
 
 def bounded(field: Any) -> Any:
@@ -249,9 +272,9 @@ def bounded(field: Any) -> Any:
 
 def _steps_amplification(
     bounds: Bounds, method, part: Schedule, u: float
-) -> Float[Array, ""]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The product over the steps of one segment, by the bounds in their direction,
-    with times that are rounded by `u`."""
+    with times that are rounded by `u`; and that of the factors above 1."""
     lengths = np.abs(part.lengths[0])
     # Diffrax computes a length as the difference of two times, one of which may be the
     # last number before a jump.
@@ -259,16 +282,18 @@ def _steps_amplification(
     lengths, error = lengths[lengths != 0], error[lengths != 0]
     # Steps that are equal up to rounding share one factor.
     classes = np.round(np.log(lengths), 9)
-    total = jnp.ones_like(bounds.lipschitz)
+    total = grown = jnp.ones_like(bounds.lipschitz)
     for one in np.unique(classes):
         alike = classes == one
         longest = float(np.max((lengths + error)[alike]))
         shortest = max(float(np.min((lengths - error)[alike])), 0.0)
         factor = step_amplification(method, longest, bounds, shortest=shortest)
         total = total * factor ** int(np.sum(alike))
+        grown = grown * jnp.maximum(factor, 1) ** int(np.sum(alike))
     # A product that underflowed to zero would not be a bound.
     total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
-    return total * (1 + (4 * len(lengths) + 4) * u)
+    slack = 1 + (4 * len(lengths) + 4) * u
+    return total * slack, grown * slack
 
 
 def gronwall(field: AbstractVectorField, times: ArrayLike) -> Float[Array, " times"]:
@@ -300,12 +325,14 @@ def log_norm_envelope(
 
 @certifying
 def _integral(field, times, bound):
-    times = jnp.asarray(times)
-    if not jnp.issubdtype(times.dtype, jnp.floating):
-        times = times.astype(float)
-    unit_roundoff(times.dtype)  # refuses half precision
-    if is_known(times):
-        steps = np.diff(np.asarray(times))
+    known = is_known(times)
+    exact = np.asarray(times) if known else jnp.asarray(times)
+    if not jnp.issubdtype(exact.dtype, jnp.floating):
+        exact = exact.astype(float)
+    times = jnp.asarray(exact)
+    u = unit_roundoff(times.dtype)  # refuses half precision
+    if known:
+        steps = np.diff(exact)
         if not (np.all(steps >= 0) or np.all(steps <= 0)):
             raise ValueError(
                 f"times must increase or decrease throughout, not {times.tolist()}."
@@ -317,11 +344,15 @@ def _integral(field, times, bound):
     for k in range(schedule.count):
         bounds = schedule.at(field, k).bounds()
         forward, backward = bound(bounds), bound(-bounds)
-        # How long the solve from times[0] has been in this segment.
-        start, now = (jnp.clip(t, *edges[k : k + 2]) for t in (times[:1], times))
-        spent = now - start
+        # How long the solve from times[0] has been in this segment. Times that are
+        # known are subtracted in double precision.
+        start, now = (exact.clip(*edges[k : k + 2]) for exact in (exact[:1], exact))
+        spent = jnp.asarray(now - start, times.dtype)
         rate = jnp.where(spent < 0, backward, forward).astype(times.dtype)
         grown = jnp.where(spent == 0, 0, rate) * jnp.abs(spent)
         total, size = total + grown, size + jnp.abs(grown)
+        if not known and schedule.inside:  # the jumps were rounded
+            largest = max(abs(t) for t in schedule.inside)
+            total = total + jnp.where(spent == 0, 0, 4 * u * largest * jnp.abs(rate))
     # Terms have both signs, so the allowance is relative to their sizes.
     return total + 1e-5 * jnp.where(jnp.isfinite(size), size, 0)

@@ -26,7 +26,7 @@ from jnode._batches import (
 from jnode.certify.enclosures import Arithmetic, Enclosure, spread
 from jnode.certify.interpreter import enclose
 from jnode.certify.precision import certifying, check_certifiable
-from jnode.certify.radius import stated_rounding
+from jnode.certify.rounding import stated_rounding
 from jnode.constraints import plain, resolve
 
 if TYPE_CHECKING:
@@ -266,7 +266,8 @@ def proven_rounding(
     widths = 2 * arithmetic.reach(found)
     proven = jnp.sqrt(jnp.sum(widths**2, axis=1))
     slack = arithmetic.slack(widths.shape[1], widths)
-    stated = jax.vmap(lambda x: stated_rounding(model, model.states(x), bounds))(images)
+    one = lambda x: stated_rounding(model, x, model.states(x), bounds)  # noqa: E731
+    stated = jax.vmap(one)(images)
     return proven * (1 + slack), stated
 
 

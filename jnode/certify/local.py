@@ -18,11 +18,11 @@ from jaxtyping import Array, Float
 
 from jnode.certify.amplification import stage_bounds, step_amplification
 from jnode.certify.precision import certifying, check_certifiable, is_block
-from jnode.certify.radius import ROUNDING, margins, radii
-from jnode.certify.rounding import inner_size
+from jnode.certify.radius import margins, radii
+from jnode.certify.rounding import inner_size, rounding
 from jnode.constraints import measured
 from jnode.fields import AbstractVectorField
-from jnode.fields.base import safe_norm, vjp_change
+from jnode.fields.base import bias_gain, safe_norm, time_invariant, vjp_change
 from jnode.solvers import tableau
 from jnode.solvers.fixed import combine
 
@@ -84,12 +84,12 @@ def _local_radius(model, images, shells):
         y, slack, gaps = margins(model, image, bounds)
         rows = model.head.rows()
         rows = rows[y][None] - rows
-        parts = list(_forward(model, image))
+        parts, allowance = list(_forward(model, image)), rounding(model)
         others = jnp.arange(len(gaps)) != y
 
         def constants(r):
             """$K_c(r)$ for every class."""
-            local = jax.vmap(lambda row: _gradient_bound(parts, row, r))
+            local = jax.vmap(lambda row: _gradient_bound(parts, row, r, allowance))
             return jnp.minimum(local(rows), lipschitz * gaps)
 
         def smallest(values):
@@ -149,7 +149,7 @@ class _Step:
 
 
 def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
-    y = image
+    y, allowance = image, rounding(model)
     spread = error = jnp.ones((), image.dtype)
     added = jnp.zeros((), image.dtype)
     for layer in model.layers:
@@ -178,26 +178,30 @@ def _forward(model: "ODEClassifier", image) -> Iterator[_Affine | _Step]:
                 ks.append(field(t + c[i] * h, stages[-1]))
             grown = [(1 + s) * (1 + 1e-5) for s in inner]
             spreads = [spread * g for g in grown]
+            gain = jnp.maximum(1, abs(h) * bias_gain(field))
+            if not time_invariant(field):
+                gain = gain * max(1.0, abs(t), abs(t + h))
+            biases = inner_size(field, y.size) * gain + added
             roundings = [
-                ROUNDING
-                * (1 + safe_norm(stage) + inner_size(field, stage.size) + added)
-                * jnp.maximum(1, error * g)
+                allowance * (1 + safe_norm(stage) + biases) * jnp.maximum(1, error * g)
                 for stage, g in zip(stages, grown, strict=True)
             ]
             yield _Step(name, field, t, h, stages, spreads, roundings, factor)
             y = y + combine(step, b, ks, y)
             spread = spread * factor * (1 + 1e-6)
-            error = error * factor * (1 + 1e-6)
+            error = jnp.maximum(1, error * factor * (1 + 1e-6))
 
 
-def _gradient_bound(parts: list[_Affine | _Step], row, r) -> Float[Array, ""]:
+def _gradient_bound(
+    parts: list[_Affine | _Step], row, r, allowance: float
+) -> Float[Array, ""]:
     """A bound on the gradient of <row, features> over the ball of radius `r`.
 
     In the backward pass the cotangent is a center and a radius. The transposed Jacobian
     of a layer or step amplifies that radius by at most its Lipschitz constant.
     """
     center, radius = row, jnp.zeros_like(r)
-    # By how much later affine layers can have amplified rounding errors.
+    # By how much what comes after can have amplified rounding errors.
     amplified = jnp.ones_like(r)
     for part in reversed(parts):
         if isinstance(part, _Affine):
@@ -208,7 +212,8 @@ def _gradient_bound(parts: list[_Affine | _Step], row, r) -> Float[Array, ""]:
         else:
             center = center.reshape(part.stages[0].shape)
             center, radius = _pull_back(part, center, radius, r)
-    return safe_norm(center) + ROUNDING * safe_norm(row) * amplified + radius
+            amplified = amplified * jnp.maximum(part.factor, 1)
+    return safe_norm(center) + allowance * safe_norm(row) * amplified + radius
 
 
 def _pull_back(step: _Step, center, radius, r):

@@ -9,21 +9,12 @@ from jaxtyping import Array, Float, Int
 
 from jnode.certify.adaptive import adaptive_radii
 from jnode.certify.precision import certifying, check_certifiable
-from jnode.certify.rounding import head_allowance, inner_size
+from jnode.certify.rounding import head_allowance, stated_rounding
 from jnode.constraints import resolve
 from jnode.fields.base import safe_norm
 
 if TYPE_CHECKING:
     from jnode.models import ModelBounds, ODEClassifier
-
-# Each float32 operation moves states by some 1e-7 of their size, and the operations
-# after it amplify that like any other difference. So a logit difference counts only
-# beyond this fraction of max(1, L) |features| |w_y - w_c|. The allowance is stated, not
-# proven: the tests and the soundness benchmark compare with float64, and the measured
-# error is far smaller.
-ROUNDING = 1e-5
-ALLOWANCE = {"rounding": "allowed for, stated and not proven", "relative": ROUNDING}
-"""The note about rounding in every certificate that is written."""
 
 
 def radius(
@@ -38,12 +29,15 @@ def radius(
     al., NeurIPS 2018), whether or not the prediction is correct. The allowance for
     rounding is stated and not proven:
 
-    $$\delta_c = 2\cdot 10^{-5} G (1 + s + \beta)\|w_y - w_c\| + 2\cdot 10^{-6} a_c,$$
+    $$\delta_c = 2\cdot 10^{-5} \kappa G (1 + s + \beta)\|w_y - w_c\| + \max(2\cdot
+    10^{-6}, 2^{-27} n)\, a_c,$$
 
-    with $a_c = (\|w_y\| + \|w_c\|)\|\phi\| + |b_y| + |b_c|$, the largest norm $s$ of a
-    state where a block ends, the size $\beta$ of the biases over a state, and the
-    largest product $G$ of the constants of the last layers: $\max(1, L)$ for one block
-    after an isometry.
+    with $a_c = (\|w_y\| + \|w_c\|)\|\phi\| + |b_y| + |b_c|$ and the number $n$ of
+    features; the largest norm $s$ of the image and of a state after a layer; the size
+    $\beta$ of the biases over a state, times what they count in a step; the largest
+    product $G$ of the constants of the last steps and layers: $\max(1, L)$ for equal
+    steps after an isometry; and $\kappa = 1$ up to 100 evaluations of the field and
+    8,192 entries in a row of a matrix (see `jnode.certify.rounding`).
 
     **Arguments:** a model, and images `[n, height, width, channels]` with pixels in [0,
     1].
@@ -109,39 +103,6 @@ def margins(
     logits = model.head(features)
     y = jnp.argmax(logits)
     gaps = jax.vmap(safe_norm)(rows[y][None] - rows)
-    allowance = 2 * stated_rounding(model, states, bounds) * gaps
+    allowance = 2 * stated_rounding(model, image, states, bounds) * gaps
     allowance = allowance + head_allowance(model.head, safe_norm(features), y)
     return y, logits[y] - logits - allowance, gaps
-
-
-def stated_rounding(
-    model: "ODEClassifier",
-    states: tuple[Float[Array, "..."], ...],
-    bounds: "ModelBounds",
-) -> Float[Array, ""]:
-    """The allowance for the rounding of the features, in L2.
-
-    **Arguments:** a resolved model, its states after each layer, and its bounds.
-    """
-    # Rounding is relative to the size of the intermediate states too, which is measured
-    # at the end of each block: a Lipschitz bound on the image of zero would be much
-    # larger.
-    largest, inner = safe_norm(states[-1].ravel()), jnp.zeros(())
-    for layer, state in zip(model.layers, states, strict=True):
-        inner = inner + inner_size(layer, state.size)
-        if not layer.affine:
-            largest = jnp.maximum(largest, safe_norm(state))
-    return ROUNDING * (1 + largest + inner) * growth(bounds)
-
-
-def growth(bounds: "ModelBounds") -> Float[Array, ""]:
-    """The factor by which an error made in some layer can have grown at the end.
-
-    The largest product of the constants of the last k layers, over all k from 0.
-    """
-    dtype = bounds.lipschitz.dtype
-    total, largest = jnp.ones((), dtype), jnp.maximum(1, bounds.lipschitz)
-    for constant in reversed(bounds.layers):
-        total = total * constant.astype(dtype)
-        largest = jnp.maximum(largest, total)
-    return largest

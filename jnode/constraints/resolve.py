@@ -125,10 +125,16 @@ class Measured(AbstractLinear):
 
     @property
     def T(self) -> AbstractLinear:
-        return self.map.T
+        return Measured(self.map.T, self.bound)
 
     def norm(self) -> Float[Array, "*stack"]:
         return self.bound
+
+    def __getattr__(self, name: str) -> Any:
+        # A user's formula may read what the operator holds, such as its matrix.
+        if name.startswith("_") or name == "map":
+            raise AttributeError(name)
+        return getattr(self.map, name)
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, final
 
 import equinox as eqx
@@ -144,6 +145,32 @@ def vjp_change(
     return up(2 * field.lipschitz() * safe_norm(cotangent))
 
 
+def bias_gain(field: AbstractVectorField) -> Float[Array, ""]:
+    """A bound on how much a bias of a field counts in its value, at least 1."""
+    if isinstance(field, Sum):
+        return reduce(jnp.maximum, (bias_gain(term) for term in field.fields))
+    if isinstance(field, Scaled):
+        return jnp.maximum(1, abs(field.factor) * bias_gain(field.field))
+    form = as_two_layer(field)
+    if form is None:
+        return jnp.maximum(1, field.lipschitz())
+    return jnp.maximum(1, jnp.abs(form.scale) * form.w_out.norm())
+
+
+def of_shape(value: Any, y: Array) -> Any:
+    """The value of a field with bounds, which must have the state's shape: the bounds
+    are of the value as it is, not as NumPy would spread it over the state.
+
+    **Raises:** `ValueError` for another shape.
+    """
+    if jnp.shape(value) != y.shape:
+        raise ValueError(
+            f"field must return an array of the state's shape {y.shape}, not "
+            f"{jnp.shape(value)}."
+        )
+    return value
+
+
 class Sum(AbstractVectorField):
     r"""$\sum_i f_i(t, y)$; `f + g` makes one.
 
@@ -164,7 +191,7 @@ class Sum(AbstractVectorField):
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        terms = [field(t, y, args) for field in self.fields]
+        terms = [of_shape(field(t, y, args), y) for field in self.fields]
         return sum(terms[1:], start=terms[0])
 
     @property

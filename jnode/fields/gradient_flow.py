@@ -105,6 +105,7 @@ class GradientFlowField(AbstractVectorField):
         return up(sum(rest, start=first))
 
     def bounds(self) -> Bounds:
+        check_rate("decay", self.decay)
         norms = [weight.norm() for weight in self.weights]
         squares = [times(norm, norm) for norm in norms]
         mean = times(1 / len(squares), sum(squares[1:], start=squares[0]))

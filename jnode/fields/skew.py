@@ -34,9 +34,9 @@ def damped_log_norm(
     $\sqrt{k^2 + \gamma^2} - \gamma$ is computed as $k^2 / (\sqrt{k^2 + \gamma^2} +
     \gamma)$, which loses no digits. Both are rounded outwards.
     """
-    half = (high - low) / 2
-    root = jnp.sqrt(skew**2 + damping**2)
-    gain = up(half * skew**2 / (root + damping))
+    half, tiny = (high - low) / 2, jnp.finfo(skew.dtype).tiny
+    root = jnp.hypot(skew, damping)  # squares may underflow
+    gain = up(half * skew * (skew / jnp.maximum(root + damping, tiny)))
     loss = up(half * (root + damping) + damping * low)
     # The subtrahend is rounded down.
     return -loss, gain - damping * low * (1 - 1e-6)
@@ -109,7 +109,7 @@ class SkewField(AbstractVectorField):
 
     def vjp_change(self, t, y, cotangent, distance, rounding) -> Float[Array, ""]:
         # |K - gamma I|^2 = |K|^2 + gamma^2, as K is normal.
-        norm = up(jnp.sqrt(self.half.norm() ** 2 + self.damping**2))
+        norm = up(jnp.hypot(self.half.norm(), self.damping))
         norm = norm.astype(y.dtype)
         change = self.activation.vjp_change(
             self.inner(y), self.scale(y.dtype) * cotangent, norm * distance, rounding
@@ -121,7 +121,7 @@ class SkewField(AbstractVectorField):
         slopes = known_slopes(self.activation, "skew field")
         scale = self.scale(norm.dtype)
         low, high = damped_log_norm(norm, self.damping, *slopes)
-        both = jnp.maximum(jnp.sqrt(norm**2 + self.damping**2), norm)
+        both = jnp.maximum(jnp.hypot(norm, self.damping), norm)
         lipschitz = up(times(scale, times(slopes[1], both)))
         return Bounds(lipschitz, (down(scale * low), up(scale * high)))
 

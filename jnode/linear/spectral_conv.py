@@ -44,6 +44,10 @@ class SpectralConv(AbstractPlain):
         real, imaginary = (part.mT for part in jnp.split(column, 2, axis=-2))
         return cls(real, imaginary, grid, margin)
 
+    def __check_init__(self):
+        if self.margin < 0:
+            raise ValueError(f"margin must be at least 0, not {self.margin}.")
+
     @property
     def column(self) -> Float[Array, "frequencies twice_out in"]:
         """The blocks in column form."""

@@ -58,12 +58,17 @@ class ModelBounds(eqx.Module):
     - `lipschitz`: an upper bound on the L2 Lipschitz constant from image to features,
       of the numerical map; `inf` for adaptive solvers and unconstrained parts.
     - `layers`: the constant of each layer; `lipschitz` is their product.
+    - `growth`: by how much an error made in some layer, or in a step of a solve, can
+      have grown at the end: the largest product of the constants after it, at least 1.
+    - `bias_gains`: for each layer, by how much a bias of it counts in a step.
     - `fields`: for each ODE block with a ladder of steps, the bounds of its field in
         each segment between jumps.
     """
 
     lipschitz: Float[Array, ""]
     layers: tuple[Float[Array, ""], ...]
+    growth: Float[Array, ""]
+    bias_gains: tuple[Float[Array, ""], ...]
     fields: tuple[tuple[Bounds, ...], ...] = ()
 
 
@@ -209,10 +214,18 @@ class ODEClassifier(Fixed):
     def bounds(self) -> ModelBounds:
         """The certified bounds of the model, from the arrays that it holds now."""
         layers = measured(self.layers)
-        constants = tuple(layer.lipschitz() for layer in layers)
+        constants, gains, growth = [], [], jnp.asarray(1.0)
+        for layer in layers:
+            constant = inside = jnp.asarray(layer.lipschitz())
+            if isinstance(layer, ODEBlock):
+                constant, inside = layer.amplifications()
+            constants.append(constant)
+            gains.append(layer.bias_gain() if isinstance(layer, ODEBlock) else 1.0)
+            growth = jnp.maximum(growth * constant, jnp.maximum(inside, 1))
         ladders = [x for x in layers if isinstance(x, ODEBlock) and x.solver.ladder]
         fields = tuple(block.bounds_of_segments() for block in ladders)
-        return ModelBounds(_product(constants), constants, fields)
+        total, gains = _product(constants), tuple(jnp.asarray(x) for x in gains)
+        return ModelBounds(total, tuple(constants), growth, gains, fields)
 
     def with_solver(self, solver: Solver) -> "ODEClassifier":
         """The same weights with another solver, of which each block takes its part.
@@ -255,7 +268,7 @@ class ODEClassifier(Fixed):
         return plain(self)
 
 
-def _product(constants: tuple[Float[Array, ""], ...]) -> Float[Array, ""]:
+def _product(constants: Sequence[Float[Array, ""]]) -> Float[Array, ""]:
     """The product rounded up, in the least precise dtype among the constants."""
     dtype = min((x.dtype for x in constants), key=lambda dtype: dtype.itemsize)
     total = jnp.ones((), dtype)

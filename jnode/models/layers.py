@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jnode._checks import Fixed, check_positive
 from jnode.bounds import Bounds
-from jnode.certify.amplification import amplification
+from jnode.certify.amplification import amplifications
 from jnode.fields import AbstractVectorField
-from jnode.fields.base import add_bias
+from jnode.fields.base import add_bias, bias_gain, time_invariant
 from jnode.fields.two_layer import channels_first
 from jnode.linear import AbstractLinear, SpaceToDepth
 from jnode.linear.conv import convolve
@@ -58,7 +58,7 @@ class ODEBlock(AbstractLayer):
     """
 
     affine: ClassVar[bool] = False
-    _jnode_fixed = ("lipschitz", "bounds_of_segments")
+    _jnode_fixed = ("lipschitz", "amplifications", "bias_gain", "bounds_of_segments")
 
     field: AbstractVectorField
     solver: Solver = eqx.field(static=True)
@@ -98,9 +98,27 @@ class ODEBlock(AbstractLayer):
     def lipschitz(self) -> Float[Array, ""]:
         """The constant of the numerical solve; `inf` for adaptive solvers, free fields
         and functions without bounds."""
+        return self.amplifications()[0]
+
+    def amplifications(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """`lipschitz`, and by how much an error made in the solve can have grown at
+        its end (see `jnode.certify.amplification.amplifications`)."""
         if not isinstance(self.field, AbstractVectorField):
-            return jnp.asarray(jnp.inf)
-        return amplification(self.field, self.solver, t0=self.t0, t1=self.t1)
+            return jnp.asarray(jnp.inf), jnp.asarray(jnp.inf)
+        return amplifications(self.field, self.solver, t0=self.t0, t1=self.t1)
+
+    def bias_gain(self) -> Float[Array, ""]:
+        """A bound on how much a bias of the field counts in a step, at least 1."""
+        gain = jnp.asarray(1.0)
+        if not isinstance(self.field, AbstractVectorField):
+            return gain
+        schedule = self.solver.plan(self.field, self.t0, self.t1)
+        for k, part in enumerate(schedule.parts):
+            longest = float(np.max(np.abs(part.lengths[0])))
+            gain = jnp.maximum(gain, longest * bias_gain(schedule.at(self.field, k)))
+        if not time_invariant(self.field):  # there are coefficients of the time
+            gain = gain * max(1.0, abs(self.t0), abs(self.t1))
+        return gain
 
     def bounds_of_segments(self) -> tuple[Bounds, ...]:
         """The bounds of the field in each segment of time between its jumps."""

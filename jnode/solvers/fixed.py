@@ -18,6 +18,7 @@ from jnode.fields.base import (
     TwoLayer,
     add_bias,
     as_two_layer,
+    of_shape,
 )
 from jnode.solvers.schedule import Schedule
 from jnode.solvers.solution import compiled, statistics
@@ -43,16 +44,10 @@ class RightHandSide(eqx.Module):
         value = jnp.asarray(value)
         if value.dtype != y.dtype:
             value = value.astype(y.dtype)
-        if value.shape == y.shape:
-            return value
         sizes = zip(value.shape[::-1], y.shape[::-1], strict=False)
         wrong = value.ndim > y.ndim or any(s not in (1, full) for s, full in sizes)
-        # The bounds of a field that has some refer to its value as it is.
         if wrong or isinstance(self.field, AbstractVectorField):
-            raise ValueError(
-                f"field must return an array of the state's shape {y.shape}, not "
-                f"{value.shape}."
-            )
+            return of_shape(value, y)
         return jnp.broadcast_to(value, y.shape)
 
 

@@ -8,9 +8,11 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jnode.constraints import plain
+from jnode.fields.base import AbstractVectorField, of_shape
 from jnode.fields.piecewise import segment
 from jnode.solvers.adaptive import CHECKPOINTS, controller, first_step, turned
 from jnode.solvers.schedule import Schedule
@@ -19,7 +21,7 @@ from jnode.solvers.solution import (
     statistics,
 )
 from jnode.solvers.solver import Engine
-from jnode.solvers.tableaus import evaluations
+from jnode.solvers.tableaus import evaluations, tableau
 
 END = diffrax.SaveAt(t1=True)
 _STEPS = diffrax.SubSaveAt(steps=True, fn=lambda t, y, args: None)
@@ -68,6 +70,27 @@ class ByTime(eqx.Module):
         return field(t, y, args)
 
 
+class OfShape(eqx.Module):
+    """A field with bounds, whose value must have the state's shape."""
+
+    field: Any
+
+    def __call__(self, t: Any, y: PyTree[Array], args: Any = None) -> PyTree[Array]:
+        value = self.field(t, y, args)
+        return of_shape(value, y) if eqx.is_array_like(y) else value
+
+
+def check_stages_within(method: Any) -> None:
+    """Raises `ValueError` for a method that evaluates a field outside of the step: next
+    to a jump that is another field."""
+    times = tableau(method)[2]
+    if np.any((times < 0) | (times > 1)):
+        raise ValueError(
+            "solver must evaluate the field within each step here, since the field "
+            f"jumps in time, and the times of its stages are {times.tolist()}."
+        )
+
+
 def fixed_steps(schedule: Schedule) -> FixedSteps:
     """A schedule's steps for Diffrax."""
     starts = jnp.concatenate(schedule.starts)
@@ -112,8 +135,13 @@ def _run(
     elif control is None:
         control, needed = fixed_steps(schedule), schedule.steps
     steps = max(needed, steps or 0) if needed else steps
+    certified = isinstance(field, AbstractVectorField)
     if len(schedule.marks) > 2:
+        if isinstance(engine.method, diffrax.AbstractERK):
+            check_stages_within(engine.method)
         field = ByTime(field, schedule)
+    if certified:
+        field = OfShape(field)
     if schedule.inside and is_adaptive(control):
         jumps = jnp.asarray(schedule.inside, schedule.edges.dtype)
         control = diffrax.ClipStepSizeController(control, jump_ts=jumps)
