@@ -1,5 +1,6 @@
 """Certificates where numbers are extreme, mixed or claimed wrongly."""
 
+import dataclasses
 from typing import Any
 
 import diffrax
@@ -12,11 +13,11 @@ import pytest
 
 import jnode
 from jnode import Bounds, certify
-from jnode.certify.rounding import ROUNDING
+from jnode.certify.rounding import ROUNDING, head_allowance, rounding
 from jnode.constraints import constrained
 from jnode.fields import Decay
-from jnode.linear import spectral_norm
-from jnode.models import Head, Lift, ODEBlock
+from jnode.linear import Dense, SpectralConv, spectral_norm
+from jnode.models import Flatten, Head, Lift, Linear, ODEBlock
 from tests.helpers import singular_values, slow_but, small_model
 
 
@@ -242,3 +243,149 @@ def test_bytes_are_no_pixels(getkey):
     for call in (lambda: model(images[0]), lambda: jnode.batched(model)(images)):
         with pytest.raises(TypeError):
             call()
+
+
+class Mean(jnode.AbstractVectorField):
+    """A field whose value is one number, which NumPy would spread over the state."""
+
+    def __call__(self, t, y, args=None):
+        return jnp.mean(y)[None]
+
+    def bounds(self):
+        return Bounds(0.25)
+
+
+@pytest.mark.parametrize("options", [{}, {"saveat": diffrax.SaveAt(t1=True)}])
+@pytest.mark.parametrize("make", [lambda f: f, lambda f: f + Decay(0.0)])
+def test_values_are_not_spread_over_the_state(make, options):
+    for solver in (
+        jnode.Solver("euler", steps=2),
+        jnode.Solver("euler", steps=2, adjoint="checkpointed"),
+        jnode.Solver("bosh3"),
+    ):
+        with pytest.raises(ValueError, match=r"the state's shape \(16,\), not \(1,\)"):
+            jnode.solve(make(Mean()), jnp.ones(16), solver, **options)
+
+
+@pytest.mark.parametrize("size", [3136, 8192])
+def test_sums_of_the_head_are_within_their_allowance(size):
+    """All terms of a sum are alike, and so are their rounding errors."""
+    head = Head(size, 2, unit_norm=False, key=jr.key(0))
+    weight = jnp.stack([jnp.full(size, w, jnp.float32) for w in (0.7, 0.70003)])
+    head = eqx.tree_at(lambda h: h.weight, head, weight)
+    values = np.linspace(0.43, 0.45, 64, dtype=np.float32)
+    features = np.broadcast_to(values[:, None], (64, size)).copy()
+    run = eqx.filter_jit(lambda head, x: jax.vmap(head)(x))
+    logits = np.asarray(run(head, jnp.asarray(features)), np.float64)
+    exact = features.astype(np.float64) @ np.asarray(weight, np.float64).T
+    error = np.abs((logits - exact) @ [1, -1])
+    norms = [jnp.linalg.norm(x) for x in features]
+    allowed = [head_allowance(head, norm, jnp.asarray(0))[1] for norm in norms]
+    assert (error < 0.9 * np.asarray(allowed)).all()
+    assert error.max() > 2e-6 * float(2 * 0.7 * size**0.5 * norms[0])
+
+
+def test_allowances_grow_with_steps_and_with_what_multiplies_biases(getkey):
+    field = jnode.OrthoField((4,), key=getkey())
+    timed = jnode.OrthoField((4,), time=True, key=getkey())
+    head = Head(4, 2, unit_norm=True, key=getkey())
+
+    def model(field, steps=1, t0=0.0, t1=1.0):
+        block = ODEBlock(field, jnode.Solver("rk4", steps=steps), t0, t1)
+        return jnode.ODEClassifier([Flatten(), block], head, (2, 2, 1))
+
+    assert rounding(model(field, 25)) == ROUNDING
+    assert rounding(model(field, 1000)) == pytest.approx(40 * ROUNDING)
+    wide = Linear(Dense(jnp.ones((4, 10**5))))
+    long = dataclasses.replace(model(field), layers=[wide, *model(field).layers])
+    assert rounding(long) == pytest.approx(ROUNDING * 1e5 / 8192)
+
+    def gain(field, **options):
+        return float(model(field, **options).bounds().bias_gains[1])
+
+    assert gain(field) == pytest.approx(1, rel=1e-3)
+    assert gain(field, t1=50.0) == pytest.approx(50, rel=1e-3)
+    assert gain(1e5 * field - Decay(1.0)) == pytest.approx(1e5, rel=1e-3)
+    assert gain(timed, t0=1e3, t1=1e3 + 1) == pytest.approx(1e3, rel=1e-2)
+    thin = eqx.tree_at(lambda f: f.second.matrix, field.bake(), replace_fn=_hundredfold)
+    assert gain(thin) == pytest.approx(100, rel=1e-3)
+
+
+def _hundredfold(x):
+    return 100 * x
+
+
+def test_stages_outside_of_a_step_are_refused_at_jumps(getkey):
+    class Ahead(diffrax.AbstractERK):
+        tableau = diffrax.ButcherTableau(
+            c=np.array([2.0]),
+            b_sol=np.array([0.75, 0.25]),
+            b_error=np.zeros(2),
+            a_lower=(np.array([2.0]),),
+        )
+        interpolation_cls = (
+            diffrax.ThirdOrderHermitePolynomialInterpolation.from_k  # pyright: ignore
+        )
+
+        def order(self, terms):
+            return 2
+
+    parts = [jnode.OrthoField((2,), key=k) for k in jr.split(getkey(), 2)]
+    field, y = jnode.PiecewiseField(parts), jnp.ones(2)
+    inside = jnode.solve(field, y, Ahead(), steps=2).y
+    assert jnp.isfinite(inside).all()
+    with pytest.raises(ValueError, match=r"times of its stages are \[0.0, 2.0\]"):
+        jnode.solve(field, y, Ahead(), steps=2, saveat=diffrax.SaveAt(t1=True))
+
+
+def test_envelopes_of_late_times():
+    """The second time is 1 after the first, and float32 rounds both to one number."""
+    field = jnode.Certified(lambda t, y, args: y, Bounds(1.0))
+    for envelope in (certify.gronwall, certify.log_norm_envelope):
+        assert float(envelope(field, np.asarray([1e8, 1e8 + 1]))[1]) >= np.e
+        late = np.asarray([2020.0, 2020.00001])
+        assert float(envelope(field, late)[1]) >= np.exp(1e-5)
+
+
+def test_squares_that_underflow(getkey):
+    slow = 1e-23 * Decay(1.0)
+    assert float(slow.cocoercivity()) <= 1e23
+    found = jnode.amplification(1e-19 * Decay(1.0), diffrax.Euler(), t1=1.5e19, steps=1)
+    assert float(found) >= 0.5
+    options: dict = {"lipschitz": 1e20, "damping": 1e-20, "activation": "leaky_relu"}
+    field = jnode.SkewField((2,), key=getkey(), **options).bake()
+    turn = jnp.asarray([[0.0, 1e-20], [-1e-20, 0.0]])
+    field = eqx.tree_at(lambda f: f.half.matrix, field, turn)
+    jacobian = jax.jacobian(lambda y: field(0.0, y))(jnp.asarray([0.0, 1.0]))
+    jacobian = np.asarray(jacobian, np.float64)
+    largest = np.linalg.eigvalsh((jacobian + jacobian.T) / 2)[-1]
+    assert float(field.log_norm()) >= largest > 0
+    assert (
+        float(jnode.amplification(Decay(1e30), diffrax.Euler(), t1=1e15, steps=1)) > 1
+    )
+
+
+def test_static_numbers_that_were_set_by_hand(getkey):
+    flow = jnode.GradientFlowField((4,), key=getkey())
+    object.__setattr__(flow, "decay", -0.5)
+    with pytest.raises(ValueError, match="decay must be a finite number of at least 0"):
+        flow.lipschitz()
+    real = jnp.ones((10, 2, 2))
+    with pytest.raises(ValueError, match="margin must be at least 0"):
+        SpectralConv(real, real, (4, 4), margin=-1)
+
+
+def test_formulas_may_read_what_an_operator_holds():
+    """A user's own bound from the matrix of one of this package's operators."""
+
+    class Turned(eqx.Module):
+        map: Dense
+
+        def __call__(self, t, y, args=None):
+            return self.map(y)
+
+    turned = Turned(Dense(2 * jnp.eye(4)))
+    field = jnode.Certified(turned, lambda fn: Bounds(spectral_norm(fn.map.matrix)))
+    assert float(field.lipschitz()) == pytest.approx(2, rel=1e-3)
+    found = float(jnode.amplification(field, diffrax.Euler(), steps=1))
+    assert found == pytest.approx(3, rel=1e-3)

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LONGEST, LONGEST_FUNCTION = 400, 60
 # Of the mathematics, without docstrings and comments; and of the whole package.
-MOST_LINES, MOST_FILES = 7450, 113
+MOST_LINES, MOST_FILES = 7600, 113
 
 # What proves, and what it may never need.
 MATHEMATICS = (

@@ -24,6 +24,8 @@ class SpectralConv(AbstractPlain):
     $x \mapsto F^\top B F x$ with the isometric transform $F$ of `transform` and $B$
     block-diagonal. Circular; with a `margin` of the kernel's radius it is zero-padded,
     a part of the circular one on a larger grid.
+
+    **Raises:** `ValueError` for a negative margin.
     """
 
     # Stored transposed and as separate parts, as they are used: inside a solver's loop,
