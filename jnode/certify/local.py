@@ -116,11 +116,13 @@ def _local_radius(model, images, shells):
     n, part = len(images), max(1, min(len(images), PART))
     filled = jnp.resize(images, (-(-n // part) * part, *images.shape[1:]))
     # An unknown constant takes no part in the computation.
-    return jax.lax.cond(
+    found = jax.lax.cond(
         jnp.isfinite(lipschitz),
         lambda: jax.lax.map(one, filled, batch_size=part)[:n],
         lambda: jnp.zeros(n, images.dtype),
     )
+    least = radii(model, bounds, images)
+    return jnp.where(found > least, found, least)
 
 
 @dataclasses.dataclass(frozen=True)
