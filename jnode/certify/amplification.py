@@ -255,8 +255,9 @@ def _product(field, method, schedule) -> tuple[Float[Array, ""], Float[Array, ""
         total = total.astype(factor.dtype) * factor
         growth = jnp.maximum(growth.astype(factor.dtype) * factor, grown)
     slack = 1 + 2 * schedule.count * unit_roundoff(total.dtype)
-    # Zero steps of an unbounded field are 1, and 0 times infinity is no bound.
-    return tuple(jnp.where(jnp.isnan(x), jnp.inf, x * slack) for x in (total, growth))
+    # 0 times infinity is no bound.
+    up = lambda x: jnp.where(jnp.isnan(x), jnp.inf, x * slack)  # noqa: E731
+    return up(total), up(growth)
 
 
 def bounded(field: Any) -> Any:
@@ -326,6 +327,7 @@ def log_norm_envelope(
 @certifying
 def _integral(field, times, bound):
     known = is_known(times)
+    clip: Any = np.clip if known else jnp.clip
     exact = np.asarray(times) if known else jnp.asarray(times)
     if not jnp.issubdtype(exact.dtype, jnp.floating):
         exact = exact.astype(float)
@@ -346,7 +348,7 @@ def _integral(field, times, bound):
         forward, backward = bound(bounds), bound(-bounds)
         # How long the solve from times[0] has been in this segment. Times that are
         # known are subtracted in double precision.
-        start, now = (exact.clip(*edges[k : k + 2]) for exact in (exact[:1], exact))
+        start, now = (clip(t, *edges[k : k + 2]) for t in (exact[:1], exact))
         spent = jnp.asarray(now - start, times.dtype)
         rate = jnp.where(spent < 0, backward, forward).astype(times.dtype)
         grown = jnp.where(spent == 0, 0, rate) * jnp.abs(spent)

@@ -148,7 +148,7 @@ def vjp_change(
 def bias_gain(field: AbstractVectorField) -> Float[Array, ""]:
     """A bound on how much a bias of a field counts in its value, at least 1."""
     if isinstance(field, Sum):
-        return reduce(jnp.maximum, (bias_gain(term) for term in field.fields))
+        return reduce(jnp.maximum, map(bias_gain, field.fields), jnp.ones(()))
     if isinstance(field, Scaled):
         return jnp.maximum(1, abs(field.factor) * bias_gain(field.field))
     form = as_two_layer(field)
@@ -191,7 +191,7 @@ class Sum(AbstractVectorField):
     def __call__(
         self, t: Any, y: Float[Array, "*state"], args: Any = None
     ) -> Float[Array, "*state"]:
-        terms = [of_shape(field(t, y, args), y) for field in self.fields]
+        terms: list[Array] = [of_shape(f(t, y, args), y) for f in self.fields]
         return sum(terms[1:], start=terms[0])
 
     @property
