@@ -11,7 +11,7 @@ from jnode.bounds import down, gamma, up
 from jnode.certify.decisions import evaluation
 from jnode.certify.paths import Nodes, Solve, explore, started
 from jnode.certify.precision import is_block
-from jnode.certify.rounding import head_allowance, inner_size
+from jnode.certify.rounding import head_allowance, inner_size, long_rows
 from jnode.fields.base import safe_norm
 from jnode.solvers import LadderController
 
@@ -123,7 +123,7 @@ def _through(layer: Any, constant: Float[Array, ""], nodes: Nodes) -> Nodes:
     constant = up(constant)
     states = jax.vmap(jax.vmap(layer))(nodes.state)
     sizes = [jax.vmap(jax.vmap(safe_norm))(x) for x in (nodes.state, states)]
-    share = evaluation(states.dtype)
+    share = evaluation(states.dtype) * long_rows(layer)
     biases = inner_size(layer, states[0, 0].size).astype(states.dtype)
     noise = share * (constant * sizes[0] + sizes[1] + biases)
     growth = up(constant * (1 + 2 * share))

@@ -52,14 +52,16 @@ def rounding(model: "ODEClassifier") -> float:
         * len(tableau(block.solver.name)[1])
         for block in model.blocks
     )
+    return ROUNDING * max(1.0, evaluations / EVALUATIONS) * long_rows(model.layers)
+
+
+def long_rows(tree: PyTree) -> float:
+    """By how much the longest row of a matrix exceeds `LONGEST`, at least 1."""
     is_dense = lambda x: isinstance(x, Dense)  # noqa: E731
-    arrays = [
-        x.matrix if is_dense(x) else x
-        for x in jax.tree.leaves(model.layers, is_leaf=is_dense)
-    ]
+    leaves = jax.tree.leaves(tree, is_leaf=is_dense)
+    arrays = [x.matrix if is_dense(x) else x for x in leaves]
     rows = [x.shape[-1] for x in arrays if eqx.is_inexact_array(x) and x.ndim == 2]
-    many, long = evaluations / EVALUATIONS, max(rows, default=0) / LONGEST
-    return ROUNDING * max(1.0, many) * max(1.0, long)
+    return max(1.0, max(rows, default=0) / LONGEST)
 
 
 def stated_rounding(
