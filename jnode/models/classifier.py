@@ -216,16 +216,18 @@ class ODEClassifier(Fixed):
         layers = measured(self.layers)
         constants, gains, growth = [], [], jnp.asarray(1.0)
         for layer in layers:
-            constant = inside = jnp.asarray(layer.lipschitz())
             if isinstance(layer, ODEBlock):
-                constant, inside = layer.amplifications()
+                (constant, inside), gain = layer.amplifications(), layer.bias_gain()
+            else:
+                constant = inside = jnp.asarray(layer.lipschitz())
+                gain = jnp.asarray(1.0)
             constants.append(constant)
-            gains.append(layer.bias_gain() if isinstance(layer, ODEBlock) else 1.0)
+            gains.append(gain)
             growth = jnp.maximum(growth * constant, jnp.maximum(inside, 1))
         ladders = [x for x in layers if isinstance(x, ODEBlock) and x.solver.ladder]
         fields = tuple(block.bounds_of_segments() for block in ladders)
-        total, gains = _product(constants), tuple(jnp.asarray(x) for x in gains)
-        return ModelBounds(total, tuple(constants), growth, gains, fields)
+        total = _product(constants)
+        return ModelBounds(total, tuple(constants), growth, tuple(gains), fields)
 
     def with_solver(self, solver: Solver) -> "ODEClassifier":
         """The same weights with another solver, of which each block takes its part.
