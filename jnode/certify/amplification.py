@@ -183,26 +183,6 @@ def amplification(
     traced times, and for weights in half precision; `ValueError` for steps that do not
     fit the times or the jumps of the field.
     """
-    return amplifications(
-        field, solver, t0=t0, t1=t1, steps=steps, ts=ts, schedule=schedule
-    )[0]
-
-
-def amplifications(
-    field: AbstractVectorField | Bounds,
-    solver: Any,
-    *,
-    t0: float = 0.0,
-    t1: float = 1.0,
-    steps: int | None = None,
-    ts: Sequence[float] | None = None,
-    schedule: Schedule | None = None,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`amplification`, and the largest product of the bounds of the last k steps, over
-    all k from 0: by how much an error made on the way can have grown at the end.
-
-    Arguments and errors are those of `amplification`.
-    """
     if not is_known(t0, t1, schedule):
         raise TypeError(
             "t0, t1 and schedule must be numbers where something is certified, not "
@@ -212,6 +192,23 @@ def amplifications(
         schedule = _planned(field, solver, t0, t1, steps, ts)
     elif steps is not None or ts is not None:
         raise ValueError("steps and ts must be left out beside a schedule.")
+    return _of_schedule(field, solver, schedule)[0]
+
+
+def amplifications(
+    field: AbstractVectorField, solver: Solver, *, t0: float, t1: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`amplification`, and the largest product of the bounds of the last k steps, over
+    all k from 0: by how much an error made on the way can have grown at the end.
+
+    Errors are those of `amplification`.
+    """
+    return _of_schedule(field, solver, _planned(field, solver, t0, t1, None, None))
+
+
+def _of_schedule(
+    field, solver, schedule: Schedule | None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     if schedule is None:
         return jnp.asarray(jnp.inf), jnp.asarray(jnp.inf)
     method = solver.name if isinstance(solver, Solver) else solver

@@ -196,13 +196,11 @@ def _chain(named: dict[str, Row], budget: tuple[str, float] | None) -> str:
     tested = named
     if budget is not None:
         judge = judges(named.values())
-        known = [r for r in named.values() if worst(r, *budget, judge) is not None]
-        same = _attacks(known[0], budget) if known else []
-        tested = {
-            name: row
-            for name, row in named.items()
-            if row in known and _attacks(row, budget) == same
-        }
+        known = {n: r for n, r in named.items() if worst(r, *budget, judge) is not None}
+        # By the same attacks as the first.
+        attacks = {name: _attacks(row, budget) for name, row in known.items()}
+        same = next(iter(attacks.values()), None)
+        tested = {name: row for name, row in known.items() if attacks[name] == same}
     share = {name: np.mean(_right(row, budget)) for name, row in tested.items()}
     names = sorted(tested, key=lambda name: -share[name])
     text = names[0] if names else ""
